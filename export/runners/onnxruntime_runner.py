@@ -1,0 +1,193 @@
+"""Times or lowers ONNX models with ONNX Runtime, on the device that this file was copied to.
+
+Usage: python onnxruntime_runner.py JOB.json
+
+Needs Python 3.8, numpy and onnxruntime, nothing of mobilenas. Prints one JSON object per line: "hello", one per model,
+"bye" (export/protocol/report.schema.json). A model that fails prints its error and the others go on.
+
+A job:
+  {"mode": "time" | "lower", "threads": 1, "provider": "CPUExecutionProvider",
+   "models": [{"id": "m1", "path": "m1.onnx", "optimise": true}],
+   "samples": 50, "maximum_samples": 200, "minimum_s": 0.01, "warmup_runs": 3, "warmup_s": 0.005}
+
+"time" runs every model on one fixed random input, in the order given, and prints wall and CPU time of every sample.
+"lower" prints where the engine's optimised graph was written, and for each of its nodes the provider and output shapes.
+"""
+
+import json
+import os
+import platform
+import sys
+import time
+
+import numpy
+import onnxruntime
+
+PROTOCOL = 1
+DTYPES = {
+    "tensor(float)": numpy.float32,
+    "tensor(float16)": numpy.float16,
+    "tensor(double)": numpy.float64,
+    "tensor(int64)": numpy.int64,
+    "tensor(int32)": numpy.int32,
+    "tensor(uint8)": numpy.uint8,
+    "tensor(int8)": numpy.int8,
+    "tensor(bool)": numpy.bool_,
+}
+
+
+def say(**report):
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()
+
+
+def session_options(job, optimise):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = job["threads"]
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    level = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    return options
+
+
+def random_inputs(session):
+    generator = numpy.random.RandomState(0)
+    inputs = {}
+    for value in session.get_inputs():
+        if any(not isinstance(size, int) for size in value.shape):
+            raise ValueError("input %s has the dynamic shape %s; fix it before timing" % (value.name, value.shape))
+        dtype = DTYPES[value.type]
+        if numpy.issubdtype(dtype, numpy.floating):
+            inputs[value.name] = generator.standard_normal(value.shape).astype(dtype)
+        else:
+            inputs[value.name] = numpy.zeros(value.shape, dtype)
+    return inputs
+
+
+def bind(session, inputs):
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+    for value in session.get_outputs():
+        binding.bind_output(value.name)
+    session.run_with_iobinding(binding)
+    for value, output in zip(session.get_outputs(), binding.get_outputs()):
+        binding.bind_ortvalue_output(value.name, output)
+    return binding
+
+
+def reset_peak_memory():
+    try:
+        with open("/proc/self/clear_refs", "w") as control:
+            control.write("5")
+    except OSError:
+        pass
+
+
+def peak_memory_mib():
+    """The process's peak resident memory since the reset, or None where the system does not tell."""
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 1024.0
+    except OSError:
+        pass
+    return None
+
+
+def time_model(job, model):
+    reset_peak_memory()
+    start = time.perf_counter()
+    session = onnxruntime.InferenceSession(
+        model["path"], session_options(job, model["optimise"]), providers=[job["provider"]]
+    )
+    load_ms = (time.perf_counter() - start) * 1e3
+    inputs = random_inputs(session)
+    start = time.perf_counter()
+    binding = bind(session, inputs)
+    first_ms = (time.perf_counter() - start) * 1e3
+
+    warm = time.perf_counter()
+    runs = 0
+    while runs < job["warmup_runs"] or time.perf_counter() - warm < job["warmup_s"]:
+        session.run_with_iobinding(binding)
+        runs += 1
+
+    wall_ns, cpu_ns = [], []
+    begin = time.perf_counter()
+    while len(wall_ns) < job["maximum_samples"]:
+        if len(wall_ns) >= job["samples"] and time.perf_counter() - begin >= job["minimum_s"]:
+            break
+        cpu_start = time.thread_time_ns()
+        wall_start = time.perf_counter_ns()
+        session.run_with_iobinding(binding)
+        wall_end = time.perf_counter_ns()
+        cpu_end = time.thread_time_ns()
+        wall_ns.append(wall_end - wall_start)
+        cpu_ns.append(cpu_end - cpu_start)
+    say(
+        type="timing",
+        id=model["id"],
+        wall_ms=[value / 1e6 for value in wall_ns],
+        cpu_ms=[value / 1e6 for value in cpu_ns],
+        first_ms=first_ms,
+        load_ms=load_ms,
+        peak_memory_mib=peak_memory_mib(),
+        provider=session.get_providers()[0],
+    )
+
+
+def lower_model(job, model):
+    stem = os.path.splitext(model["path"])[0]
+    options = session_options(job, True)
+    options.optimized_model_filepath = stem + ".optimised.onnx"
+    options.enable_profiling = True
+    options.profile_file_prefix = stem
+    session = onnxruntime.InferenceSession(model["path"], options, providers=[job["provider"]])
+    session.run(None, random_inputs(session))
+    profile = session.end_profiling()
+    with open(profile) as lines:
+        events = json.load(lines)
+    os.remove(profile)
+    suffix = "_kernel_time"
+    nodes = [
+        {
+            "name": event["name"][: -len(suffix)],
+            "provider": event["args"]["provider"],
+            "outputs": [list(output.items())[0] if output else None for output in event["args"]["output_type_shape"]],
+        }
+        for event in events
+        if event.get("cat") == "Node" and event["name"].endswith(suffix)
+    ]
+    say(type="graph", id=model["id"], path=options.optimized_model_filepath, nodes=nodes)
+
+
+def main():
+    with open(sys.argv[1]) as lines:
+        job = json.load(lines)
+    say(
+        type="hello",
+        protocol=PROTOCOL,
+        runner="onnxruntime",
+        engine_version=onnxruntime.__version__,
+        providers=onnxruntime.get_available_providers(),
+        python=platform.python_version(),
+        system=platform.platform(),
+        machine=platform.machine(),
+    )
+    work = {"time": time_model, "lower": lower_model}[job["mode"]]
+    done = 0
+    for model in job["models"]:
+        try:
+            work(job, model)
+            done += 1
+        except Exception as error:  # one bad model must not end the others
+            say(type="error", id=model["id"], message="%s: %s" % (type(error).__name__, error))
+    say(type="bye", models=done)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m mobilenas``."""
+
+from mobilenas.cli import main
+
+main()

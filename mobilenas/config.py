@@ -1,0 +1,209 @@
+"""Configurations of the commands: strict structs, TOML files, ``--set a.b=c``; read by ``cli`` and ``workflows`` only."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import tomli_w
+
+from mobilenas.core import documents
+from mobilenas.core.architecture import OptionValue
+from mobilenas.errors import DocumentError, UsageError
+
+C = TypeVar("C", bound=msgspec.Struct)
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all configurations: unknown keys are refused."""
+
+
+class SpaceConfig(Strict):
+    """Which space, and its constructor's options (``channels``, ``layers``, ...; the data set gives image and classes)."""
+
+    name: str = "cells"
+    options: dict[str, OptionValue] = {}
+
+
+class DeviceConfig(Strict):
+    """Where and how networks are measured."""
+
+    name: str = "local"
+    runtime: str = "onnxruntime"
+    precision: str = "fp32"
+    provider: str = "CPUExecutionProvider"
+    threads: int = 1
+    batch: int = 1
+
+
+class DataConfig(Strict):
+    """Which images, and how they are loaded."""
+
+    name: str = "digits"
+    root: str | None = None
+    """Folder of data sets; the user's data directory by default."""
+    batch: int = 64
+    """Images per step."""
+    workers: int = 0
+    """Loader processes."""
+
+
+class WeightsConfig(Strict):
+    """SGD of network weights with a cosine schedule; the defaults are DARTS's."""
+
+    lr: float = 0.025
+    min_lr: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    clip_norm: float = 5.0
+
+
+class ArchitectureConfig(Strict):
+    """Adam of the architecture logits; the defaults are DARTS's."""
+
+    lr: float = 3e-4
+    beta1: float = 0.5
+    beta2: float = 0.999
+    weight_decay: float = 1e-3
+
+
+class SupernetConfig(Strict):
+    """Size of the network that is trained while searching."""
+
+    channels: int = 16
+    layers: int = 8
+
+
+class ComputeConfig(Strict):
+    """What trains: lightning-fabric's accelerator (``auto``, ``cpu``, ``cuda``) and precision (``32-true``, ...)."""
+
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    threads: int = 0
+    """CPU threads; 0 leaves torch's default."""
+
+
+class ProfileConfig(Strict):
+    """``mobilenas profile``."""
+
+    device: DeviceConfig = DeviceConfig()
+    space: SpaceConfig = SpaceConfig()
+    data: str | None = "digits"
+    """Data set that gives the space its image size, image channels and classes."""
+    plan: str = "quick"
+    seed: int = 0
+    output: str | None = None
+
+
+class SearchConfig(Strict):
+    """``mobilenas search``."""
+
+    method: str = "darts"
+    space: SpaceConfig = SpaceConfig()
+    supernet: SupernetConfig = SupernetConfig()
+    data: DataConfig = DataConfig()
+    device: DeviceConfig = DeviceConfig()
+    table: str | None = None
+    """Folder of the latency table; found by device and space by default."""
+    latency_budget: str | None = None
+    """``5ms``, ``800us``, or ``40%`` of the space's range."""
+    budget_statistic: str = "floor"
+    plan: str = "quick"
+    """How candidates are measured."""
+    measure: bool = True
+    candidates: int = 8
+    rounds: int = 3
+    epochs: int = 50
+    warmup_epochs: int = 0
+    """First epochs that train only weights."""
+    weights: WeightsConfig = WeightsConfig()
+    architecture: ArchitectureConfig = ArchitectureConfig()
+    compute: ComputeConfig = ComputeConfig()
+    seed: int = 0
+
+
+class TrainConfig(Strict):
+    """``mobilenas train``: a derived architecture from scratch; the defaults are DARTS's but for the number of epochs."""
+
+    data: DataConfig = DataConfig(batch=96)
+    epochs: int = 600
+    weights: WeightsConfig = WeightsConfig(min_lr=0.0)
+    drop_path_fraction: float = 0.2
+    """Reached linearly in the last epoch."""
+    auxiliary_weight: float = 0.4
+    """Weight of the auxiliary head's loss; 0 trains without one."""
+    cutout: bool = True
+    compute: ComputeConfig = ComputeConfig()
+    seed: int = 0
+
+
+class ExportConfig(Strict):
+    """``mobilenas export``."""
+
+    onnx: bool = True
+    device: str | None = "local"
+    """Where the exported model is measured; the runtime and its settings are those of the search."""
+    plan: str = "quick"
+    tolerance: float = 1e-3
+    """Largest difference of any logit between torch and the runtime, relative to the largest logit."""
+
+
+def load_config(kind: type[C], file: Path | None, sets: Sequence[str], flags: Mapping[str, Any]) -> C:
+    """Defaults, then the TOML ``file``, then ``flags`` (dotted key -> value, ``None`` where not given), then ``--set``.
+
+    Raises ``UsageError`` naming the key, with the nearest known ones.
+    """
+    data: dict[str, Any] = msgspec.to_builtins(kind())
+    if file is not None:
+        if not file.exists():
+            raise UsageError(f"--config {file}: no such file")
+        _merge(data, documents.parse_toml(documents.read_text(file), str(file)))
+    for key, value in flags.items():
+        if value is not None:
+            _assign(data, key, value)
+    for text in sets:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise UsageError(f"--set {text}: say --set key=value, as --set epochs=20")
+        _assign(data, key.strip(), _parse_value(value.strip()))
+    try:
+        return documents.convert(data, kind, str(file or "configuration"))
+    except DocumentError as error:
+        raise UsageError(str(error)) from error
+
+
+def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"--set {dotted}: {parent} is a value, not a group of settings")
+    data[last] = value
+
+
+def _parse_value(text: str) -> Any:
+    """A TOML value; anything that is not one is text, so that ``--set latency_budget=5ms`` needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def dump_config(config: msgspec.Struct) -> str:
+    """The resolved configuration as TOML; what is unset is left out."""
+    return tomli_w.dumps(_without_none(msgspec.to_builtins(config)))
+
+
+def _without_none(data: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in data.items() if v is not None}

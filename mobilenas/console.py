@@ -1,0 +1,86 @@
+"""What a person sees: progress with an estimate of the time left, notes, and tables; all of it on stderr but results."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+HEARTBEAT_S = 10.0
+
+
+class ConsoleListener:
+    """Draws a bar on a terminal; elsewhere prints a plain line when a stage begins and then at most every 10 s."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        if self._console.is_terminal and not quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("starting", total=None)
+        self._stage, self._said, self._began = "", 0.0, 0.0
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` are done in ``stage``."""
+        if self._quiet:
+            return
+        name = stage.partition(",")[0]
+        now = time.monotonic()
+        if name != self._stage:
+            self._stage, self._began, self._said = name, now, 0.0
+        if self._bar:
+            self._bar.update(self._task, description=stage, completed=done, total=total)
+        elif now - self._said >= HEARTBEAT_S:
+            self._said = now
+            left = f", about {(now - self._began) / done * (total - done):.0f} s left" if done else ""
+            print(f"{stage}: {done}/{total}{left}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        if not self._quiet:
+            self._console.print(text, markup=False)
+
+
+def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values on stdout: a drawn table on a terminal, aligned plain lines elsewhere."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in rows:
+            table.add_row(name, value)
+        console.print(table, markup=False)
+        return
+    width = max(len(name) for name, _ in rows)
+    print(title)
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+
+
+def percent(fraction: float) -> str:
+    """A fraction as ``1.2 %``."""
+    return f"{100 * fraction:.2g} %"

@@ -1,0 +1,57 @@
+"""Registry: names to things, from a literal dict of built-ins and from entry points of installed packages."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar, cast
+
+from mobilenas.errors import UnknownNameError, UsageError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Looks names up; a built-in is the thing itself or its dotted path ``"package.module:attribute"``.
+
+    Paths are imported on ``get`` only, so that listing names loads nothing. Plug-ins register under the entry-point
+    group ``mobilenas.<kind>s``; a name that two of them (or a built-in) claim raises ``UsageError``.
+    """
+
+    def __init__(self, kind: str, built_in: Mapping[str, T | str]) -> None:
+        self.kind = kind
+        self.group = f"mobilenas.{kind.replace(' ', '_')}s"
+        self._built_in = dict(built_in)
+
+    @cached_property
+    def _entries(self) -> dict[str, T | str | EntryPoint]:
+        entries: dict[str, T | str | EntryPoint] = dict(self._built_in)
+        for point in entry_points(group=self.group):
+            if point.name in entries:
+                raise UsageError(
+                    f"two packages provide the {self.kind} {point.name!r} (entry-point group {self.group}, "
+                    f"one of them {point.value}): uninstall or rename one"
+                )
+            entries[point.name] = point
+        return entries
+
+    def get(self, name: str) -> T:
+        """The thing called ``name``; raises ``UnknownNameError`` with the nearest names."""
+        try:
+            entry = self._entries[name]
+        except KeyError:
+            raise UnknownNameError(self.kind, name, self._entries) from None
+        if isinstance(entry, EntryPoint):
+            return cast(T, entry.load())
+        if isinstance(entry, str):
+            module, _, attribute = entry.partition(":")
+            return cast(T, getattr(importlib.import_module(module), attribute))
+        return entry
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))

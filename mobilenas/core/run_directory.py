@@ -1,0 +1,138 @@
+"""A run's folder: resolved configuration, environment, metrics, result. Nothing half-written under a final name."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from mobilenas.core import documents
+from mobilenas.errors import ResourceError, UsageError
+
+Status = Literal["running", "ok", "failed", "interrupted"]
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to ``path`` so that a reader (or a power cut) sees the old file or the new one, whole."""
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+class Journal:
+    """Append-only JSON lines, each on disk before the next is begun; a torn last line is dropped when read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every whole record written so far."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        whole, torn = lines[:-1], lines[-1]
+        if torn:
+            write_atomic(self.path, "".join(line + "\n" for line in whole))
+        return [documents.parse_json(line, f"{self.path}:{n}") for n, line in enumerate(whole, 1)]
+
+    def append(self, record: Any) -> None:
+        """Write one record and wait until it is on disk."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(msgspec.to_builtins(record), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class RunDirectory:
+    """One folder that a command writes into."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = Journal(path / "metrics.jsonl")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.path / "checkpoints"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a command ended here with success."""
+        status = self.path / "STATUS"
+        return status.exists() and status.read_text(encoding="utf-8").startswith("ok")
+
+    def set_status(self, status: Status, reason: str = "") -> None:
+        """Write the STATUS file: one word and, after a failure, why."""
+        write_atomic(self.path / "STATUS", f"{status}\n{reason}".rstrip() + "\n")
+
+    def write_document(self, name: str, document: Any) -> Path:
+        """Write a JSON document and return its path."""
+        write_atomic(self.path / name, documents.dump_json(document))
+        return self.path / name
+
+    def read_document(self, name: str) -> Any:
+        """Read a JSON document of the run; raises ``DocumentError``."""
+        return documents.parse_json(documents.read_text(self.path / name), str(self.path / name))
+
+    @contextmanager
+    def running(self, config: str, environment: Any) -> Iterator[RunDirectory]:
+        """Lock the folder, record what runs, and leave the outcome in STATUS.
+
+        Raises ``UsageError`` if a process works in the folder, or if it holds another configuration.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UsageError(
+                    f"{self.path}: another process works in this folder; wait, or name another -o"
+                ) from None
+            self._check_same(config)
+            write_atomic(self.path / "config.toml", config)
+            write_atomic(self.path / "command.txt", " ".join(sys.argv) + "\n")
+            self.write_document("environment.json", environment)
+            self.set_status("running")
+            try:
+                yield self
+            except KeyboardInterrupt:
+                self.set_status("interrupted")
+                raise
+            except BaseException as error:
+                self.set_status("failed", f"{type(error).__name__}: {error}")
+                raise
+            self.set_status("ok")
+
+    def _check_same(self, config: str) -> None:
+        present = self.path / "config.toml"
+        if not present.exists():
+            return
+        before, now = present.read_text(encoding="utf-8").splitlines(), config.splitlines()
+        if before == now:
+            return
+        gone = [f"  - {line}" for line in before if line not in now]
+        new = [f"  + {line}" for line in now if line not in before]
+        difference = "\n".join(gone + new)
+        raise UsageError(f"{self.path}: holds a run with another configuration; name another -o\n{difference}")

@@ -1,0 +1,126 @@
+"""The two keys of latency modelling: a workload is what a space is made of, a kernel is what a runtime executes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+
+class Workload(msgspec.Struct, frozen=True, order=True):
+    """One operator at one input shape, as a search space states it, before any runtime has fused anything.
+
+    ``height`` and ``width`` are those of the operator's input, in pixels; the output is ``ceil(height / stride)``.
+    ``attributes`` holds what only some operators have, e.g. ``(("inputs", 2),)`` for the sum of two tensors.
+    """
+
+    operator: str
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    stride: int = 1
+    batch: int = 1
+    attributes: tuple[tuple[str, int], ...] = ()
+
+    def attribute(self, name: str, default: int) -> int:
+        """The extra attribute ``name``, or ``default`` where the operator has none."""
+        return dict(self.attributes).get(name, default)
+
+    @property
+    def inputs(self) -> int:
+        """How many tensors of the input shape the operator reads."""
+        return self.attribute("inputs", 1)
+
+    @property
+    def out_height(self) -> int:
+        """Height of the output in pixels."""
+        return -(-self.height // self.stride)
+
+    @property
+    def out_width(self) -> int:
+        """Width of the output in pixels."""
+        return -(-self.width // self.stride)
+
+    @property
+    def key(self) -> str:
+        """A readable identity: ``sep_conv_3x3 16->16 32x32 s1 b1``."""
+        extra = "".join(f" {name}={value}" for name, value in self.attributes)
+        return (
+            f"{self.operator} {self.in_channels}->{self.out_channels} "
+            f"{self.height}x{self.width} s{self.stride} b{self.batch}{extra}"
+        )
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """One workload at its place in a network: ``name`` is unique, ``inputs`` name earlier layers or ``"images"``."""
+
+    name: str
+    workload: Workload
+    inputs: tuple[str, ...]
+    may_drop: bool = False
+    """Whether drop path may zero this layer's output while the network is trained (DARTS section A.2)."""
+
+
+class Blueprint(msgspec.Struct, frozen=True):
+    """A whole network as data, in order of execution: the one description that is built, counted and lowered.
+
+    The last layer is the output. ``auxiliary_after`` names the layer that feeds the auxiliary head in training.
+    """
+
+    layers: tuple[Layer, ...]
+    image_shape: tuple[int, int, int, int]
+    """Shape of the input images, ``(batch, channels, height, width)``."""
+    auxiliary_after: str | None = None
+
+    @property
+    def workloads(self) -> Counter[Workload]:
+        """How often the network executes each workload."""
+        return Counter(layer.workload for layer in self.layers)
+
+
+class TensorSpec(msgspec.Struct, frozen=True, order=True):
+    """Shape, element type and constancy of one tensor of a kernel; ``values`` only for scalars and small integer constants."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    is_constant: bool = False
+    values: tuple[int | float, ...] | None = None
+
+
+class Kernel(msgspec.Struct, frozen=True, order=True):
+    """What a runtime executes after its own fusion: one node of its optimised graph. The key of a table's rows.
+
+    ``operator`` carries its domain (``com.microsoft.nchwc::Conv``), which with ONNX Runtime also tells the layout.
+    ``attributes`` is the canonical JSON of the node's attributes. ``inputs`` may hold ``None`` for an absent one.
+    """
+
+    operator: str
+    attributes: str
+    inputs: tuple[TensorSpec | None, ...]
+    outputs: tuple[TensorSpec, ...]
+    provider: str
+
+    @property
+    def identifier(self) -> str:
+        """Sixteen hexadecimal digits that identify the kernel in file names and journals."""
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()[:16]
+
+    @property
+    def key(self) -> str:
+        """A readable summary for people; not unique (the attributes are left out)."""
+        inputs = " ".join("x".join(map(str, spec.shape)) or "scalar" for spec in self.inputs if spec)
+        outputs = " ".join("x".join(map(str, spec.shape)) or "scalar" for spec in self.outputs)
+        return f"{self.operator} {inputs} -> {outputs}"
+
+
+def weighted_sum(counts: Mapping[Workload, int], cost: Mapping[Workload, float]) -> float:
+    """``sum(count * cost)``; a workload without a cost raises ``KeyError``: missing never counts as zero."""
+    return sum(count * cost[workload] for workload, count in counts.items())
+
+
+def count_workloads(layers: Iterable[Layer]) -> Counter[Workload]:
+    """Multiplicity of each workload over ``layers``."""
+    return Counter(layer.workload for layer in layers)

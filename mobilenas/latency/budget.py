@@ -1,0 +1,193 @@
+"""Budgets: the constraint in the loss, and the exact derivation of a network that costs no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+from scipy.optimize import Bounds, LinearConstraint, milp
+from torch import Tensor
+
+from mobilenas.core.architecture import Architecture
+from mobilenas.errors import BudgetError, MissingKernelError
+from mobilenas.latency.models import Prediction, TableModel, extreme_scores
+from mobilenas.spaces.base import DerivationProgram, SearchSpace
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An upper bound on one cost; a search takes several, each with its own multiplier and derivation row."""
+
+    model: TableModel
+    target_ms: float
+    statistic: str = "floor"
+
+
+@dataclass
+class AugmentedLagrangian:
+    """The one-sided constraint ``latency <= target`` in the loss (Hestenes 1969, Powell 1969; here in ratio form).
+
+    With ``c = latency / target - 1`` the term is ``(max(0, m + r c)^2 - m^2) / (2 r)``: zero gradient while the
+    multiplier ``m`` is zero and the constraint holds. ``m`` and the penalty ``r`` have no unit.
+    """
+
+    multiplier: float = 0.0
+    penalty: float = 1.0
+    maximum_multiplier: float = 100.0
+    maximum_penalty: float = 100.0
+    _last_violation: float = field(default=1e9, repr=False)
+
+    def term(self, expected_ms: Tensor, target_ms: float) -> Tensor:
+        """The term to add to the loss; a scalar tensor."""
+        violation = expected_ms / target_ms - 1
+        pushed = torch.clamp(self.multiplier + self.penalty * violation, min=0)
+        return (pushed**2 - self.multiplier**2) / (2 * self.penalty)
+
+    def update(self, decoded_ms: float, target_ms: float) -> None:
+        """After an epoch, driven by the decoded network's latency: the relaxation's own can be far from it."""
+        violation = decoded_ms / target_ms - 1
+        self.multiplier = float(np.clip(self.multiplier + self.penalty * violation, 0.0, self.maximum_multiplier))
+        if violation > 0 and violation > 0.75 * self._last_violation:
+            self.penalty = min(1.5 * self.penalty, self.maximum_penalty)
+        self._last_violation = abs(violation)
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"multiplier": self.multiplier, "penalty": self.penalty, "last_violation": self._last_violation}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Go on from ``state``."""
+        self.multiplier, self.penalty = state["multiplier"], state["penalty"]
+        self._last_violation = state["last_violation"]
+
+
+# ---- exact derivation ----------------------------------------------------------------------------------------------------
+
+
+def solutions(program: DerivationProgram, targets: Sequence[float] = ()) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Choices in order of falling score, each costing at most ``targets[b]`` in cost ``b``; exact, by HiGHS.
+
+    Ends when nothing legal is left. Each (decision, option) tuple is what ``SearchSpace.architecture`` takes.
+    """
+    n = len(program.variables)
+    constraints = [LinearConstraint(program.rows, program.lower, program.upper)]
+    if len(targets):
+        room = np.asarray(targets) - program.fixed_costs
+        constraints.append(LinearConstraint(program.costs / np.abs(room)[:, None], -np.inf, np.sign(room)))
+    while True:
+        result = milp(
+            -program.scores,
+            constraints=constraints,
+            bounds=Bounds(np.zeros(n), np.ones(n)),
+            integrality=np.ones(n),
+            options={"mip_rel_gap": 0.0},
+        )
+        if result.x is None:
+            return
+        chosen = result.x > 0.5
+        if len(targets) and np.any(program.costs @ chosen + program.fixed_costs > np.asarray(targets) * (1 + 1e-9)):
+            constraints.append(_exclude(chosen))  # over by more than rounding: within the solver's tolerance only
+            continue
+        yield tuple(pair for pair, is_chosen in zip(program.variables, chosen, strict=True) if is_chosen)
+        constraints.append(_exclude(chosen))
+
+
+def _exclude(chosen: np.ndarray) -> LinearConstraint:
+    """A row that only ``chosen`` itself violates."""
+    return LinearConstraint(np.where(chosen, 1.0, -1.0), -np.inf, chosen.sum() - 1)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One derived network: its score, the linear cost that the derivation saw, and its table latency."""
+
+    architecture: Architecture
+    score: float
+    workload_ms: float
+    table: Prediction
+
+
+def score_of(program: DerivationProgram, architecture: Architecture) -> float:
+    """The score of an architecture under ``program``."""
+    chosen = architecture.choices
+    return float(
+        sum(
+            s for (name, option), s in zip(program.variables, program.scores, strict=True) if chosen.get(name) == option
+        )
+    )
+
+
+def derive(
+    space: SearchSpace, scores: Mapping[str, np.ndarray], budget: Budget, count: int = 1, rounds: int = 6
+) -> list[Candidate]:
+    """At most ``count`` networks with ``table_ms <= target``, best score first; at least one.
+
+    The program sees linear costs; every answer is lowered whole, and its true sum corrects the program's target: derive,
+    lower, correct, derive again. Raises ``BudgetError`` with both bounds if nothing fits.
+    """
+    model, target_ms = budget.model, budget.target_ms
+    program = space.derivation_program(scores, [model.option_costs])
+    accepted: dict[Architecture, Candidate] = {}
+    correction_ms = 0.0
+    for _ in range(rounds):
+        found = [
+            space.architecture(choice) for choice in islice(solutions(program, [target_ms - correction_ms]), 2 * count)
+        ]
+        candidates = [c for c in _sum_up(found, program, model) if c is not None]
+        accepted |= {c.architecture: c for c in candidates if c.table.ms <= target_ms}
+        if len(accepted) >= count:
+            break
+        errors = [c.table.ms - c.workload_ms for c in candidates]
+        correction_ms = max(errors) if errors and max(errors) > correction_ms else correction_ms + 0.005 * target_ms
+    if not accepted:
+        bounds = latency_range(space, model)
+        raise BudgetError(
+            f"no network of {space.name} fits {target_ms:.4g} ms: the fastest takes "
+            f"{bounds.lowest.table.ms:.4g} ms, the slowest {bounds.highest.table.ms:.4g} ms; raise --latency-budget"
+        )
+    return sorted(accepted.values(), key=lambda c: -c.score)[:count]
+
+
+def _sum_up(
+    architectures: Sequence[Architecture], program: DerivationProgram, model: TableModel
+) -> list[Candidate | None]:
+    """Candidates with their table latency; ``None`` for a network with a kernel that no measured network had."""
+    try:
+        predictions: list[Prediction | None] = list(model.latencies(architectures))
+    except MissingKernelError:
+        predictions = [_latency_or_none(model, architecture) for architecture in architectures]
+        if not any(predictions):
+            raise
+    return [
+        Candidate(a, score_of(program, a), model.workload_ms(a), p) if p else None
+        for a, p in zip(architectures, predictions, strict=True)
+    ]
+
+
+def _latency_or_none(model: TableModel, architecture: Architecture) -> Prediction | None:
+    try:
+        return model.latency(architecture)
+    except MissingKernelError:
+        return None
+
+
+@dataclass(frozen=True)
+class LatencyRange:
+    """The fastest and the slowest network of a space, by table latency."""
+
+    lowest: Candidate
+    highest: Candidate
+
+
+def latency_range(space: SearchSpace, model: TableModel, candidates: int = 4) -> LatencyRange:
+    """Bounds of the space: the extremes by linear cost, of which the ``candidates`` most extreme are summed whole."""
+    ends = []
+    for sign in (-1.0, 1.0):
+        program = space.derivation_program(extreme_scores(model.option_costs, sign), [model.option_costs])
+        found = [space.architecture(choice) for choice in islice(solutions(program), candidates)]
+        summed = [c for c in _sum_up(found, program, model) if c is not None]
+        ends.append(max(summed, key=lambda c: sign * c.table.ms))
+    return LatencyRange(*ends)

@@ -1,0 +1,117 @@
+"""Latency models: what an architecture costs, as a number and as a differentiable expectation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from torch import Tensor
+
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.workload import Kernel
+from mobilenas.latency.table import LatencyTable, SpaceCard
+from mobilenas.spaces.base import OptionCosts, Probabilities, SearchSpace
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """A latency in milliseconds; nine networks in ten lay within ``low_ms`` to ``high_ms`` when the model was tested."""
+
+    ms: float
+    low_ms: float
+    high_ms: float
+
+
+class LatencyModel(Protocol):
+    """What a search asks of a cost: the same three questions whether rows are summed or a predictor answers."""
+
+    @property
+    def option_costs(self) -> OptionCosts:
+        """Milliseconds per option: what the loss and the derivation see."""
+        ...
+
+    def latency(self, architecture: Architecture) -> Prediction:
+        """The best that the model knows of one network."""
+        ...
+
+    def expected_ms(self, probabilities: Probabilities, temperature: float = 1.0) -> Tensor:
+        """Expectation in milliseconds, differentiable in the probabilities."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance and error."""
+        ...
+
+
+Lower = Callable[[Sequence[Architecture]], list[Counter[Kernel]]]
+"""Architectures -> the kernels that the runtime makes of each."""
+
+
+@dataclass
+class TableModel:
+    """Sums of table rows for one space, times the space's scale.
+
+    A whole network is lowered by ``lower`` and its kernels are summed. The loss and the derivation see workload costs,
+    a linear stand-in for those sums; its own error is in the card.
+    """
+
+    table: LatencyTable
+    space: SearchSpace
+    lower: Lower
+    option_costs: OptionCosts = field(init=False)
+    _known: dict[Architecture, Prediction] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        costs = self.space.option_costs(self.table.workload_costs[self.space.key].costs_ms)
+        scale = self.card.scale
+        self.option_costs = OptionCosts(
+            fixed=scale * (costs.fixed + self.table.card.session_ms),
+            options={name: scale * row for name, row in costs.options.items()},
+        )
+
+    @property
+    def card(self) -> SpaceCard:
+        """What the table knows of the space; raises ``DocumentError`` if it was not profiled."""
+        return self.table.space_card(self.space.key)
+
+    def latency(self, architecture: Architecture) -> Prediction:
+        """``table_ms``; raises ``MissingKernelError`` if the network has a kernel without a row."""
+        return self.latencies([architecture])[0]
+
+    def latencies(self, architectures: Sequence[Architecture]) -> list[Prediction]:
+        """``table_ms`` of several networks, lowered together; raises ``MissingKernelError``."""
+        unknown = list(dict.fromkeys(a for a in architectures if a not in self._known))
+        for architecture, kernels in zip(unknown, self.lower(unknown) if unknown else [], strict=True):
+            ms = self.card.scale * self.table.kernel_sum_ms(kernels)
+            spread = self.card.table_error.p90_fraction
+            self._known[architecture] = Prediction(ms, ms * (1 - spread), ms * (1 + spread))
+        return [self._known[architecture] for architecture in architectures]
+
+    def workload_ms(self, architecture: Architecture) -> float:
+        """The linear stand-in for ``table_ms`` that the loss and the derivation see."""
+        one_hot = self.space.one_hot(architecture)
+        return float(self.space.expected_cost(one_hot, self.option_costs))
+
+    def expected_ms(self, probabilities: Probabilities, temperature: float = 1.0) -> Tensor:
+        return self.space.expected_cost(probabilities, self.option_costs, temperature)
+
+    def describe(self) -> dict[str, Any]:
+        card = self.table.card
+        return {
+            "model": "table",
+            "key": msgspec.to_builtins(card.key),
+            "created": card.created,
+            "origin": card.origin,
+            "estimator": card.estimator,
+            "scale": self.card.scale,
+            "table_error": msgspec.to_builtins(self.card.table_error),
+            "workload_error": msgspec.to_builtins(self.card.workload_error),
+        }
+
+
+def extreme_scores(costs: OptionCosts, sign: float) -> dict[str, np.ndarray]:
+    """Scores under which the derivation program finds the cheapest (``sign=-1``) or dearest (``+1``) network."""
+    return {name: sign * row for name, row in costs.options.items()}

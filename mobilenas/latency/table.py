@@ -1,0 +1,278 @@
+"""The latency lookup table: kernel rows, workload costs, measured networks, and a card that says where all came from."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from mobilenas.core import documents
+from mobilenas.core.architecture import Architecture, OptionValue
+from mobilenas.core.measurement import Environment, MeasurementPlan
+from mobilenas.core.run_directory import write_atomic
+from mobilenas.core.workload import Kernel, Workload, weighted_sum
+from mobilenas.errors import DocumentError, MissingKernelError, nearest_names
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 1
+
+
+class TableKey(msgspec.Struct, frozen=True):
+    """What a table is about; numbers of two tables with different keys are never mixed."""
+
+    device: str
+    runtime: str
+    runtime_version: str
+    provider: str
+    precision: str
+    threads: int
+    batch: int
+
+
+class TableRow(msgspec.Struct, frozen=True):
+    """One kernel's latency: ``value_ms = (t8_ms - t2_ms) / 6``, the slope between models of 8 and of 2 copies."""
+
+    kernel: Kernel
+    value_ms: float
+    low_ms: float
+    high_ms: float
+    t2_ms: float
+    t8_ms: float
+    sweeps: int
+    converged: bool
+
+
+class ErrorReport(msgspec.Struct, frozen=True):
+    """How predictions compare with the truth on networks that nothing was fitted on; fractions, not percent."""
+
+    networks: int
+    mape_fraction: float
+    bias_fraction: float
+    p90_fraction: float
+    worst_fraction: float
+    within_5_fraction: float
+    within_10_fraction: float
+    spearman: float
+
+
+class WorkloadCosts(msgspec.Struct, frozen=True):
+    """A cost per workload, so that a network is a sum over its workloads; fitted on kernel sums, unscaled.
+
+    ``error`` compares with the kernel sums of networks that were not fitted on.
+    """
+
+    costs_ms: dict[Workload, float]
+    networks: int
+    error: ErrorReport
+
+
+class NetworkRow(msgspec.Struct, frozen=True):
+    """A whole network of the space, measured; ``role`` tells whether the scale was fitted on it or it tested the table."""
+
+    architecture: Architecture
+    role: Literal["scale", "test"]
+    measured_ms: float
+    low_ms: float
+    high_ms: float
+    kernel_sum_ms: float
+    madds: int
+    sweeps: int
+    converged: bool
+
+
+class SpaceCard(msgspec.Struct, frozen=True):
+    """What the table knows of one space. Fields of errors are on the test networks."""
+
+    space: str
+    options: dict[str, OptionValue]
+    scale: float
+    table_error: ErrorReport
+    workload_error: ErrorReport
+    madds_baseline_error: ErrorReport
+    repeatability_fraction: float
+    """Mean repeatability of the test networks' measurements: no prediction can be told apart below it."""
+
+
+class TableCard(msgspec.Struct, frozen=True):
+    """Provenance of a table. ``origin`` is ``"measured"`` only where ``mobilenas profile`` itself measured it."""
+
+    origin: Literal["measured", "estimated"]
+    created: str
+    key: TableKey
+    plan: MeasurementPlan
+    estimator: str
+    protocol: int
+    environment: Environment
+    session_ms: float
+    """Cost of one call of the runtime, whatever the model."""
+    rows: int
+    rows_not_converged: int
+    pooled_scale: float
+    spaces: dict[str, SpaceCard]
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Everything that a search needs to know of a device without having it at hand."""
+
+    card: TableCard
+    rows: Mapping[Kernel, TableRow]
+    workload_costs: Mapping[str, WorkloadCosts]
+    """By the space's key."""
+    networks: tuple[NetworkRow, ...]
+
+    def lookup(self, kernel: Kernel) -> TableRow:
+        """The row of ``kernel``; raises ``MissingKernelError`` with the nearest rows and the command that fills it."""
+        row = self.rows.get(kernel)
+        if row is None:
+            same = [known.key for known in self.rows if known.operator == kernel.operator]
+            nearest = nearest_names(kernel.key, same)
+            raise MissingKernelError(
+                f"the table of {self.card.key.device}, {self.card.key.runtime} has no row for the kernel {kernel.key}; "
+                f"nearest: {', '.join(nearest) or 'none'}. Measure it: {self.profile_command()}"
+            )
+        return row
+
+    def kernel_sum_ms(self, kernels: Counter[Kernel]) -> float:
+        """The call's own cost and the rows of one network's kernels, unscaled; raises ``MissingKernelError``."""
+        return self.card.session_ms + sum(count * self.lookup(kernel).value_ms for kernel, count in kernels.items())
+
+    def space_card(self, space_key: str) -> SpaceCard:
+        """What is known of a space; raises ``DocumentError`` with the profile command if it was not profiled."""
+        try:
+            return self.card.spaces[space_key]
+        except KeyError:
+            known = ", ".join(self.card.spaces) or "none"
+            raise DocumentError(
+                f"the table of {self.card.key.device} does not cover the space {space_key} (it covers: {known}). "
+                f"Profile it: {self.profile_command()} --space ... with the options of your search"
+            ) from None
+
+    def profile_command(self) -> str:
+        """The command that measures with this table's key."""
+        key = self.card.key
+        return (
+            f"mobilenas profile --device {key.device.partition('-')[0]} --runtime {key.runtime} "
+            f"--precision {key.precision} --threads {key.threads}"
+        )
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write kernels.csv, workloads.csv, networks.csv and, last, card.json with their SHA-256."""
+        files = {
+            "kernels.csv": _csv_from_rows(TableRow, self.rows.values()),
+            "workloads.csv": _csv_from_rows(
+                _WorkloadRow,
+                (
+                    _WorkloadRow(key, workload, cost_ms)
+                    for key, costs in self.workload_costs.items()
+                    for workload, cost_ms in sorted(costs.costs_ms.items())
+                ),
+            ),
+            "networks.csv": _csv_from_rows(NetworkRow, self.networks),
+        }
+        for name, content in files.items():
+            write_atomic(folder / name, content)
+        card = {
+            "schema": f"mobilenas/{SCHEMA_NAME}@{SCHEMA_VERSION}",
+            **msgspec.to_builtins(self.card),
+            "workload_fit": {key: {"networks": c.networks, "error": c.error} for key, c in self.workload_costs.items()},
+            "sha256": {name: _sha256(content) for name, content in files.items()},
+        }
+        write_atomic(folder / "card.json", documents.dump_json(card))
+
+    @classmethod
+    def load(cls, folder: Path) -> LatencyTable:
+        """Read what ``save`` wrote; raises ``DocumentError`` for a file that is missing, damaged or was edited."""
+        where = str(folder / "card.json")
+        data = documents.check_schema(
+            documents.parse_json(documents.read_text(folder / "card.json"), where), SCHEMA_NAME, SCHEMA_VERSION, where
+        )
+        digests, fits = data.pop("sha256", {}), data.pop("workload_fit", {})
+        card = documents.convert(data, TableCard, where)
+        texts = {}
+        for name in ("kernels.csv", "workloads.csv", "networks.csv"):
+            texts[name] = documents.read_text(folder / name)
+            if digests.get(name) != _sha256(texts[name]):
+                raise DocumentError(
+                    f"{folder / name}: changed since it was measured (SHA-256 differs from card.json's)"
+                )
+        rows = _rows_from_csv(TableRow, texts["kernels.csv"], folder / "kernels.csv")
+        costs: dict[str, dict[Workload, float]] = {}
+        for row in _rows_from_csv(_WorkloadRow, texts["workloads.csv"], folder / "workloads.csv"):
+            costs.setdefault(row.space, {})[row.workload] = row.cost_ms
+        networks = _rows_from_csv(NetworkRow, texts["networks.csv"], folder / "networks.csv")
+        workload_costs = {
+            key: documents.convert({"costs_ms": {}, **fits[key]}, WorkloadCosts, f"{where}: workload_fit")
+            for key in costs
+        }
+        return cls(
+            card,
+            {row.kernel: row for row in rows},
+            {key: msgspec.structs.replace(fit, costs_ms=costs[key]) for key, fit in workload_costs.items()},
+            tuple(networks),
+        )
+
+
+class _WorkloadRow(msgspec.Struct, frozen=True):
+    space: str
+    workload: Workload
+    cost_ms: float
+
+
+def workload_sum_ms(costs: WorkloadCosts, workloads: Mapping[Workload, int]) -> float:
+    """Sum of workload costs, unscaled and without the call's own cost; a missing workload raises ``KeyError``."""
+    return weighted_sum(workloads, costs.costs_ms)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _csv_from_rows(kind: type[msgspec.Struct], rows: Iterable[msgspec.Struct]) -> str:
+    """One column a field; a field that is a struct, tuple or mapping is written as JSON."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = [field.name for field in msgspec.structs.fields(kind)]
+    writer.writerow(names)
+    for row in rows:
+        values = msgspec.to_builtins(row)
+        writer.writerow([_cell(values[name]) for name in names])
+    return buffer.getvalue()
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value, order="sorted").decode()
+
+
+def _rows_from_csv(kind: type[T], text: str, path: Path) -> list[T]:
+    reader = csv.reader(io.StringIO(text))
+    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    rows: list[T] = []
+    for cells in reader:
+        where = f"{path}, line {reader.line_num}"
+        if reader.line_num == 1:
+            if cells != list(fields):
+                raise DocumentError(f"{where}: columns are {', '.join(cells)}; expected {', '.join(fields)}")
+            continue
+        if len(cells) != len(fields):
+            raise DocumentError(f"{where}: {len(cells)} cells, expected {len(fields)}")
+        values = {
+            name: cell if _is_text(kind_of) else documents.parse_json(cell, where)
+            for (name, kind_of), cell in zip(fields.items(), cells, strict=True)
+        }
+        rows.append(documents.convert(values, kind, where))
+    return rows
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is str or getattr(kind, "__origin__", None) is Literal

@@ -1,0 +1,12 @@
+"""Search methods, one paper per file. Names of methods, resolved when asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mobilenas.core.registry import Registry
+
+if TYPE_CHECKING:
+    from mobilenas.methods.base import SearchMethod
+
+METHODS: Registry[type[SearchMethod]] = Registry("method", {"darts": "mobilenas.methods.darts:Darts"})

@@ -1,0 +1,122 @@
+"""The contract of a search method: a handful of hooks, each with a default that is first-order DARTS.
+
+The engine owns optimisers, data, precision, clipping, checkpoints, logging and the budget; a method owns what its paper
+adds. Life of a search: ``stages`` yields a stage and is sent its finished logits; for each epoch of it ``phases`` says
+in which order weights and architecture are stepped; each step relaxes the logits to a ``Mixture``; an architecture step
+then calls ``architecture_gradient`` and, after the optimiser, ``after_architecture_step``; at the end ``decode`` and
+``scores`` say what the logits stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import msgspec
+import numpy as np
+from torch import Tensor
+
+from mobilenas.core.architecture import Architecture, Decision, DecisionKind
+from mobilenas.spaces.base import SearchSpace, SupernetSize
+from mobilenas.supernet import ArchitectureParameters, MixedOp, MixedOpBuilder, Mixture
+
+StepKind = Literal["architecture", "weights"]
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """``images (B, C, H, W)`` and ``labels (B,)``."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the search with one supernet: its size, the decisions with their options, its length in epochs."""
+
+    size: SupernetSize
+    decisions: tuple[Decision, ...]
+    epochs: int
+    warmup_epochs: int = 0
+    """Epochs at the start that train only the weights."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the search is: epoch ``epoch`` of ``epochs`` in stage ``stage``, counted from 0."""
+
+    stage: int
+    epoch: int
+    epochs: int
+
+    @property
+    def fraction(self) -> float:
+        """From 0 in the first epoch to 1 in the last."""
+        return self.epoch / max(1, self.epochs - 1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method may use in one architecture step; it fills the logits' gradients and mutates nothing else.
+
+    ``loss(batch, mixture)`` is the task's loss of the supernet, ``constraint(mixture)`` the budgets' terms; both are
+    scalars. ``backward`` takes the place of ``Tensor.backward``.
+    """
+
+    parameters: ArchitectureParameters
+    train: Batch
+    valid: Batch
+    progress: Progress
+    loss: Callable[[Batch, Mixture], Tensor]
+    constraint: Callable[[Mixture], Tensor]
+    backward: Callable[[Tensor], None]
+
+
+class SearchMethod:
+    """First-order DARTS unless overridden."""
+
+    name: ClassVar[str]
+    searches: ClassVar[frozenset[DecisionKind]] = frozenset({"op"})
+    """Which kinds of decision get logits."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Traits that a space must have."""
+    mixed_op: MixedOpBuilder = MixedOp
+
+    def stages(
+        self, space: SearchSpace, size: SupernetSize, epochs: int, warmup_epochs: int
+    ) -> Generator[Stage, ArchitectureParameters, None]:
+        """Yield the stages in order; each ``yield`` returns the stage's finished logits."""
+        decisions = tuple(decision for decision in space.decisions if decision.kind in self.searches)
+        yield Stage(size, decisions, epochs, warmup_epochs)
+
+    def phases(self, stage: Stage, epoch: int) -> tuple[tuple[StepKind, ...], ...]:
+        """Passes over the data in this epoch; each pass makes these steps with every batch."""
+        if epoch < stage.warmup_epochs:
+            return (("weights",),)
+        return (("architecture", "weights"),)
+
+    def relax_weights(self, parameters: ArchitectureParameters, progress: Progress) -> Mixture:
+        """The mixture of a weight step."""
+        return Mixture.soft(parameters.softmax())
+
+    def relax_architecture(self, parameters: ArchitectureParameters, progress: Progress) -> Mixture:
+        """The mixture of an architecture step."""
+        return Mixture.soft(parameters.softmax())
+
+    def architecture_gradient(self, step: Step) -> None:
+        """Add the gradient of the validation loss and the constraints to the logits (DARTS, section 2.3, xi = 0)."""
+        mixture = self.relax_architecture(step.parameters, step.progress)
+        step.backward(step.loss(step.valid, mixture) + step.constraint(mixture))
+
+    def after_architecture_step(self, parameters: ArchitectureParameters, progress: Progress) -> None:
+        """Called after the optimiser moved the logits; may change them in place."""
+
+    def decode(self, space: SearchSpace, parameters: ArchitectureParameters) -> Architecture:
+        """The architecture that the logits stand for, without a budget."""
+        return space.decode({name: row.detach() for name, row in parameters.softmax().items()})
+
+    def scores(self, space: SearchSpace, parameters: ArchitectureParameters) -> Mapping[str, np.ndarray]:
+        """Log probabilities ``(O,)`` per decision, what a derivation under budgets maximises."""
+        logits = parameters.relax(lambda rows: rows.detach().double().log_softmax(dim=-1))
+        return {name: row.cpu().numpy() for name, row in logits.items()}

@@ -1,0 +1,274 @@
+"""The operator catalogue: name -> module builder, multiply-adds and parameters.
+
+The same modules are profiled, searched and exported. Cell operators follow DARTS (Liu, Simonyan, Yang, ICLR 2019,
+arXiv 1806.09055, section 3.1 and appendix A). Shapes: ``B`` batch, ``C`` channels, ``H`` height, ``W`` width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mobilenas.core.registry import Registry
+from mobilenas.core.workload import Workload
+
+Builder = Callable[[Workload, bool], nn.Module]
+Counter = Callable[[Workload], int]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One entry of the catalogue.
+
+    ``build(workload, affine)`` returns the module; ``affine`` is whether its BatchNorms have a learned scale and shift
+    (they have none while a cell is searched). ``madds`` and ``params`` count a batch of one and the affine module;
+    BatchNorm, ReLU, pooling and sums count no multiply-adds.
+    """
+
+    name: str
+    build: Builder
+    madds: Counter
+    params: Counter
+
+
+def relu_conv_bn(c_in: int, c_out: int, kernel: int, stride: int, affine: bool) -> nn.Sequential:
+    """ReLU, convolution with same padding, BatchNorm: ``(B, c_in, H, W) -> (B, c_out, H/stride, W/stride)``."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(c_out, affine=affine),
+    )
+
+
+def _depthwise_separable(c_in: int, c_out: int, kernel: int, stride: int, dilation: int, affine: bool) -> nn.Sequential:
+    padding = dilation * (kernel - 1) // 2
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(c_in, c_in, kernel, stride, padding, dilation, groups=c_in, bias=False),
+        nn.Conv2d(c_in, c_out, 1, bias=False),
+        nn.BatchNorm2d(c_out, affine=affine),
+    )
+
+
+class FactorizedReduce(nn.Module):
+    """Halve the resolution by two 1x1 convolutions of stride 2, the second one pixel further, concatenated.
+
+    ``(B, C_in, H, W) -> (B, C_out, ceil(H/2), ceil(W/2))``. Odd sizes are zero-padded at the right and bottom, which
+    leaves even sizes unchanged.
+    """
+
+    def __init__(self, c_in: int, c_out: int, affine: bool) -> None:
+        super().__init__()
+        self.even = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(c_in, c_out - c_out // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(c_out, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(x)
+        shifted = functional.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))[..., 1:, 1:]
+        return cast(Tensor, self.bn(torch.cat([self.even(x), self.odd(shifted)], dim=1)))
+
+
+class Sum(nn.Module):
+    """The value of a cell's node: the sum of its inputs, all ``(B, C, H, W)``."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        total = inputs[0]
+        for tensor in inputs[1:]:
+            total = total + tensor
+        return total
+
+
+class Concat(nn.Module):
+    """The output of a cell: its nodes side by side, ``n * (B, C, H, W) -> (B, n*C, H, W)``."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, dim=1)
+
+
+def head(c_in: int, classes: int) -> nn.Sequential:
+    """Global average pooling and the classifier: ``(B, c_in, H, W) -> (B, classes)``."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, classes))
+
+
+def auxiliary_head(c_in: int, height: int, classes: int) -> nn.Sequential:
+    """The auxiliary classifier that DARTS trains with: ``(B, c_in, height, height) -> (B, classes)``.
+
+    As published where the map is 8x8 (CIFAR: pooling stride 3) or 7x7 (ImageNet: stride 2, no second BatchNorm);
+    other sizes are brought to the same 2x2 by adaptive pooling.
+    """
+    pool: nn.Module = nn.AdaptiveAvgPool2d(2)
+    if height in (7, 8):
+        pool = nn.AvgPool2d(5, stride=3 if height == 8 else 2, count_include_pad=False)
+    second = [nn.Conv2d(128, 768, 2, bias=False), *([] if height == 7 else [nn.BatchNorm2d(768)]), nn.ReLU()]
+    return nn.Sequential(
+        nn.ReLU(),
+        pool,
+        nn.Conv2d(c_in, 128, 1, bias=False),
+        nn.BatchNorm2d(128),
+        nn.ReLU(),
+        *second,
+        nn.Flatten(),
+        nn.Linear(768, classes),
+    )
+
+
+def _stem_cifar(workload: Workload, affine: bool) -> nn.Module:
+    c_in, c_out = workload.in_channels, workload.out_channels
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out))
+
+
+def _stem_imagenet(workload: Workload, affine: bool) -> nn.Module:
+    c_in, c_out = workload.in_channels, workload.out_channels
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out // 2, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(c_out // 2),
+        nn.ReLU(),
+        nn.Conv2d(c_out // 2, c_out, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(c_out),
+    )
+
+
+def _stem_imagenet_madds(w: Workload) -> int:
+    half_pixels = -(-w.height // 2) * -(-w.width // 2)
+    return half_pixels * w.in_channels * (w.out_channels // 2) * 9 + _out_pixels(w) * (w.out_channels // 2) * (
+        w.out_channels * 9
+    )
+
+
+def _out_pixels(w: Workload) -> int:
+    return w.out_height * w.out_width
+
+
+def _separable(name: str, kernel: int, dilation: int, twice: bool) -> Operator:
+    """``sep_conv`` (applied twice, only the first half strided) and ``dil_conv`` (once, dilated) in one."""
+
+    def build(w: Workload, affine: bool) -> nn.Module:
+        first = _depthwise_separable(w.in_channels, w.in_channels, kernel, w.stride, dilation, affine)
+        if not twice:
+            return first
+        return nn.Sequential(*first, *_depthwise_separable(w.in_channels, w.out_channels, kernel, 1, dilation, affine))
+
+    repeats = 2 if twice else 1
+
+    def madds(w: Workload) -> int:
+        return repeats * _out_pixels(w) * w.in_channels * (kernel * kernel + w.in_channels)
+
+    def params(w: Workload) -> int:
+        return repeats * w.in_channels * (kernel * kernel + w.in_channels + 2)
+
+    return Operator(name, build, madds, params)
+
+
+def _nothing(w: Workload) -> int:
+    return 0
+
+
+def _skip_is_identity(w: Workload) -> bool:
+    return w.stride == 1 and w.in_channels == w.out_channels
+
+
+def _pool(name: str, build: Builder) -> Operator:
+    return Operator(name, build, _nothing, _nothing)
+
+
+def _pointwise_madds(w: Workload) -> int:
+    return _out_pixels(w) * w.in_channels * w.out_channels
+
+
+def _pointwise_params(w: Workload) -> int:
+    return w.out_channels * (w.in_channels + 2)
+
+
+OPERATORS: Registry[Operator] = Registry(
+    "operator",
+    built_in={
+        operator.name: operator
+        for operator in (
+            _pool("max_pool_3x3", lambda w, affine: nn.MaxPool2d(3, w.stride, 1)),
+            _pool("avg_pool_3x3", lambda w, affine: nn.AvgPool2d(3, w.stride, 1, count_include_pad=False)),
+            Operator(
+                "skip_connect",
+                lambda w, affine: (
+                    nn.Identity() if _skip_is_identity(w) else FactorizedReduce(w.in_channels, w.out_channels, affine)
+                ),
+                lambda w: 0 if _skip_is_identity(w) else _pointwise_madds(w),
+                lambda w: 0 if _skip_is_identity(w) else _pointwise_params(w),
+            ),
+            _separable("sep_conv_3x3", 3, 1, twice=True),
+            _separable("sep_conv_5x5", 5, 1, twice=True),
+            _separable("dil_conv_3x3", 3, 2, twice=False),
+            _separable("dil_conv_5x5", 5, 2, twice=False),
+            Operator(
+                "relu_conv1x1_bn",
+                lambda w, affine: relu_conv_bn(w.in_channels, w.out_channels, 1, w.stride, affine),
+                _pointwise_madds,
+                _pointwise_params,
+            ),
+            Operator(
+                "factorized_reduce",
+                lambda w, affine: FactorizedReduce(w.in_channels, w.out_channels, affine),
+                _pointwise_madds,
+                _pointwise_params,
+            ),
+            Operator("sum", lambda w, affine: Sum(), _nothing, _nothing),
+            Operator("concat", lambda w, affine: Concat(), _nothing, _nothing),
+            Operator(
+                "stem_cifar",
+                _stem_cifar,
+                lambda w: 9 * _pointwise_madds(w),
+                lambda w: w.out_channels * (9 * w.in_channels + 2),
+            ),
+            Operator(
+                "stem_imagenet",
+                _stem_imagenet,
+                _stem_imagenet_madds,
+                lambda w: (
+                    (w.out_channels // 2) * (9 * w.in_channels + 2) + w.out_channels * (9 * (w.out_channels // 2) + 2)
+                ),
+            ),
+            Operator(
+                "stem_imagenet_second",
+                lambda w, affine: nn.Sequential(
+                    nn.ReLU(),
+                    nn.Conv2d(w.in_channels, w.out_channels, 3, stride=2, padding=1, bias=False),
+                    nn.BatchNorm2d(w.out_channels),
+                ),
+                lambda w: 9 * _pointwise_madds(w),
+                lambda w: w.out_channels * (9 * w.in_channels + 2),
+            ),
+            Operator(
+                "head",
+                lambda w, affine: head(w.in_channels, w.out_channels),
+                lambda w: w.in_channels * w.out_channels,
+                lambda w: w.out_channels * (w.in_channels + 1),
+            ),
+        )
+    },
+)
+
+
+def build_operator(workload: Workload, affine: bool = True) -> nn.Module:
+    """The module that computes ``workload``; raises ``UnknownNameError`` if the catalogue has no such operator."""
+    return OPERATORS.get(workload.operator).build(workload, affine)
+
+
+def madds(workload: Workload) -> int:
+    """Multiply-adds of one inference of ``workload`` at batch 1."""
+    return OPERATORS.get(workload.operator).madds(workload)
+
+
+def params(workload: Workload) -> int:
+    """Learned scalars of ``workload`` in a derived network (BatchNorm affine, running statistics not counted)."""
+    return OPERATORS.get(workload.operator).params(workload)
+
+
+def example_inputs(workload: Workload, generator: torch.Generator | None = None) -> Sequence[Tensor]:
+    """Standard normal tensors of the shapes that ``workload`` reads."""
+    shape = (workload.batch, workload.in_channels, workload.height, workload.width)
+    return [torch.randn(shape, generator=generator) for _ in range(workload.inputs)]

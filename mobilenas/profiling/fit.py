@@ -1,0 +1,106 @@
+"""From measurements to a table's numbers: rows, workload costs, the scale, and errors on networks kept apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import lsq_linear, nnls
+from scipy.stats import spearmanr
+
+from mobilenas import ops
+from mobilenas.core.measurement import Measurement
+from mobilenas.core.workload import Kernel, Workload
+from mobilenas.latency.table import ErrorReport, TableRow, WorkloadCosts
+
+FEW_COPIES, MANY_COPIES = 2, 8
+"""A row is the slope between models of so many copies: what a call costs, whatever it runs, cancels."""
+_HELD_OUT_FRACTION = 0.2
+_PRIOR_WEIGHT = 1e-3
+
+
+def row_from_measurements(kernel: Kernel, few: Measurement, many: Measurement) -> TableRow:
+    """The row of one kernel; its interval lets each floor be as high as its repeatability says, never below zero."""
+    copies = MANY_COPIES - FEW_COPIES
+    return TableRow(
+        kernel=kernel,
+        value_ms=max(0.0, (many.value_ms - few.value_ms) / copies),
+        low_ms=max(0.0, (many.low_ms - few.high_ms) / copies),
+        high_ms=max(0.0, (many.high_ms - few.low_ms) / copies),
+        t2_ms=few.value_ms,
+        t8_ms=many.value_ms,
+        sweeps=min(few.sweeps, many.sweeps),
+        converged=few.converged and many.converged,
+    )
+
+
+def error_report(predicted: np.ndarray, truth: np.ndarray) -> ErrorReport:
+    """Errors of ``predicted`` against ``truth``, both ``(n,)`` and positive."""
+    relative = predicted / truth - 1
+    size = np.abs(relative)
+    rank = float(spearmanr(predicted, truth).statistic) if len(truth) > 2 else float("nan")
+    return ErrorReport(
+        networks=len(truth),
+        mape_fraction=float(size.mean()),
+        bias_fraction=float(relative.mean()),
+        p90_fraction=float(np.quantile(size, 0.9)),
+        worst_fraction=float(size.max()),
+        within_5_fraction=float((size <= 0.05).mean()),
+        within_10_fraction=float((size <= 0.10).mean()),
+        spearman=rank if np.isfinite(rank) else 0.0,
+    )
+
+
+def fit_scale(kernel_sums_ms: np.ndarray, measured_ms: np.ndarray) -> float:
+    """The factor between kernel sums and whole networks: the median ratio, which no single bad network can move."""
+    return float(np.median(measured_ms / kernel_sums_ms))
+
+
+def fit_madds_baseline(madds: np.ndarray, measured_ms: np.ndarray) -> tuple[float, float]:
+    """``(a, b)`` of ``a * MAdds + b`` by least squares of relative errors: what every table has to beat."""
+    design = np.stack([madds, np.ones(len(madds))], axis=1) / measured_ms[:, None]
+    (a, b), *_ = np.linalg.lstsq(design, np.ones(len(madds)), rcond=None)
+    return float(a), float(b)
+
+
+def fit_workload_costs(
+    networks: Sequence[Counter[Workload]], kernel_sums_ms: np.ndarray, workloads: Sequence[Workload]
+) -> WorkloadCosts:
+    """A non-negative cost per workload so that sums over workloads reproduce ``kernel_sums_ms`` ``(n,)``.
+
+    Least squares of relative errors. Directions that the networks leave open (the glue that all of them share) follow a
+    weak prior: what a workload would cost by its multiply-adds and its bytes. The error is that of a fit on four fifths
+    of the networks, on the other fifth; the costs returned are fitted on all.
+    """
+    design = np.array([[counts[w] for w in workloads] for counts in networks], dtype=float)
+    held_out = max(2, round(_HELD_OUT_FRACTION * len(networks)))
+    trial = _solve(design[held_out:], kernel_sums_ms[held_out:], workloads)
+    error = error_report(design[:held_out] @ trial, kernel_sums_ms[:held_out])
+    final = _solve(design, kernel_sums_ms, workloads)
+    return WorkloadCosts(
+        costs_ms={workload: float(cost) for workload, cost in zip(workloads, final, strict=True)},
+        networks=len(networks),
+        error=error,
+    )
+
+
+def _solve(design: np.ndarray, sums: np.ndarray, workloads: Sequence[Workload]) -> np.ndarray:
+    features = np.array([[ops.madds(w), _elements(w), 1.0] for w in workloads])
+    features /= features.max(axis=0)
+    weighted = design / sums[:, None]
+    coefficients, _ = nnls(weighted @ features, np.ones(len(sums)))
+    prior = features @ coefficients
+    stiffness = _PRIOR_WEIGHT * np.sqrt(len(sums)) / np.maximum(prior, 0.01 * prior.mean())
+    solution = lsq_linear(
+        np.vstack([weighted, np.diag(stiffness)]),
+        np.concatenate([np.ones(len(sums)), stiffness * prior]),
+        bounds=(0, np.inf),
+    )
+    return np.asarray(solution.x)
+
+
+def _elements(w: Workload) -> float:
+    """Tensor elements read and written, weights included."""
+    read = w.batch * w.inputs * w.in_channels * w.height * w.width
+    return float(read + w.batch * w.out_channels * w.out_height * w.out_width + ops.params(w))

@@ -1,0 +1,12 @@
+"""Which engine runs a network, one file per engine. Names of runtimes, resolved when asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mobilenas.core.registry import Registry
+
+if TYPE_CHECKING:
+    from mobilenas.runtimes.base import Runtime
+
+RUNTIMES: Registry[type[Runtime]] = Registry("runtime", {"onnxruntime": "mobilenas.runtimes.onnx_runtime:OnnxRuntime"})

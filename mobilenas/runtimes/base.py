@@ -1,0 +1,173 @@
+"""The contract of a runtime: which engine executes a model, and how a device-side runner is asked to time or lower it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+
+from mobilenas.core import documents
+from mobilenas.core.measurement import MeasurementPlan, SweepRecord
+from mobilenas.core.resources import shipped
+from mobilenas.core.workload import Kernel
+from mobilenas.devices.links import Link
+from mobilenas.errors import DocumentError, IncompatibleError, RunnerError
+
+PROTOCOL = 1
+SECONDS_PER_MODEL = 60.0
+"""How long a runner may take for one model before it is given up."""
+
+
+class RunSettings(msgspec.Struct, frozen=True):
+    """How an engine is asked to run: with the device and the runtime's name, the identity of every number."""
+
+    precision: str = "fp32"
+    provider: str = "CPUExecutionProvider"
+    threads: int = 1
+    batch: int = 1
+
+
+class PreparedModel(msgspec.Struct, frozen=True):
+    """A model in the form that the runner reads. ``optimise`` is off for models that are one kernel already."""
+
+    content: bytes
+    optimise: bool = True
+
+
+class Runtime(ABC):
+    """An engine on the device, driven through its runner; every runner prints the same JSON lines."""
+
+    name: ClassVar[str]
+    precisions: ClassVar[tuple[str, ...]]
+    runner: ClassVar[str]
+    """File name in ``export/runners``."""
+
+    @abstractmethod
+    def prepare(self, onnx: bytes, settings: RunSettings) -> PreparedModel:
+        """Convert an ONNX model to what the engine reads; raises ``IncompatibleError`` if it cannot."""
+
+    @abstractmethod
+    def kernels(
+        self, models: Sequence[bytes], link: Link, settings: RunSettings, progress: Callable[[int], None] | None = None
+    ) -> list[Counter[Kernel]]:
+        """What the engine on the device executes for each ONNX model; ``progress`` is told how many are done.
+
+        Raises ``RunnerError`` naming the engine's complaint.
+        """
+
+    @abstractmethod
+    def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
+        """A model that executes ``kernel`` so many times on the same inputs and weights."""
+
+    @abstractmethod
+    def session_model(self) -> PreparedModel:
+        """A model that computes next to nothing: the cost of one call."""
+
+    def check(self, settings: RunSettings) -> None:
+        """Raise ``IncompatibleError`` if the engine cannot run so."""
+        if settings.precision not in self.precisions:
+            raise IncompatibleError(
+                f"{self.name} runs {', '.join(self.precisions)} here, not {settings.precision!r}: change --precision"
+            )
+        if settings.threads < 1:
+            raise IncompatibleError(f"--threads is {settings.threads}; it must be at least 1")
+
+    def time_models(
+        self,
+        models: Mapping[str, PreparedModel],
+        order: Sequence[str],
+        link: Link,
+        settings: RunSettings,
+        plan: MeasurementPlan,
+        on_record: Callable[[str, SweepRecord], None],
+    ) -> dict[str, Any]:
+        """One sweep in a fresh process: time the models named in ``order`` (names may repeat) and report each at once.
+
+        Returns the runner's "hello". Raises ``RunnerError`` for a model that the engine refuses or a report outside the
+        protocol, after all other models were reported.
+        """
+        for name, model in models.items():
+            link.push_bytes(model.content, f"{name}.onnx")
+        job = {
+            "mode": "time",
+            "samples": plan.samples,
+            "maximum_samples": plan.maximum_samples,
+            "minimum_s": plan.minimum_s,
+            "warmup_runs": plan.warmup_runs,
+            "warmup_s": plan.warmup_s,
+            "models": [{"id": name, "path": f"{name}.onnx", "optimise": models[name].optimise} for name in order],
+        }
+        hello: dict[str, Any] = {}
+
+        def receive(report: dict[str, Any]) -> None:
+            if report["type"] == "hello":
+                hello.update(report)
+            else:
+                name, record = timing_from_report(report)
+                on_record(name, record)
+
+        self._run_job(job, link, settings, receive)
+        for name in models:
+            link.remove(f"{name}.onnx")
+        return hello
+
+    def _run_job(
+        self, job: dict[str, Any], link: Link, settings: RunSettings, receive: Callable[[dict[str, Any]], None]
+    ) -> None:
+        job = {**job, "threads": settings.threads, "provider": settings.provider}
+        link.push(shipped("export") / "runners" / self.runner, self.runner)
+        link.push_bytes(documents.dump_json(job).encode(), "job.json")
+        errors: list[str] = []
+        done = False
+
+        def on_line(line: str) -> None:
+            nonlocal done
+            report = parse_report(line, self.runner)
+            if report["type"] == "error":
+                errors.append(f"{report['id']}: {report['message']}")
+            elif report["type"] == "bye":
+                done = True
+            else:
+                receive(report)
+
+        timeout_s = 60 + SECONDS_PER_MODEL * len(job["models"])
+        link.run([link.python, self.runner, "job.json"], timeout_s=timeout_s, on_line=on_line)
+        if errors:
+            raise RunnerError(f"{self.name} refused {len(errors)} of {len(job['models'])} models; first: {errors[0]}")
+        if not done:
+            raise RunnerError(f"{self.runner} ended without saying bye: its report is incomplete")
+
+
+def parse_report(line: str, runner: str) -> dict[str, Any]:
+    """One line of a runner as a report; raises ``RunnerError`` for anything outside the protocol."""
+    try:
+        report = documents.parse_json(line, runner)
+    except DocumentError as error:
+        raise RunnerError(f"{runner} printed something that is not a report: {line[:200]!r}") from error
+    if not isinstance(report, dict) or report.get("type") not in ("hello", "timing", "graph", "error", "bye"):
+        raise RunnerError(f"{runner} printed a report of unknown type: {line[:200]!r}")
+    if report["type"] == "hello" and report.get("protocol") != PROTOCOL:
+        raise RunnerError(
+            f"{runner} speaks protocol {report.get('protocol')!r}, this mobilenas {PROTOCOL}: renew the kit"
+        )
+    return report
+
+
+def timing_from_report(report: dict[str, Any]) -> tuple[str, SweepRecord]:
+    """Model name and record of a "timing" report; raises ``RunnerError`` if times are missing or not positive."""
+    facts = {key: report.get(key) for key in ("wall_ms", "cpu_ms", "first_ms", "load_ms", "peak_memory_mib")}
+    try:
+        record = documents.convert(facts, SweepRecord, f"report on {report.get('id')}")
+    except DocumentError as error:
+        raise RunnerError(str(error)) from error
+    if not record.wall_ms or len(record.wall_ms) != len(record.cpu_ms) or min(record.wall_ms) <= 0:
+        raise RunnerError(f"report on {report.get('id')}: wall_ms must be positive numbers, one CPU time each")
+    return report["id"], record
+
+
+def numbered(count: int, prefix: str) -> Iterator[str]:
+    """File names for ``count`` models."""
+    return (f"{prefix}{index:06d}" for index in range(count))

@@ -1,0 +1,165 @@
+"""The one measuring path, used by profile and export alike: sweeps in fresh processes, spread over time."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from mobilenas import onnx_model
+from mobilenas.core import documents
+from mobilenas.core.measurement import Measurement, MeasurementPlan, SweepRecord, measurement_from_records
+from mobilenas.core.run_directory import Journal
+from mobilenas.core.workload import Blueprint, Layer, Workload
+from mobilenas.devices.links import Link
+from mobilenas.errors import MeasurementError
+from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
+
+SENTINEL = "sentinel"
+"""Name of the model that is timed at the start, in the middle and at the end of each sweep, to see drift."""
+
+
+class JournalEntry(msgspec.Struct, frozen=True):
+    """One model's record in one sweep, as the journal keeps it."""
+
+    sweep: int
+    model: str
+    record: SweepRecord
+
+
+@dataclass(frozen=True)
+class MeasureProgress:
+    """Told after each model: ``done`` of ``total`` models in sweep ``sweep`` of at least ``sweeps``; or waiting."""
+
+    sweep: int
+    sweeps: int
+    done: int
+    total: int
+    wait_s: float = 0.0
+
+
+@dataclass
+class SweepLog:
+    """What has been recorded, by model and sweep; appended to the journal as it comes."""
+
+    journal: Journal | None
+    records: dict[str, dict[int, SweepRecord]] = field(default_factory=dict)
+    sentinel_floors_ms: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def resume(cls, journal: Journal | None) -> SweepLog:
+        """Read back what an interrupted run recorded."""
+        log = cls(journal)
+        for number, entry in enumerate(journal.read() if journal else [], 1):
+            log._keep(documents.convert(entry, JournalEntry, f"{journal.path if journal else ''}:{number}"))
+        return log
+
+    def add(self, entry: JournalEntry) -> None:
+        """Record one model of one sweep, on disk first."""
+        if self.journal:
+            self.journal.append(entry)
+        self._keep(entry)
+
+    def _keep(self, entry: JournalEntry) -> None:
+        if entry.model == SENTINEL:
+            floor = min(entry.record.wall_ms)
+            self.sentinel_floors_ms[entry.sweep] = min(floor, self.sentinel_floors_ms.get(entry.sweep, floor))
+        else:
+            self.records.setdefault(entry.model, {})[entry.sweep] = entry.record
+
+    def quiet_sweeps(self, drift_fraction: float) -> set[int]:
+        """Sweeps in which the sentinel came within ``drift_fraction`` of its best."""
+        best = min(self.sentinel_floors_ms.values(), default=0.0)
+        return {k for k, floor in self.sentinel_floors_ms.items() if floor <= best * (1 + drift_fraction)}
+
+    def measurement(self, model: str, plan: MeasurementPlan, use_cpu_clock: bool) -> Measurement | None:
+        """The estimate of one model from its quiet sweeps, or from all where none was; ``None`` without a record."""
+        by_sweep = self.records.get(model, {})
+        quiet = self.quiet_sweeps(plan.drift_fraction)
+        chosen = [record for k, record in by_sweep.items() if k in quiet] or list(by_sweep.values())
+        return measurement_from_records(chosen, plan.tolerance_fraction, use_cpu_clock) if chosen else None
+
+
+def measure(
+    models: Mapping[str, PreparedModel],
+    link: Link,
+    runtime: Runtime,
+    settings: RunSettings,
+    plan: MeasurementPlan,
+    *,
+    journal: Journal | None = None,
+    seed: int = 0,
+    progress: Callable[[MeasureProgress], None] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[dict[str, Measurement], dict[str, Any]]:
+    """Measure every model as ``plan`` says and return the measurements with the runner's "hello".
+
+    Sweeps that the sentinel shows to be slow do not count towards ``plan.sweeps``; models whose floor does not repeat
+    get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says ``converged: False``. What is in
+    ``journal`` already is not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a model ends
+    without a record.
+    """
+    log = SweepLog.resume(journal)
+    everything = {**models, SENTINEL: runtime.prepare(sentinel_model(), settings)}
+    use_cpu_clock = settings.threads == 1
+    hello: dict[str, Any] = {}
+    begin = clock()
+    pause_s = plan.spread_s / max(1, plan.sweeps - 1)
+    ran = 0
+    for sweep in range(plan.maximum_sweeps):
+        wanted = _pending(models, log, plan, use_cpu_clock)
+        if not wanted:
+            break
+        missing = [name for name in wanted if sweep not in log.records.get(name, {})]
+        if not missing:
+            continue
+        while sweep < plan.sweeps and (wait_s := begin + ran * pause_s - clock()) > 0:
+            progress(MeasureProgress(sweep, plan.sweeps, 0, len(missing), wait_s))
+            sleep(min(wait_s, 1.0))
+        ran += 1
+        order = _with_sentinels(missing, random.Random(f"{seed}/{sweep}"))
+        done = 0
+
+        def on_record(name: str, record: SweepRecord, sweep: int = sweep, total: int = len(order)) -> None:
+            nonlocal done
+            done += 1
+            log.add(JournalEntry(sweep, name, record))
+            progress(MeasureProgress(sweep, plan.sweeps, done, total))
+
+        chosen = {name: everything[name] for name in order}
+        hello = runtime.time_models(chosen, order, link, settings, plan, on_record)
+    measurements = {name: log.measurement(name, plan, use_cpu_clock) for name in models}
+    without = [name for name, measurement in measurements.items() if measurement is None]
+    if without:
+        raise MeasurementError(f"{len(without)} models were never measured, the first is {without[0]}")
+    return {name: m for name, m in measurements.items() if m is not None}, hello
+
+
+def _pending(models: Iterable[str], log: SweepLog, plan: MeasurementPlan, use_cpu_clock: bool) -> list[str]:
+    """Models that need another sweep: too few quiet ones, or a floor that does not repeat."""
+    quiet = log.quiet_sweeps(plan.drift_fraction)
+
+    def is_pending(name: str) -> bool:
+        if len(quiet & set(log.records.get(name, {}))) < plan.sweeps:
+            return True
+        measurement = log.measurement(name, plan, use_cpu_clock)
+        return measurement is None or not measurement.converged
+
+    return sorted(name for name in models if is_pending(name))
+
+
+def _with_sentinels(names: list[str], generator: random.Random) -> list[str]:
+    generator.shuffle(names)
+    middle = len(names) // 2
+    return [SENTINEL, *names[:middle], SENTINEL, *names[middle:], SENTINEL]
+
+
+def sentinel_model() -> bytes:
+    """One fixed convolution, 3 to 48 channels at 32x32: long enough to time well, short enough to fit a time slice."""
+    workload = Workload("stem_cifar", 3, 48, 32, 32)
+    return onnx_model.compose(Blueprint((Layer("sentinel", workload, ("images",)),), (1, 3, 32, 32)))

@@ -1,0 +1,183 @@
+"""ONNX Runtime on the CPU: lowering to its fused kernels, and models that repeat one such kernel.
+
+Why kernels: an Add fuses into the convolution before it, the ReLUs of all readers of one tensor are merged, channel
+counts that are no multiple of 16 fall back to another layout. Operators cannot know this; the optimised graph does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mobilenas import onnx_model
+from mobilenas.core.workload import Kernel, TensorSpec
+from mobilenas.devices.links import Link
+from mobilenas.errors import RunnerError
+from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime, numbered
+
+_DTYPES = {
+    "float": "float32",
+    "int64": "int64",
+    "int32": "int32",
+    "bool": "bool",
+    "float16": "float16",
+    "double": "float64",
+}
+_LOWER_BATCH = 64
+"""Models lowered by one runner process."""
+_STORED_VALUES = 64
+"""Integer constants up to this many elements are part of a kernel: they are shapes, axes and paddings."""
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime with its default optimisation; the optimised graph is written and read back."""
+
+    name: ClassVar[str] = "onnxruntime"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    runner: ClassVar[str] = "onnxruntime_runner.py"
+
+    def prepare(self, onnx: bytes, settings: RunSettings) -> PreparedModel:
+        self.check(settings)
+        return PreparedModel(onnx)
+
+    def kernels(
+        self, models: Sequence[bytes], link: Link, settings: RunSettings, progress: Callable[[int], None] | None = None
+    ) -> list[Counter[Kernel]]:
+        self.check(settings)
+        lowered: dict[str, Counter[Kernel]] = {}
+        names = list(numbered(len(models), "lower"))
+        for start in range(0, len(models), _LOWER_BATCH):
+            batch = names[start : start + _LOWER_BATCH]
+            for name, model in zip(batch, models[start:], strict=False):
+                link.push_bytes(model, f"{name}.onnx")
+
+            def receive(report: dict[str, Any]) -> None:
+                if report["type"] == "graph":
+                    lowered[report["id"]] = kernels_from_graph(link.pull_bytes(report["path"]), report["nodes"])
+                    link.remove(report["path"])
+                    if progress:
+                        progress(len(lowered))
+
+            job = {"mode": "lower", "models": [{"id": name, "path": f"{name}.onnx"} for name in batch]}
+            self._run_job(job, link, settings, receive)
+            for name in batch:
+                link.remove(f"{name}.onnx")
+        return [lowered[name] for name in names]
+
+    def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
+        """Copies share inputs and weights, and only the last one's output leaves the graph; nothing is optimised, since
+        identical copies would be merged.
+        """
+        domain, _, operator = kernel.operator.rpartition("::")
+        attributes = json.loads(kernel.attributes)
+        inputs, initializers, names = [], [], []
+        for index, spec in enumerate(kernel.inputs):
+            name = f"in{index}" if spec else ""
+            names.append(name)
+            if spec and spec.is_constant:
+                initializers.append(numpy_helper.from_array(_constant(spec), name))
+            elif spec:
+                inputs.append(helper.make_tensor_value_info(name, _element_type(spec.dtype), spec.shape))
+        nodes = [
+            helper.make_node(
+                operator,
+                names,
+                [f"out{copy}_{index}" for index in range(len(kernel.outputs))],
+                name=f"copy{copy}",
+                domain=domain,
+                **attributes,
+            )
+            for copy in range(copies)
+        ]
+        outputs = [
+            helper.make_tensor_value_info(f"out{copies - 1}_{index}", _element_type(spec.dtype), spec.shape)
+            for index, spec in enumerate(kernel.outputs)
+        ]
+        graph = helper.make_graph(nodes, "kernel", inputs, outputs, initializers)
+        domains = [domain] if domain else []
+        return PreparedModel(onnx_model.make_model(graph, domains).SerializeToString(), optimise=False)
+
+    def session_model(self) -> PreparedModel:
+        graph = helper.make_graph(
+            [helper.make_node("Identity", ["x"], ["y"])],
+            "session",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1,))],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1,))],
+        )
+        return PreparedModel(onnx_model.make_model(graph).SerializeToString(), optimise=False)
+
+
+def kernels_from_graph(model: bytes, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:
+    """Count the kernels of an optimised graph, whose shapes come from the runner's report on its ``nodes``.
+
+    Raises ``RunnerError`` if the report does not cover a node of the graph.
+    """
+    graph = onnx_model.parse_model(model, "optimised graph").graph
+    constants = {tensor.name: _constant_spec(tensor) for tensor in graph.initializer}
+    specs = {value.name: _input_spec(value) for value in graph.input if value.name not in constants}
+    reported = {node["name"]: node for node in nodes}
+    for node in graph.node:
+        if node.name not in reported:
+            raise RunnerError(f"the runner did not report the node {node.name!r} ({node.op_type}) of its own graph")
+        for name, output in zip(node.output, reported[node.name]["outputs"], strict=False):
+            if output:
+                specs[name] = TensorSpec(tuple(output[1]), _DTYPES[output[0]])
+    return Counter(
+        Kernel(
+            operator=f"{node.domain}::{node.op_type}" if node.domain else node.op_type,
+            attributes=_canonical_attributes(node),
+            inputs=tuple(constants.get(name) or specs[name] if name else None for name in node.input),
+            outputs=tuple(specs[name] for name in node.output if name in specs),
+            provider=reported[node.name]["provider"],
+        )
+        for node in graph.node
+    )
+
+
+def _canonical_attributes(node: onnx.NodeProto) -> str:
+    values = {}
+    for attribute in node.attribute:
+        value = helper.get_attribute_value(attribute)
+        if isinstance(value, bytes):
+            value = value.decode()
+        elif not isinstance(value, int | float):
+            try:
+                value = [item.decode() if isinstance(item, bytes) else item for item in value]
+                json.dumps(value)
+            except TypeError:
+                raise RunnerError(
+                    f"{node.op_type} has the attribute {attribute.name!r}, which no kernel can hold"
+                ) from None
+        values[attribute.name] = value
+    return json.dumps(values, sort_keys=True)
+
+
+def _constant_spec(tensor: onnx.TensorProto) -> TensorSpec:
+    dtype = numpy_helper.to_array(tensor).dtype if tensor.data_type != TensorProto.FLOAT else np.dtype("float32")
+    count = int(np.prod(tensor.dims)) if tensor.dims else 1
+    values = None
+    if count == 1 or (dtype.kind == "i" and count <= _STORED_VALUES):
+        values = tuple(numpy_helper.to_array(tensor).reshape(-1).tolist())
+    return TensorSpec(tuple(tensor.dims), str(dtype), is_constant=True, values=values)
+
+
+def _input_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    return TensorSpec(shape, str(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)))
+
+
+def _element_type(dtype: str) -> int:
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+def _constant(spec: TensorSpec) -> np.ndarray:
+    dtype = np.dtype(spec.dtype)
+    if spec.values is not None:
+        return np.array(spec.values, dtype).reshape(spec.shape)
+    return (0.1 * np.random.default_rng(0).standard_normal(spec.shape)).astype(dtype)

@@ -1,0 +1,338 @@
+"""The one search loop: stages, phases, two optimisers, budgets, checkpoints. No branch on a method's name.
+
+Each step relaxes the logits to a mixture, runs the supernet on it, and descends either the weights (on a training batch)
+or the logits (on a validation batch, with the budgets' terms).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.run_directory import RunDirectory
+from mobilenas.data import CyclingLoader, Images
+from mobilenas.errors import DivergedError, IncompatibleError, MissingKernelError
+from mobilenas.latency.budget import AugmentedLagrangian, Budget
+from mobilenas.methods.base import Batch, Progress, SearchMethod, Stage, Step
+from mobilenas.search.checkpoints import Checkpoints, random_state, set_random_state
+from mobilenas.search.task import Task
+from mobilenas.spaces.base import SearchSpace, SupernetSize
+from mobilenas.supernet import ArchitectureParameters, Mixture, Supernet
+
+LOWEST_TEMPERATURE = 0.05
+
+
+class SgdSettings(msgspec.Struct, frozen=True):
+    """SGD with momentum, a cosine from ``lr`` to ``min_lr`` per epoch, and clipping of the gradient's norm."""
+
+    lr: float
+    min_lr: float
+    momentum: float
+    weight_decay: float
+    clip_norm: float
+
+    def lr_at(self, epoch: int, epochs: int) -> float:
+        """Learning rate of ``epoch``, counted from 0."""
+        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+class AdamSettings(msgspec.Struct, frozen=True):
+    """Adam of the logits, with L2 decay."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    weight_decay: float
+
+
+class EngineSettings(msgspec.Struct, frozen=True):
+    """Everything about a search that is neither space nor method."""
+
+    supernet: SupernetSize
+    epochs: int
+    warmup_epochs: int
+    batch_size: int
+    workers: int
+    weights: SgdSettings
+    architecture: AdamSettings
+    seed: int
+
+
+class BudgetReport(msgspec.Struct, frozen=True):
+    """One budget after an epoch; ``table_ms`` is the decoded network's, ``None`` where the table lacks a kernel of it."""
+
+    target_ms: float
+    expected_ms: float
+    table_ms: float | None
+    multiplier: float
+    penalty: float
+
+
+class EpochReport(msgspec.Struct, frozen=True):
+    """What one epoch of a search did; a line of metrics.jsonl. Accuracies are fractions."""
+
+    stage: int
+    epoch: int
+    epochs: int
+    train_cross_entropy: float
+    train_accuracy: float
+    valid_cross_entropy: float | None
+    valid_accuracy: float | None
+    budgets: tuple[BudgetReport, ...]
+    decoded: str
+    """Fingerprint of the network that the logits stand for now."""
+    lr: float
+    duration_s: float
+
+
+@dataclass
+class _Tally:
+    """Loss and hits summed over an epoch's batches, on the device that computes them until they are read."""
+
+    loss: list[Tensor] = field(default_factory=list)
+    correct: int = 0
+    count: int = 0
+
+    def add(self, loss: Tensor, correct: int, count: int) -> None:
+        self.loss.append(loss.detach())
+        self.correct += correct
+        self.count += count
+
+    def mean_loss(self) -> float | None:
+        return float(torch.stack(self.loss).mean()) if self.loss else None
+
+    def accuracy(self) -> float | None:
+        return self.correct / self.count if self.count else None
+
+
+@dataclass
+class SearchEngine:
+    """Trains a supernet and its logits; ``run`` returns the finished logits. A run directory with a checkpoint goes on."""
+
+    space: SearchSpace
+    method: SearchMethod
+    task: Task
+    halves: tuple[Images, Images]
+    budgets: Sequence[Budget]
+    settings: EngineSettings
+    fabric: Fabric
+    directory: RunDirectory
+    on_epoch: Callable[[EpochReport], None] = lambda _: None
+
+    def run(self) -> ArchitectureParameters:
+        """Search all stages. Raises ``IncompatibleError`` if the method needs what the space lacks, ``DivergedError``
+        if the loss stops being finite.
+        """
+        missing = self.method.needs - self.space.traits
+        if missing:
+            raise IncompatibleError(
+                f"the method {self.method.name} needs a space with {', '.join(sorted(missing))}; "
+                f"{self.space.name} has {', '.join(sorted(self.space.traits)) or 'none of that'}"
+            )
+        settings = self.settings
+        stages = self.method.stages(self.space, settings.supernet, settings.epochs, settings.warmup_epochs)
+        stage = next(stages)
+        index = 0
+        while True:
+            parameters = _StageRun(self, index, stage).run()
+            try:
+                stage = stages.send(parameters)
+            except StopIteration:
+                return parameters
+            index += 1
+
+
+class _StageRun:
+    """One stage of a search: its supernet, logits, optimisers, loaders and multipliers."""
+
+    def __init__(self, engine: SearchEngine, index: int, stage: Stage) -> None:
+        self.engine, self.index, self.stage = engine, index, stage
+        settings, fabric = engine.settings, engine.fabric
+        torch.manual_seed(settings.seed + index)
+        supernet: Supernet = engine.space.supernet(stage.size, engine.method.mixed_op)
+        generator = torch.Generator().manual_seed(settings.seed + index)
+        self.parameters = fabric.to_device(ArchitectureParameters(stage.decisions, generator))
+        self.weights = list(supernet.parameters())
+        optimiser = torch.optim.SGD(
+            self.weights,
+            settings.weights.lr,
+            momentum=settings.weights.momentum,
+            weight_decay=settings.weights.weight_decay,
+        )
+        self.supernet, self.weights_optimiser = fabric.setup(supernet, optimiser)
+        adam = settings.architecture
+        self.architecture_optimiser = fabric.setup_optimizers(
+            torch.optim.Adam(
+                self.parameters.parameters(), adam.lr, (adam.beta1, adam.beta2), weight_decay=adam.weight_decay
+            )
+        )
+        self.loaders = [
+            CyclingLoader(images, settings.batch_size, settings.seed + 2 * index + half, settings.workers)
+            for half, images in enumerate(engine.halves)
+        ]
+        self.lagrangians = [AugmentedLagrangian() for _ in engine.budgets]
+        self.checkpoints = Checkpoints(engine.directory.checkpoints / f"stage{index}")
+
+    def run(self) -> ArchitectureParameters:
+        first = self._resume()
+        for epoch in range(first, self.stage.epochs):
+            report = self._epoch(Progress(self.index, epoch, self.stage.epochs))
+            self.checkpoints.save(epoch + 1, self._state())
+            self.engine.directory.metrics.append(report)
+            self.engine.on_epoch(report)
+        return self.parameters
+
+    def _epoch(self, progress: Progress) -> EpochReport:
+        begin = time.monotonic()
+        lr = self.engine.settings.weights.lr_at(progress.epoch, progress.epochs)
+        for group in self.weights_optimiser.param_groups:
+            group["lr"] = lr
+        self.supernet.train()
+        train, valid = _Tally(), _Tally()
+        for steps in self.engine.method.phases(self.stage, progress.epoch):
+            for _ in range(min(len(loader) for loader in self.loaders)):
+                batches = [self._batch(loader) for loader in self.loaders]
+                for kind in steps:
+                    if kind == "architecture":
+                        self._architecture_step(*batches, progress, valid)
+                    else:
+                        self._weight_step(batches[0], progress, train)
+        train_loss, valid_loss = train.mean_loss(), valid.mean_loss()
+        for loss in (train_loss, valid_loss):
+            if loss is not None and not math.isfinite(loss):
+                raise DivergedError(
+                    f"the search's loss is {loss} in epoch {progress.epoch + 1}; lower weights.lr or architecture.lr"
+                )
+        decoded = self.engine.method.decode(self.engine.space, self.parameters)
+        return EpochReport(
+            stage=self.index,
+            epoch=progress.epoch,
+            epochs=progress.epochs,
+            train_cross_entropy=train_loss if train_loss is not None else 0.0,
+            train_accuracy=train.accuracy() or 0.0,
+            valid_cross_entropy=valid_loss,
+            valid_accuracy=valid.accuracy(),
+            budgets=self._update_multipliers(decoded, progress),
+            decoded=decoded.fingerprint,
+            lr=lr,
+            duration_s=time.monotonic() - begin,
+        )
+
+    def _batch(self, loader: CyclingLoader) -> Batch:
+        images, labels = self.engine.fabric.to_device(loader.next())
+        return Batch(images, labels)
+
+    def _weight_step(self, batch: Batch, progress: Progress, tally: _Tally) -> None:
+        with torch.no_grad():
+            mixture = self.engine.method.relax_weights(self.parameters, progress)
+        self.weights_optimiser.zero_grad()
+        loss = self._loss(batch, mixture, tally)
+        self.engine.fabric.backward(loss)
+        nn.utils.clip_grad_norm_(self.weights, self.engine.settings.weights.clip_norm)
+        self.weights_optimiser.step()
+
+    def _architecture_step(self, train: Batch, valid: Batch, progress: Progress, tally: _Tally) -> None:
+        self.architecture_optimiser.zero_grad()
+        with _frozen(self.weights):
+            self.engine.method.architecture_gradient(
+                Step(
+                    parameters=self.parameters,
+                    train=train,
+                    valid=valid,
+                    progress=progress,
+                    loss=lambda batch, mixture: self._loss(batch, mixture, tally),
+                    constraint=lambda mixture: self._constraint(mixture, progress),
+                    backward=self.engine.fabric.backward,
+                )
+            )
+        self.architecture_optimiser.step()
+        with torch.no_grad():
+            self.engine.method.after_architecture_step(self.parameters, progress)
+
+    def _loss(self, batch: Batch, mixture: Mixture, tally: _Tally) -> Tensor:
+        logits = self.supernet(batch.images, mixture)
+        loss = self.engine.task.loss(logits, batch.labels)
+        tally.add(loss, self.engine.task.correct(logits.detach(), batch.labels), len(batch.labels))
+        return loss
+
+    def _constraint(self, mixture: Mixture, progress: Progress) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=self.engine.fabric.device)
+        for budget, lagrangian in zip(self.engine.budgets, self.lagrangians, strict=True):
+            expected_ms = budget.model.expected_ms(mixture.probabilities, temperature_at(progress))
+            total = total + lagrangian.term(expected_ms, budget.target_ms)
+        return total
+
+    def _update_multipliers(self, decoded: Architecture, progress: Progress) -> tuple[BudgetReport, ...]:
+        """Drive each multiplier by the decoded network's table latency, or by its linear cost where a row is missing."""
+        with torch.no_grad():
+            probabilities = self.engine.method.relax_architecture(self.parameters, progress).probabilities
+        reports = []
+        for budget, lagrangian in zip(self.engine.budgets, self.lagrangians, strict=True):
+            try:
+                table_ms: float | None = budget.model.latency(decoded).ms
+            except MissingKernelError:
+                table_ms = None
+            if progress.epoch >= self.stage.warmup_epochs:
+                lagrangian.update(
+                    table_ms if table_ms is not None else budget.model.workload_ms(decoded), budget.target_ms
+                )
+            expected_ms = float(budget.model.expected_ms(probabilities, temperature_at(progress)))
+            reports.append(
+                BudgetReport(budget.target_ms, expected_ms, table_ms, lagrangian.multiplier, lagrangian.penalty)
+            )
+        return tuple(reports)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "supernet": self.supernet.state_dict(),
+            "parameters": self.parameters.state_dict(),
+            "weights_optimiser": self.weights_optimiser.state_dict(),
+            "architecture_optimiser": self.architecture_optimiser.state_dict(),
+            "lagrangians": [lagrangian.state() for lagrangian in self.lagrangians],
+            "loaders": [loader.state() for loader in self.loaders],
+            "random": random_state(),
+        }
+
+    def _resume(self) -> int:
+        """Load the newest checkpoint, if any; returns the epoch to go on with."""
+        found = self.checkpoints.load_latest()
+        if found is None:
+            return 0
+        epoch, state = found
+        self.supernet.load_state_dict(state["supernet"])
+        self.parameters.load_state_dict(state["parameters"])
+        self.weights_optimiser.load_state_dict(state["weights_optimiser"])
+        self.architecture_optimiser.load_state_dict(state["architecture_optimiser"])
+        for lagrangian, saved in zip(self.lagrangians, state["lagrangians"], strict=True):
+            lagrangian.load_state(saved)
+        for loader, saved in zip(self.loaders, state["loaders"], strict=True):
+            loader.load_state(saved)
+        set_random_state(state["random"])
+        return epoch
+
+
+@contextmanager
+def _frozen(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No gradients for ``weights`` inside: an architecture step needs those of the logits only."""
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+def temperature_at(progress: Progress) -> float:
+    """Sharpness of the expected cost: from 1 at first towards 0, where it is the decoded network's cost."""
+    return max(LOWEST_TEMPERATURE, 1.0 - progress.fraction)

@@ -1,0 +1,164 @@
+"""The contract of a search space: the only code that knows what a network of it looks like."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+from torch import Tensor, nn
+
+from mobilenas import network, ops
+from mobilenas.core.architecture import Architecture, Decision, OptionValue, options_key
+from mobilenas.core.workload import Blueprint, Workload
+from mobilenas.errors import UsageError
+from mobilenas.supernet import MixedOpBuilder, Supernet
+
+Probabilities = Mapping[str, Tensor]
+"""Per decision name: a tensor ``(n_options,)`` over the decision's options, soft."""
+
+
+class SupernetSize(msgspec.Struct, frozen=True):
+    """Size of the proxy network that is trained while searching; it shares the decisions with the deployed network."""
+
+    channels: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class OptionCosts:
+    """What each option adds to the network's cost, in the cost's own unit (milliseconds, multiply-adds, ...).
+
+    ``fixed`` is what every network of the space pays; ``options[decision]`` has shape ``(n_options,)`` and sums over
+    every place in the network where the decision applies.
+    """
+
+    fixed: float
+    options: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class DerivationProgram:
+    """What may be chosen together, as a 0/1 linear program over ``variables`` = (decision, option) pairs.
+
+    Maximise ``scores @ z`` with ``lower <= rows @ z <= upper`` (the space's rules). Row ``b`` of ``costs`` and entry
+    ``b`` of ``fixed_costs`` give cost ``b`` of the network: ``costs[b] @ z + fixed_costs[b]``.
+    """
+
+    variables: tuple[tuple[str, str], ...]
+    scores: np.ndarray
+    rows: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    costs: np.ndarray
+    fixed_costs: np.ndarray
+
+
+class SearchSpace(ABC):
+    """Describes the *deployed* network: its size, its decisions, its workloads. Implementations are frozen dataclasses.
+
+    Budgets, costs, fingerprints and profiles are about the deployed network. The supernet, which is only trained to
+    decide, gets its own ``SupernetSize``. Costs flow one way: a cost per workload -> ``option_costs`` -> either
+    ``expected_cost`` (the loss) or ``derivation_program`` (the choice).
+    """
+
+    name: ClassVar[str]
+    traits: ClassVar[frozenset[str]] = frozenset()
+    """What a method may ask for: ``"cells"``, ``"routes"``, ..."""
+
+    @property
+    @abstractmethod
+    def options(self) -> dict[str, OptionValue]:
+        """The constructor's arguments as plain data; ``type(self)(**options) == self``."""
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the deployed network's input, ``(batch, channels, height, width)``."""
+
+    @property
+    @abstractmethod
+    def decisions(self) -> tuple[Decision, ...]:
+        """Everything that may be chosen, in a fixed order."""
+
+    @abstractmethod
+    def workloads(self) -> frozenset[Workload]:
+        """Every workload that any network of the space can have."""
+
+    @abstractmethod
+    def blueprint(self, architecture: Architecture) -> Blueprint:
+        """The deployed network as data; raises ``DocumentError`` where the choices are not legal in this space."""
+
+    @abstractmethod
+    def supernet(self, size: SupernetSize, mixed_op: MixedOpBuilder) -> Supernet:
+        """A supernet of ``size`` whose candidates are combined by ``mixed_op``."""
+
+    @abstractmethod
+    def option_costs(self, cost: Mapping[Workload, float]) -> OptionCosts:
+        """Add up a cost per workload to a cost per option; a workload without a cost raises ``KeyError``."""
+
+    @abstractmethod
+    def expected_cost(self, probabilities: Probabilities, costs: OptionCosts, temperature: float = 1.0) -> Tensor:
+        """Expectation of the cost under the decode rule, a differentiable scalar.
+
+        ``temperature`` (above 0) sharpens what the decode rule makes all-or-nothing; at 0 it would be the decoded
+        network's own cost.
+        """
+
+    @abstractmethod
+    def derivation_program(
+        self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()
+    ) -> DerivationProgram:
+        """The choice as a 0/1 program; ``scores[decision]`` are log probabilities ``(n_options,)``."""
+
+    @abstractmethod
+    def decode(self, probabilities: Probabilities) -> Architecture:
+        """The architecture that the probabilities stand for, without any budget."""
+
+    @abstractmethod
+    def one_hot(self, architecture: Architecture) -> dict[str, Tensor]:
+        """Probabilities that are certain of ``architecture``: ``decode(one_hot(a)) == a``."""
+
+    @abstractmethod
+    def random_architecture(self, generator: random.Random) -> Architecture:
+        """An architecture drawn uniformly over the legal choices."""
+
+    def architecture(self, choices: Iterable[tuple[str, str]]) -> Architecture:
+        """The architecture with the given (decision, option) pairs."""
+        return Architecture(self.name, self.options, dict(sorted(choices)))
+
+    def build(self, architecture: Architecture) -> network.Network:
+        """The deployed network of ``architecture``, untrained, without an auxiliary head."""
+        return network.Network(self.blueprint(architecture))
+
+    def workloads_of(self, architecture: Architecture) -> Counter[Workload]:
+        """Workloads of one network with their multiplicity."""
+        return self.blueprint(architecture).workloads
+
+    def madds(self, architecture: Architecture) -> int:
+        """Multiply-adds of one inference at batch 1."""
+        return sum(count * ops.madds(w) for w, count in self.workloads_of(architecture).items())
+
+    def params(self, architecture: Architecture) -> int:
+        """Learned scalars of the deployed network."""
+        return sum(count * ops.params(w) for w, count in self.workloads_of(architecture).items())
+
+    def search_only(self, supernet: Supernet) -> tuple[nn.Module, ...]:
+        """Modules of ``supernet`` that no derived network has; replaced by identities when the two are compared."""
+        return ()
+
+    @property
+    def key(self) -> str:
+        """Short stable name of the space with its options."""
+        return options_key(self.name, self.options)
+
+
+def check_at_least(value: int, minimum: int, what: str) -> None:
+    """Raise ``UsageError`` naming ``what`` if ``value`` is below ``minimum``."""
+    if value < minimum:
+        raise UsageError(f"{what} is {value}; it must be at least {minimum}")

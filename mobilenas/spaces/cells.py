@@ -1,0 +1,395 @@
+"""The DARTS cell space: a normal and a reduction cell of four nodes, stacked.
+
+Liu, Simonyan, Yang: DARTS, ICLR 2019, arXiv 1806.09055, section 2.1 and appendix A. A cell's nodes 0 and 1 are the
+outputs of the two cells before it; each later node is the sum of two earlier ones, each through one operator; the
+cell's output is the concatenation of the later nodes. Edges are named ``normal.0-2``: cell type, source, node.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mobilenas import ops
+from mobilenas.core.architecture import Architecture, Decision, OptionValue
+from mobilenas.core.workload import Blueprint, Layer, Workload
+from mobilenas.errors import DocumentError, UsageError, nearest_names
+from mobilenas.network import Network
+from mobilenas.spaces.base import (
+    DerivationProgram,
+    OptionCosts,
+    Probabilities,
+    SearchSpace,
+    SupernetSize,
+    check_at_least,
+)
+from mobilenas.spaces.cell_supernet import CellSupernet
+from mobilenas.supernet import NO_OPERATOR, MixedOpBuilder, SearchedPool, Supernet
+
+OPERATORS = (
+    NO_OPERATOR,
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+"""The eight candidates of every edge, in the order of DARTS's logits."""
+
+STEMS = ("cifar", "imagenet")
+KEPT_EDGES = 2
+"""How many incoming edges a node keeps."""
+
+
+@dataclass(frozen=True)
+class CellPlace:
+    """One cell at its place in the stack. ``source_channels`` and ``source_sizes`` are those of its two inputs."""
+
+    index: int
+    kind: str
+    channels: int
+    source_channels: tuple[int, int]
+    source_sizes: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        """Height and width of the cell's input nodes in pixels."""
+        return self.source_sizes[1]
+
+    @property
+    def out_size(self) -> int:
+        """Height and width of the cell's output in pixels."""
+        return -(-self.size // 2) if self.kind == "reduce" else self.size
+
+
+@dataclass(frozen=True)
+class CellSpace(SearchSpace):
+    """Networks of ``layers`` cells, ``channels`` wide at first and doubled by the reductions at 1/3 and 2/3 of the depth.
+
+    ``image_size`` is height and width in pixels; any size from 8 on works, odd ones included. ``stem`` is ``"cifar"``
+    (one convolution) or ``"imagenet"`` (three of stride 2). Raises ``UsageError`` for a value out of range.
+    """
+
+    channels: int = 16
+    layers: int = 8
+    image_size: int = 32
+    image_channels: int = 3
+    classes: int = 10
+    stem: str = "cifar"
+    nodes: int = 4
+    operators: tuple[str, ...] = OPERATORS
+    batch: int = 1
+
+    name: ClassVar[str] = "cells"
+    traits: ClassVar[frozenset[str]] = frozenset({"cells"})
+
+    def __post_init__(self) -> None:
+        check_at_least(self.channels, 2, "space.channels")
+        check_at_least(self.layers, 3, "space.layers")
+        check_at_least(self.image_size, 8 if self.stem == "cifar" else 32, "space.image_size")
+        check_at_least(self.image_channels, 1, "space.image_channels")
+        check_at_least(self.classes, 2, "space.classes")
+        check_at_least(self.nodes, 1, "space.nodes")
+        check_at_least(self.batch, 1, "space.batch")
+        if self.stem not in STEMS:
+            raise UsageError(f"space.stem is {self.stem!r}; available: {', '.join(STEMS)}")
+        for operator in self.operators:
+            if operator not in OPERATORS:
+                near = nearest_names(operator, OPERATORS)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UsageError(f"space.operators has {operator!r}{hint} (available: {', '.join(OPERATORS)})")
+        if len(set(self.operators)) < len(self.operators) or not set(self.operators) - {NO_OPERATOR}:
+            raise UsageError("space.operators must name at least one operator besides none, and none of them twice")
+
+    @cached_property
+    def options(self) -> dict[str, OptionValue]:
+        return asdict(self)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int, int]:
+        return (self.batch, self.image_channels, self.image_size, self.image_size)
+
+    @cached_property
+    def decisions(self) -> tuple[Decision, ...]:
+        return tuple(
+            Decision(_edge(kind, source, node), self.operators, "op")
+            for kind in ("normal", "reduce")
+            for node in self._nodes
+            for source in range(node)
+        )
+
+    @property
+    def _nodes(self) -> range:
+        return range(2, 2 + self.nodes)
+
+    def places(self) -> Iterator[CellPlace]:
+        """The stacked cells in order (section 1.3 of the paper's appendix: reductions at 1/3 and 2/3 of the depth)."""
+        channels = self.channels
+        if self.stem == "cifar":
+            source_channels, source_sizes = (3 * channels, 3 * channels), (self.image_size, self.image_size)
+        else:
+            source_channels = (channels, channels)
+            source_sizes = (-(-self.image_size // 4), -(-self.image_size // 8))
+        for index in range(self.layers):
+            reduces = index in (self.layers // 3, 2 * self.layers // 3)
+            channels *= 2 if reduces else 1
+            place = CellPlace(index, "reduce" if reduces else "normal", channels, source_channels, source_sizes)
+            yield place
+            source_channels = (source_channels[1], self.nodes * channels)
+            source_sizes = (source_sizes[1], place.out_size)
+
+    # ---- structure -------------------------------------------------------------------------------------------------
+
+    def blueprint(self, architecture: Architecture) -> Blueprint:
+        edges = self._kept_edges(architecture)
+        places = list(self.places())
+        layers = [Layer(name, workload, inputs) for name, workload, inputs in self._stem_layers()]
+        outputs = [layers[0].name, layers[-1].name]
+        for place in places:
+            layers += self._cell_layers(place, edges[place.kind], outputs)
+            outputs = [outputs[1], layers[-1].name]
+        layers.append(Layer("head", self._head(places[-1]), (outputs[1],)))
+        return Blueprint(tuple(layers), self.image_shape, _cell(2 * self.layers // 3, "concat"))
+
+    def _stem_layers(self) -> list[tuple[str, Workload, tuple[str, ...]]]:
+        size, channels = self.image_size, self.channels
+        if self.stem == "cifar":
+            return [("stem", self._workload("stem_cifar", self.image_channels, 3 * channels, size), ("images",))]
+        first = self._workload("stem_imagenet", self.image_channels, channels, size, 4)
+        second = self._workload("stem_imagenet_second", channels, channels, -(-size // 4), 2)
+        return [("stem", first, ("images",)), ("stem_second", second, ("stem",))]
+
+    def _cell_layers(
+        self, place: CellPlace, edges: Mapping[int, Mapping[int, str]], sources: Sequence[str]
+    ) -> list[Layer]:
+        layers = [
+            Layer(_cell(place.index, f"preprocess{i}"), self.preprocess_workload(place, i), (sources[i],))
+            for i in (0, 1)
+        ]
+        states = [layer.name for layer in layers]
+        for node in self._nodes:
+            names = []
+            for source, operator in sorted(edges[node].items()):
+                names.append(_cell(place.index, f"edge{source}-{node}"))
+                workload = self.edge_workload(place, source, operator)
+                layers.append(Layer(names[-1], workload, (states[source],), may_drop=True))
+            states.append(_cell(place.index, f"node{node}"))
+            layers.append(Layer(states[-1], self._sum(place), tuple(names)))
+        concat = self._workload(
+            "concat", place.channels, self.nodes * place.channels, place.out_size, attributes=(("inputs", self.nodes),)
+        )
+        layers.append(Layer(_cell(place.index, "concat"), concat, tuple(states[2:])))
+        return layers
+
+    def _workload(
+        self,
+        operator: str,
+        c_in: int,
+        c_out: int,
+        size: int,
+        stride: int = 1,
+        attributes: tuple[tuple[str, int], ...] = (),
+    ) -> Workload:
+        return Workload(operator, c_in, c_out, size, size, stride, self.batch, attributes)
+
+    def preprocess_workload(self, place: CellPlace, which: int) -> Workload:
+        """What brings input ``which`` (0 or 1) of a cell to its channels, and input 0 to the size of input 1."""
+        c_in, size = place.source_channels[which], place.source_sizes[which]
+        if size != place.size:
+            return self._workload("factorized_reduce", c_in, place.channels, size, 2)
+        return self._workload("relu_conv1x1_bn", c_in, place.channels, size)
+
+    def edge_workload(self, place: CellPlace, source: int, operator: str) -> Workload:
+        """``operator`` on the edges that leave ``source`` in this cell; of stride 2 from a reduction cell's inputs."""
+        reduces = place.kind == "reduce" and source < 2
+        size = place.size if source < 2 else place.out_size
+        return self._workload(operator, place.channels, place.channels, size, 2 if reduces else 1)
+
+    def _sum(self, place: CellPlace) -> Workload:
+        return self._workload(
+            "sum", place.channels, place.channels, place.out_size, attributes=(("inputs", KEPT_EDGES),)
+        )
+
+    def _head(self, last: CellPlace) -> Workload:
+        return self._workload("head", self.nodes * last.channels, self.classes, last.out_size)
+
+    def workloads(self) -> frozenset[Workload]:
+        fixed = {layer.workload for layer in self.fixed_layers}
+        edges = {
+            self.edge_workload(place, source, operator)
+            for place in self.places()
+            for source in range(1 + self.nodes)
+            for operator in self.operators
+            if operator != NO_OPERATOR
+        }
+        return frozenset(fixed | edges)
+
+    @cached_property
+    def fixed_layers(self) -> tuple[Layer, ...]:
+        """The layers that every network of the space has: an arbitrary one's without its edges."""
+        whole = self.blueprint(self.random_architecture(random.Random(0)))
+        return tuple(layer for layer in whole.layers if not layer.may_drop)
+
+    def build(self, architecture: Architecture, auxiliary: bool = False) -> Network:
+        """The deployed network, with the auxiliary head that it is trained with if asked for."""
+        blueprint = self.blueprint(architecture)
+        if not auxiliary:
+            return Network(blueprint)
+        place = list(self.places())[2 * self.layers // 3]
+        return Network(blueprint, ops.auxiliary_head(self.nodes * place.channels, place.out_size, self.classes))
+
+    def supernet(self, size: SupernetSize, mixed_op: MixedOpBuilder) -> Supernet:
+        values = {**asdict(self), "channels": size.channels, "layers": size.layers}
+        return CellSupernet(CellSpace(**values), mixed_op)
+
+    def search_only(self, supernet: Supernet) -> tuple[nn.Module, ...]:
+        return tuple(module[1] for module in supernet.modules() if isinstance(module, SearchedPool))
+
+    # ---- choices ---------------------------------------------------------------------------------------------------
+
+    def _kept_edges(self, architecture: Architecture) -> dict[str, dict[int, dict[int, str]]]:
+        """``kind -> node -> source -> operator``; raises ``DocumentError`` where a node has not its legal edges."""
+        decisions = {decision.name for decision in self.decisions}
+        edges: dict[str, dict[int, dict[int, str]]] = {k: {n: {} for n in self._nodes} for k in ("normal", "reduce")}
+        for name, operator in architecture.choices.items():
+            if name not in decisions:
+                near = nearest_names(name, decisions)
+                raise DocumentError(f"architecture: no edge {name!r} in this space{_hint(near)}")
+            if operator not in self.operators or operator == NO_OPERATOR:
+                near = nearest_names(operator, self.operators)
+                raise DocumentError(f"architecture: edge {name} has the unknown operator {operator!r}{_hint(near)}")
+            kind, source, node = _parse_edge(name)
+            edges[kind][node][source] = operator
+        for kind, by_node in edges.items():
+            for node, kept in by_node.items():
+                if len(kept) != KEPT_EDGES:
+                    raise DocumentError(
+                        f"architecture: node {node} of the {kind} cell has {len(kept)} incoming edges, not {KEPT_EDGES}"
+                    )
+        return edges
+
+    def random_architecture(self, generator: random.Random) -> Architecture:
+        operators = [operator for operator in self.operators if operator != NO_OPERATOR]
+        return self.architecture(
+            (_edge(kind, source, node), generator.choice(operators))
+            for kind in ("normal", "reduce")
+            for node in self._nodes
+            for source in generator.sample(range(node), KEPT_EDGES)
+        )
+
+    def one_hot(self, architecture: Architecture) -> dict[str, Tensor]:
+        """A dropped edge is certain of ``none``; in a space without ``none`` its operators are equally likely."""
+        self._kept_edges(architecture)
+        probabilities = {}
+        for decision in self.decisions:
+            chosen = architecture.choices.get(decision.name, NO_OPERATOR)
+            row = [float(option == chosen) for option in decision.options]
+            uniform = [1 / len(row)] * len(row)
+            probabilities[decision.name] = torch.tensor(row if any(row) else uniform, dtype=torch.float64)
+        return probabilities
+
+    def decode(self, probabilities: Probabilities) -> Architecture:
+        """DARTS section 2.4: per node the two edges with the likeliest operator other than ``none``, and that operator.
+
+        Ties go to the lower source and the earlier operator.
+        """
+        choices = []
+        for kind in ("normal", "reduce"):
+            for node in self._nodes:
+                ranked = []
+                for source in range(node):
+                    row = probabilities[_edge(kind, source, node)].detach().cpu().double().numpy()
+                    best = max(self._real_options, key=lambda index: row[index])
+                    ranked.append((-row[best], source, self.operators[best]))
+                choices += [(_edge(kind, source, node), name) for _, source, name in sorted(ranked)[:KEPT_EDGES]]
+        return self.architecture(choices)
+
+    @property
+    def _real_options(self) -> list[int]:
+        return [index for index, operator in enumerate(self.operators) if operator != NO_OPERATOR]
+
+    # ---- costs -----------------------------------------------------------------------------------------------------
+
+    def option_costs(self, cost: Mapping[Workload, float]) -> OptionCosts:
+        fixed = sum(cost[layer.workload] for layer in self.fixed_layers)
+        options = {decision.name: np.zeros(len(self.operators)) for decision in self.decisions}
+        for place in self.places():
+            for node in self._nodes:
+                for source in range(node):
+                    row = options[_edge(place.kind, source, node)]
+                    for index in self._real_options:
+                        row[index] += cost[self.edge_workload(place, source, self.operators[index])]
+        return OptionCosts(fixed, options)
+
+    def expected_cost(self, probabilities: Probabilities, costs: OptionCosts, temperature: float = 1.0) -> Tensor:
+        """Operators renormalised without ``none``, each edge weighted by the probability that its node keeps it."""
+        total = torch.tensor(costs.fixed, dtype=torch.float64)
+        for kind in ("normal", "reduce"):
+            for node in self._nodes:
+                names = [_edge(kind, source, node) for source in range(node)]
+                real = torch.stack([probabilities[name] for name in names])[:, self._real_options].double()
+                cost = torch.as_tensor(np.stack([costs.options[name] for name in names])[:, self._real_options])
+                operators = real / real.sum(dim=1, keepdim=True).clamp_min(1e-12)
+                kept = keep_two_probabilities(real.amax(dim=1), temperature)
+                total = total.to(real.device) + (kept * (operators * cost.to(real)).sum(dim=1)).sum()
+        return total
+
+    def derivation_program(
+        self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()
+    ) -> DerivationProgram:
+        """At most one operator an edge and exactly two edges a node. The score of (edge, operator) is its log
+        probability: the operator's against the edge's best, plus the edge's strength, which is that of its best.
+        """
+        pairs = [(decision.name, index) for decision in self.decisions for index in self._real_options]
+        edges = list(dict.fromkeys(name for name, _ in pairs))
+        nodes = list(dict.fromkeys(_parse_edge(name)[::2] for name in edges))
+        rows = np.zeros((len(edges) + len(nodes), len(pairs)))
+        for column, (name, _) in enumerate(pairs):
+            rows[edges.index(name), column] = 1
+            rows[len(edges) + nodes.index(_parse_edge(name)[::2]), column] = 1
+        return DerivationProgram(
+            variables=tuple((name, self.operators[index]) for name, index in pairs),
+            scores=np.array([scores[name][index] for name, index in pairs]),
+            rows=rows,
+            lower=np.array([0.0] * len(edges) + [KEPT_EDGES] * len(nodes)),
+            upper=np.array([1.0] * len(edges) + [KEPT_EDGES] * len(nodes)),
+            costs=np.array([[c.options[name][index] for name, index in pairs] for c in costs]).reshape(-1, len(pairs)),
+            fixed_costs=np.array([c.fixed for c in costs]),
+        )
+
+
+def keep_two_probabilities(strengths: Tensor, temperature: float) -> Tensor:
+    """Chance of each edge ``(E,)`` to be among two drawn without replacement, proportionally to ``strengths^(1/t)``.
+
+    With p the normalised powers, ``p_e + sum over j != e of p_j p_e / (1 - p_j)``. The sum is 2 for two edges or more.
+    """
+    p = (strengths.clamp_min(1e-12).log() / temperature).softmax(dim=0)
+    ratio = p / (1 - p).clamp_min(1e-12)
+    return p + p * (ratio.sum() - ratio)
+
+
+def _edge(kind: str, source: int, node: int) -> str:
+    return f"{kind}.{source}-{node}"
+
+
+def _parse_edge(name: str) -> tuple[str, int, int]:
+    kind, _, ends = name.partition(".")
+    source, _, node = ends.partition("-")
+    return kind, int(source), int(node)
+
+
+def _cell(index: int, part: str) -> str:
+    return f"cell{index}/{part}"
+
+
+def _hint(near: list[str]) -> str:
+    return f"; did you mean {' or '.join(near)}?" if near else ""
