@@ -32,9 +32,7 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file of settings.", metavar="FILE")]
 Sets = Annotated[list[str], typer.Option("--set", help="One setting, as --set weights.lr=0.05.", metavar="KEY=VALUE")]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the result as one JSON object on stdout, nothing else there.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 DeviceName = Annotated[str | None, typer.Option("--device", help="Where to measure: local is this host.")]
 RuntimeName = Annotated[str | None, typer.Option("--runtime", help="Engine that runs the network: onnxruntime.")]
@@ -114,9 +112,7 @@ def search(
         str | None,
         typer.Option("--latency-budget", help="As 5ms, 800us, or 40% of the space's range.", metavar="BUDGET"),
     ] = None,
-    budget_statistic: Annotated[
-        str | None, typer.Option("--budget-statistic", help="What the budget binds: floor.")
-    ] = None,
+    budget_statistic: Annotated[str | None, typer.Option("--budget-statistic", help="What the budget binds: floor.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="Search method: darts.")] = None,
     space: SpaceName = None,
     channels: Channels = None,
@@ -289,9 +285,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     pass
 

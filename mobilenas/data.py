@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mobilenas.core.registry import Registry
@@ -69,17 +69,17 @@ class ImageData:
 
     def with_cutout(self) -> Images:
         """The training images, with a random square of ``cutout_size`` pixels blanked as the last augmentation."""
-        return self.train.with_transform(nn.Sequential(self.train.transform, Cutout(self.cutout_size)))  # type: ignore[arg-type]
+        plain, cutout = self.train.transform, Cutout(self.cutout_size)
+        return self.train.with_transform(lambda image: cutout(plain(image)))
 
 
-class Cutout(nn.Module):
+class Cutout:
     """Zero one square at a random centre, cut at the border (DeVries, Taylor 2017, arXiv 1708.04552)."""
 
     def __init__(self, size: int) -> None:
-        super().__init__()
         self.size = size
 
-    def forward(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         row, column = int(torch.randint(height, ())), int(torch.randint(width, ()))
         half = self.size // 2
@@ -157,9 +157,7 @@ def _standard_data(
     pixels = train[0].float() / 255
     mean, std = pixels.mean(dim=(0, 2, 3)), pixels.std(dim=(0, 2, 3))
     size, channels = train[0].shape[-1], train[0].shape[1]
-    preprocessing = Preprocessing(
-        size, channels, tuple(mean.tolist()), tuple(std.tolist()), "grey" if channels == 1 else "RGB"
-    )
+    preprocessing = Preprocessing(size, channels, tuple(mean.tolist()), tuple(std.tolist()), "grey" if channels == 1 else "RGB")
     normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean.tolist(), std.tolist())]
     augment = [v2.RandomCrop(size, padding=padding), *([v2.RandomHorizontalFlip()] if flip else [])]
     return ImageData(
@@ -218,9 +216,7 @@ def _unpack_debian_fashion_mnist(raw: Path) -> None:
         write_atomic(raw / packed.stem, gzip.decompress(packed.read_bytes()))
 
 
-DATA: Registry[Callable[[Path], ImageData]] = Registry(
-    "data set", {"digits": load_digits, "fashion-mnist": load_fashion_mnist}
-)
+DATA: Registry[Callable[[Path], ImageData]] = Registry("data set", {"digits": load_digits, "fashion-mnist": load_fashion_mnist})
 
 
 def load_data(name: str, root: Path | None = None) -> ImageData:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -104,4 +103,4 @@ def count_madds(network: nn.Module, image_shape: tuple[int, int, int, int]) -> i
         network.train(was_training)
         for handle in handles:
             handle.remove()
-    return cast(int, total["madds"])
+    return total["madds"]

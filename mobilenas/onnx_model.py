@@ -43,7 +43,7 @@ def onnx_from_module(
         torch.onnx.export(
             module,
             tuple(inputs),
-            buffer,
+            buffer,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=OPSET,
             input_names=list(input_names),
@@ -86,11 +86,11 @@ def parse_model(data: bytes, where: str) -> onnx.ModelProto:
 
 @lru_cache(maxsize=4096)
 def _fragment(workload: Workload) -> onnx.GraphProto:
-    """The exported graph of one operator; inputs ``x0``, ``x1``, ..., output ``y``."""
+    """The exported and slimmed graph of one operator; inputs ``x0``, ``x1``, ..., output ``y``."""
     inputs = ops.example_inputs(workload, torch.Generator().manual_seed(0))
     names = [f"x{index}" for index in range(len(inputs))]
     module = ops.build_operator(workload)
-    return cast(onnx.GraphProto, onnx_from_module(module, inputs, input_names=names, output_name="y").graph)
+    return slim(onnx_from_module(module, inputs, input_names=names, output_name="y")).graph
 
 
 def compose(blueprint: Blueprint) -> bytes:
@@ -123,7 +123,7 @@ def compose(blueprint: Blueprint) -> bytes:
         [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, None)],
         initializers,
     )
-    return make_model(graph).SerializeToString()
+    return bytes(make_model(graph).SerializeToString())
 
 
 def _place(layer: Layer, graph: onnx.GraphProto, values: Mapping[str, str]) -> dict[str, str]:

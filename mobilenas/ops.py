@@ -70,7 +70,9 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.relu(x)
-        shifted = functional.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))[..., 1:, 1:]
+        height, width = x.shape[-2:]
+        padded = functional.pad(x, (0, width % 2, 0, height % 2)) if width % 2 or height % 2 else x
+        shifted = padded[..., 1:, 1:]
         return cast(Tensor, self.bn(torch.cat([self.even(x), self.odd(shifted)], dim=1)))
 
 
@@ -228,9 +230,7 @@ OPERATORS: Registry[Operator] = Registry(
                 "stem_imagenet",
                 _stem_imagenet,
                 _stem_imagenet_madds,
-                lambda w: (
-                    (w.out_channels // 2) * (9 * w.in_channels + 2) + w.out_channels * (9 * (w.out_channels // 2) + 2)
-                ),
+                lambda w: (w.out_channels // 2) * (9 * w.in_channels + 2) + w.out_channels * (9 * (w.out_channels // 2) + 2),
             ),
             Operator(
                 "stem_imagenet_second",

@@ -96,17 +96,13 @@ class MixedOp(nn.Module):
     def __init__(self, options: Sequence[str], workload: Callable[[str], Workload]) -> None:
         super().__init__()
         self.options = tuple(options)
-        self.candidates = nn.ModuleDict(
-            {option: candidate(workload(option)) for option in options if option != NO_OPERATOR}
-        )
+        self.candidates = nn.ModuleDict({option: candidate(workload(option)) for option in options if option != NO_OPERATOR})
         self._stride = workload(next(iter(self.candidates))).stride
 
     def forward(self, x: Tensor, weights: Tensor, active: Sequence[int] | None = None) -> Tensor:
         indices = range(len(self.options)) if active is None else active
         outputs = [
-            weights[index] * self.candidates[self.options[index]](x)
-            for index in indices
-            if self.options[index] != NO_OPERATOR
+            weights[index] * self.candidates[self.options[index]](x) for index in indices if self.options[index] != NO_OPERATOR
         ]
         if not outputs:
             return torch.zeros_like(x[:, :, :: self._stride, :: self._stride])

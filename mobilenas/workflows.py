@@ -182,7 +182,7 @@ def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> S
             "image_channels": data.preprocessing.channels,
             "classes": len(data.class_names),
         }
-    options |= {key: tuple(value) if isinstance(value, list) else value for key, value in cfg.options.items()}
+    options |= cfg.options
     known = kind.__dataclass_fields__
     for key in options:
         if key not in known:
@@ -237,6 +237,7 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
     table = campaign.run(lambda p: told.progress(p.stage, p.done, p.total))
     folder = Path(cfg.output) if cfg.output else table_folder(table.card.key, campaign.space.key)
     table.save(folder)
+    campaign.close()
     card = table.space_card(campaign.space.key)
     return ProfileResult(
         table=str(folder),
@@ -432,9 +433,7 @@ def _measure_networks(
             target.settings,
             plan_named(plan),
             journal=Journal(directory.path / "measurements" / f"{label}.jsonl"),
-            progress=lambda p: _tell_sweep(
-                told, "measuring candidates" if "round" in label else "final measurement", p
-            ),
+            progress=lambda p: _tell_sweep(told, "measuring candidates" if "round" in label else "final measurement", p),
         )
         return [measurements[a.fingerprint] for a in architectures]
 
@@ -476,7 +475,7 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
     data = load_data(cfg.data.name, Path(cfg.data.root) if cfg.data.root else None)
     _check_data_fits(space, data)
     torch.manual_seed(cfg.seed)
-    network: Network = space.build(architecture, auxiliary=cfg.auxiliary_weight > 0)
+    network = space.build(architecture, auxiliary=cfg.auxiliary_weight > 0)
     directory = RunDirectory(run / "train")
 
     def on_epoch(report: TrainReport) -> None:

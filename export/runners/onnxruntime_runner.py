@@ -101,9 +101,7 @@ def peak_memory_mib():
 def time_model(job, model):
     reset_peak_memory()
     start = time.perf_counter()
-    session = onnxruntime.InferenceSession(
-        model["path"], session_options(job, model["optimise"]), providers=[job["provider"]]
-    )
+    session = onnxruntime.InferenceSession(model["path"], session_options(job, model["optimise"]), providers=[job["provider"]])
     load_ms = (time.perf_counter() - start) * 1e3
     inputs = random_inputs(session)
     start = time.perf_counter()

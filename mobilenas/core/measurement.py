@@ -52,7 +52,7 @@ class MeasurementPlan(msgspec.Struct, frozen=True):
 PLANS = {
     plan.name: plan
     for plan in (
-        MeasurementPlan("quick", 4, 6, 15.0, 15, 10, 150, tolerance_fraction=0.05, drift_fraction=0.3),
+        MeasurementPlan("quick", 4, 10, 12.0, 15, 10, 150, tolerance_fraction=0.03),
         MeasurementPlan("standard", 8, 16, 300.0, 15, 25, 300),
         MeasurementPlan("strict", 16, 32, 900.0, 15, 100, 500, tolerance_fraction=0.01, drift_fraction=0.1),
     )

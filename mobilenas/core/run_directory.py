@@ -107,9 +107,7 @@ class RunDirectory:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UsageError(
-                    f"{self.path}: another process works in this folder; wait, or name another -o"
-                ) from None
+                raise UsageError(f"{self.path}: another process works in this folder; wait, or name another -o") from None
             self._check_same(config)
             write_atomic(self.path / "config.toml", config)
             write_atomic(self.path / "command.txt", " ".join(sys.argv) + "\n")

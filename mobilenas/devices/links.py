@@ -69,9 +69,7 @@ class LocalLink(Link):
         self._directory = Path(tempfile.mkdtemp(prefix="mobilenas-"))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
@@ -103,8 +101,10 @@ class LocalLink(Link):
 
     def run(self, argv: Sequence[str], *, timeout_s: float, on_line: Callable[[str], None]) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-            process = subprocess.Popen(
+        expired = threading.Event()
+        with (
+            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+            subprocess.Popen(
                 list(argv),
                 cwd=self._directory,
                 env=environment,
@@ -114,8 +114,8 @@ class LocalLink(Link):
                 encoding="utf-8",
                 errors="replace",
                 start_new_session=True,
-            )
-            expired = threading.Event()
+            ) as process,
+        ):
 
             def expire() -> None:
                 expired.set()
@@ -130,7 +130,6 @@ class LocalLink(Link):
                 process.wait()
             except BaseException:
                 _kill(process)
-                process.wait()
                 raise
             finally:
                 timer.cancel()

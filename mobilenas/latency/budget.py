@@ -30,25 +30,29 @@ class Budget:
 class AugmentedLagrangian:
     """The one-sided constraint ``latency <= target`` in the loss (Hestenes 1969, Powell 1969; here in ratio form).
 
-    With ``c = latency / target - 1`` the term is ``(max(0, m + r c)^2 - m^2) / (2 r)``: zero gradient while the
-    multiplier ``m`` is zero and the constraint holds. ``m`` and the penalty ``r`` have no unit.
+    With ``c = (expected + shift) / target - 1`` the term is ``(max(0, m + r c)^2 - m^2) / (2 r)``: no gradient while the
+    multiplier ``m`` is zero and the constraint holds. ``m`` and the penalty ``r`` have no unit. The shift is the gap of
+    the last epoch between the decoded network and the expectation: the gradient is the relaxation's, the value the
+    decoded network's, so that a relaxation which is slower than what it decodes to does not push below the budget.
     """
 
     multiplier: float = 0.0
     penalty: float = 1.0
+    shift_ms: float = 0.0
     maximum_multiplier: float = 100.0
     maximum_penalty: float = 100.0
     _last_violation: float = field(default=1e9, repr=False)
 
     def term(self, expected_ms: Tensor, target_ms: float) -> Tensor:
         """The term to add to the loss; a scalar tensor."""
-        violation = expected_ms / target_ms - 1
+        violation = (expected_ms + self.shift_ms) / target_ms - 1
         pushed = torch.clamp(self.multiplier + self.penalty * violation, min=0)
         return (pushed**2 - self.multiplier**2) / (2 * self.penalty)
 
-    def update(self, decoded_ms: float, target_ms: float) -> None:
+    def update(self, expected_ms: float, decoded_ms: float, target_ms: float) -> None:
         """After an epoch, driven by the decoded network's latency: the relaxation's own can be far from it."""
         violation = decoded_ms / target_ms - 1
+        self.shift_ms = decoded_ms - expected_ms
         self.multiplier = float(np.clip(self.multiplier + self.penalty * violation, 0.0, self.maximum_multiplier))
         if violation > 0 and violation > 0.75 * self._last_violation:
             self.penalty = min(1.5 * self.penalty, self.maximum_penalty)
@@ -56,11 +60,16 @@ class AugmentedLagrangian:
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps."""
-        return {"multiplier": self.multiplier, "penalty": self.penalty, "last_violation": self._last_violation}
+        return {
+            "multiplier": self.multiplier,
+            "penalty": self.penalty,
+            "shift_ms": self.shift_ms,
+            "last_violation": self._last_violation,
+        }
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Go on from ``state``."""
-        self.multiplier, self.penalty = state["multiplier"], state["penalty"]
+        self.multiplier, self.penalty, self.shift_ms = state["multiplier"], state["penalty"], state["shift_ms"]
         self._last_violation = state["last_violation"]
 
 
@@ -114,9 +123,7 @@ def score_of(program: DerivationProgram, architecture: Architecture) -> float:
     """The score of an architecture under ``program``."""
     chosen = architecture.choices
     return float(
-        sum(
-            s for (name, option), s in zip(program.variables, program.scores, strict=True) if chosen.get(name) == option
-        )
+        sum(s for (name, option), s in zip(program.variables, program.scores, strict=True) if chosen.get(name) == option)
     )
 
 
@@ -133,9 +140,7 @@ def derive(
     accepted: dict[Architecture, Candidate] = {}
     correction_ms = 0.0
     for _ in range(rounds):
-        found = [
-            space.architecture(choice) for choice in islice(solutions(program, [target_ms - correction_ms]), 2 * count)
-        ]
+        found = [space.architecture(choice) for choice in islice(solutions(program, [target_ms - correction_ms]), 2 * count)]
         candidates = [c for c in _sum_up(found, program, model) if c is not None]
         accepted |= {c.architecture: c for c in candidates if c.table.ms <= target_ms}
         if len(accepted) >= count:
@@ -151,9 +156,7 @@ def derive(
     return sorted(accepted.values(), key=lambda c: -c.score)[:count]
 
 
-def _sum_up(
-    architectures: Sequence[Architecture], program: DerivationProgram, model: TableModel
-) -> list[Candidate | None]:
+def _sum_up(architectures: Sequence[Architecture], program: DerivationProgram, model: TableModel) -> list[Candidate | None]:
     """Candidates with their table latency; ``None`` for a network with a kernel that no measured network had."""
     try:
         predictions: list[Prediction | None] = list(model.latencies(architectures))

@@ -203,17 +203,14 @@ class LatencyTable:
         for name in ("kernels.csv", "workloads.csv", "networks.csv"):
             texts[name] = documents.read_text(folder / name)
             if digests.get(name) != _sha256(texts[name]):
-                raise DocumentError(
-                    f"{folder / name}: changed since it was measured (SHA-256 differs from card.json's)"
-                )
+                raise DocumentError(f"{folder / name}: changed since it was measured (SHA-256 differs from card.json's)")
         rows = _rows_from_csv(TableRow, texts["kernels.csv"], folder / "kernels.csv")
         costs: dict[str, dict[Workload, float]] = {}
         for row in _rows_from_csv(_WorkloadRow, texts["workloads.csv"], folder / "workloads.csv"):
             costs.setdefault(row.space, {})[row.workload] = row.cost_ms
         networks = _rows_from_csv(NetworkRow, texts["networks.csv"], folder / "networks.csv")
         workload_costs = {
-            key: documents.convert({"costs_ms": {}, **fits[key]}, WorkloadCosts, f"{where}: workload_fit")
-            for key in costs
+            key: documents.convert({"costs_ms": {}, **fits[key]}, WorkloadCosts, f"{where}: workload_fit") for key in costs
         }
         return cls(
             card,

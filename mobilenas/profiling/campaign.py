@@ -104,9 +104,7 @@ class Campaign:
         favour: dict[str, float] = {}
         probabilities = {}
         for decision in self.space.decisions:
-            logits = [
-                favour.setdefault(option, generator.gauss(0, 3)) + generator.gauss(0, 1) for option in decision.options
-            ]
+            logits = [favour.setdefault(option, generator.gauss(0, 3)) + generator.gauss(0, 1) for option in decision.options]
             probabilities[decision.name] = torch.tensor(logits, dtype=torch.float64).softmax(0)
         return self.space.decode(probabilities)
 
@@ -153,15 +151,17 @@ class Campaign:
             )
         return self._table(distinct, kernels, measurements, hello)
 
+    def close(self) -> None:
+        """Set a finished campaign aside, so that the same command measures anew; its records are kept."""
+        self.folder.rename(self.folder.with_name(f"{self.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
+
     def _lower(
         self, networks: Sequence[Architecture], link: Link, progress: Callable[[CampaignProgress], None]
     ) -> list[Counter[Kernel]]:
         """Kernels of every network; written down at the end, so that a campaign that goes on skips this."""
         path = self.folder / "lowered.json"
         if path.exists():
-            stored = documents.convert(
-                documents.parse_json(documents.read_text(path), str(path)), LoweredNetworks, str(path)
-            )
+            stored = documents.convert(documents.parse_json(documents.read_text(path), str(path)), LoweredNetworks, str(path))
             return stored.counts(networks)
 
         def on_done(count: int) -> None:
@@ -187,9 +187,7 @@ class Campaign:
                 models[_kernel_name(kernel, copies)] = self.runtime.kernel_model(kernel, copies)
         for index, architecture in enumerate(networks):
             progress(CampaignProgress("exporting", index, len(networks)))
-            models[architecture.fingerprint] = self.runtime.prepare(
-                network_for_timing(self.space, architecture), self.settings
-            )
+            models[architecture.fingerprint] = self.runtime.prepare(network_for_timing(self.space, architecture), self.settings)
         return models
 
     def _table(
@@ -266,16 +264,14 @@ class LoweredNetworks(msgspec.Struct, frozen=True):
 
     def counts(self, networks: Sequence[Architecture]) -> list[Counter[Kernel]]:
         """Unpack the kernels of ``networks``."""
-        return [
-            Counter({self.kernels[int(index)]: n for index, n in self.networks[a.fingerprint].items()})
-            for a in networks
-        ]
+        return [Counter({self.kernels[int(index)]: n for index, n in self.networks[a.fingerprint].items()}) for a in networks]
 
 
 def network_for_timing(space: SearchSpace, architecture: Architecture) -> bytes:
     """The ONNX model of an untrained network whose activations have the range of a trained one."""
     module = network.initialise_for_timing(space.build(architecture), space.image_shape)
-    return onnx_model.onnx_from_module(module, [torch.zeros(space.image_shape)]).SerializeToString()
+    exported = onnx_model.onnx_from_module(module, [torch.zeros(space.image_shape)])
+    return bytes(onnx_model.slim(exported).SerializeToString())
 
 
 def _kernel_name(kernel: Kernel, copies: int) -> str:

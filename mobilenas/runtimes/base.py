@@ -150,9 +150,7 @@ def parse_report(line: str, runner: str) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("type") not in ("hello", "timing", "graph", "error", "bye"):
         raise RunnerError(f"{runner} printed a report of unknown type: {line[:200]!r}")
     if report["type"] == "hello" and report.get("protocol") != PROTOCOL:
-        raise RunnerError(
-            f"{runner} speaks protocol {report.get('protocol')!r}, this mobilenas {PROTOCOL}: renew the kit"
-        )
+        raise RunnerError(f"{runner} speaks protocol {report.get('protocol')!r}, this mobilenas {PROTOCOL}: renew the kit")
     return report
 
 

@@ -23,6 +23,10 @@ SENTINEL = "sentinel"
 """Name of the model that is timed at the start, in the middle and at the end of each sweep, to see drift."""
 
 
+EXTRA_PAUSE_S = 10.0
+"""Longest pause before the extra sweeps of models that have not converged."""
+
+
 class JournalEntry(msgspec.Struct, frozen=True):
     """One model's record in one sweep, as the journal keeps it."""
 
@@ -108,9 +112,8 @@ def measure(
     everything = {**models, SENTINEL: runtime.prepare(sentinel_model(), settings)}
     use_cpu_clock = settings.threads == 1
     hello: dict[str, Any] = {}
-    begin = clock()
+    due = clock()
     pause_s = plan.spread_s / max(1, plan.sweeps - 1)
-    ran = 0
     for sweep in range(plan.maximum_sweeps):
         wanted = _pending(models, log, plan, use_cpu_clock)
         if not wanted:
@@ -118,10 +121,10 @@ def measure(
         missing = [name for name in wanted if sweep not in log.records.get(name, {})]
         if not missing:
             continue
-        while sweep < plan.sweeps and (wait_s := begin + ran * pause_s - clock()) > 0:
+        while (wait_s := due - clock()) > 0:
             progress(MeasureProgress(sweep, plan.sweeps, 0, len(missing), wait_s))
             sleep(min(wait_s, 1.0))
-        ran += 1
+        due = clock() + (pause_s if sweep + 1 < plan.sweeps else min(pause_s, EXTRA_PAUSE_S))
         order = _with_sentinels(missing, random.Random(f"{seed}/{sweep}"))
         done = 0
 

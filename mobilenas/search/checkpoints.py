@@ -58,9 +58,7 @@ class Checkpoints:
         if not steps:
             return None
         path = self._folder / f"{steps[-1]:06d}.json"
-        data = documents.check_schema(
-            documents.parse_json(documents.read_text(path), str(path)), "checkpoint", 1, str(path)
-        )
+        data = documents.check_schema(documents.parse_json(documents.read_text(path), str(path)), "checkpoint", 1, str(path))
         return steps[-1], _join(data["state"], load_tensors(path.with_suffix(".safetensors")))
 
     def _steps(self) -> list[int]:

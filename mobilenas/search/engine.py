@@ -161,7 +161,8 @@ class _StageRun:
         torch.manual_seed(settings.seed + index)
         supernet: Supernet = engine.space.supernet(stage.size, engine.method.mixed_op)
         generator = torch.Generator().manual_seed(settings.seed + index)
-        self.parameters = fabric.to_device(ArchitectureParameters(stage.decisions, generator))
+        self.parameters: ArchitectureParameters = ArchitectureParameters(stage.decisions, generator)
+        fabric.to_device(self.parameters)
         self.weights = list(supernet.parameters())
         optimiser = torch.optim.SGD(
             self.weights,
@@ -171,10 +172,8 @@ class _StageRun:
         )
         self.supernet, self.weights_optimiser = fabric.setup(supernet, optimiser)
         adam = settings.architecture
-        self.architecture_optimiser = fabric.setup_optimizers(
-            torch.optim.Adam(
-                self.parameters.parameters(), adam.lr, (adam.beta1, adam.beta2), weight_decay=adam.weight_decay
-            )
+        self.architecture_optimiser: Any = fabric.setup_optimizers(
+            torch.optim.Adam(self.parameters.parameters(), adam.lr, (adam.beta1, adam.beta2), weight_decay=adam.weight_decay)
         )
         self.loaders = [
             CyclingLoader(images, settings.batch_size, settings.seed + 2 * index + half, settings.workers)
@@ -201,12 +200,12 @@ class _StageRun:
         train, valid = _Tally(), _Tally()
         for steps in self.engine.method.phases(self.stage, progress.epoch):
             for _ in range(min(len(loader) for loader in self.loaders)):
-                batches = [self._batch(loader) for loader in self.loaders]
+                train_batch, valid_batch = (self._batch(loader) for loader in self.loaders)
                 for kind in steps:
                     if kind == "architecture":
-                        self._architecture_step(*batches, progress, valid)
+                        self._architecture_step(train_batch, valid_batch, progress, valid)
                     else:
-                        self._weight_step(batches[0], progress, train)
+                        self._weight_step(train_batch, progress, train)
         train_loss, valid_loss = train.mean_loss(), valid.mean_loss()
         for loss in (train_loss, valid_loss):
             if loss is not None and not math.isfinite(loss):
@@ -282,14 +281,11 @@ class _StageRun:
                 table_ms: float | None = budget.model.latency(decoded).ms
             except MissingKernelError:
                 table_ms = None
-            if progress.epoch >= self.stage.warmup_epochs:
-                lagrangian.update(
-                    table_ms if table_ms is not None else budget.model.workload_ms(decoded), budget.target_ms
-                )
             expected_ms = float(budget.model.expected_ms(probabilities, temperature_at(progress)))
-            reports.append(
-                BudgetReport(budget.target_ms, expected_ms, table_ms, lagrangian.multiplier, lagrangian.penalty)
-            )
+            if progress.epoch >= self.stage.warmup_epochs:
+                decoded_ms = table_ms if table_ms is not None else budget.model.workload_ms(decoded)
+                lagrangian.update(expected_ms, decoded_ms, budget.target_ms)
+            reports.append(BudgetReport(budget.target_ms, expected_ms, table_ms, lagrangian.multiplier, lagrangian.penalty))
         return tuple(reports)
 
     def _state(self) -> dict[str, Any]:

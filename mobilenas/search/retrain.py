@@ -94,9 +94,7 @@ class Trainer:
         assert report is not None
         return report
 
-    def _epoch(
-        self, model: Any, optimiser: Any, parameters: list[Any], loader: CyclingLoader, epoch: int
-    ) -> TrainReport:
+    def _epoch(self, model: Any, optimiser: Any, parameters: list[Any], loader: CyclingLoader, epoch: int) -> TrainReport:
         settings, fabric = self.settings, self.fabric
         begin = time.monotonic()
         lr = settings.weights.lr_at(epoch, settings.epochs)

@@ -111,9 +111,7 @@ class SearchSpace(ABC):
         """
 
     @abstractmethod
-    def derivation_program(
-        self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()
-    ) -> DerivationProgram:
+    def derivation_program(self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()) -> DerivationProgram:
         """The choice as a 0/1 program; ``scores[decision]`` are log probabilities ``(n_options,)``."""
 
     @abstractmethod
@@ -132,9 +130,14 @@ class SearchSpace(ABC):
         """The architecture with the given (decision, option) pairs."""
         return Architecture(self.name, self.options, dict(sorted(choices)))
 
-    def build(self, architecture: Architecture) -> network.Network:
-        """The deployed network of ``architecture``, untrained, without an auxiliary head."""
-        return network.Network(self.blueprint(architecture))
+    def build(self, architecture: Architecture, auxiliary: bool = False) -> network.Network:
+        """The deployed network, untrained; with the auxiliary head that it is trained with if asked for."""
+        blueprint = self.blueprint(architecture)
+        return network.Network(blueprint, self.auxiliary_head(architecture) if auxiliary else None)
+
+    def auxiliary_head(self, architecture: Architecture) -> nn.Module | None:
+        """The classifier that is trained on ``blueprint.auxiliary_after``; ``None`` where the space has none."""
+        return None
 
     def workloads_of(self, architecture: Architecture) -> Counter[Workload]:
         """Workloads of one network with their multiplicity."""

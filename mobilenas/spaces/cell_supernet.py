@@ -58,9 +58,7 @@ class SearchedCell(nn.Module):
     def __init__(self, space: CellSpace, place: CellPlace, mixed_op: MixedOpBuilder) -> None:
         super().__init__()
         self.index = place.index
-        self.preprocess = nn.ModuleList(
-            ops.build_operator(space.preprocess_workload(place, i), affine=False) for i in (0, 1)
-        )
+        self.preprocess = nn.ModuleList(ops.build_operator(space.preprocess_workload(place, i), affine=False) for i in (0, 1))
         decisions = [decision for decision in space.decisions if decision.name.startswith(place.kind)]
         self.incoming: dict[int, list[tuple[int, str]]] = {}
         self.edges = nn.ModuleList()
@@ -74,8 +72,7 @@ class SearchedCell(nn.Module):
         states = [self.preprocess[0](before), self.preprocess[1](last)]
         for sources in self.incoming.values():
             parts = [
-                self.edge_of[name](states[source], mixture.weights[name], mixture.active.get(name))
-                for source, name in sources
+                self.edge_of[name](states[source], mixture.weights[name], mixture.active.get(name)) for source, name in sources
             ]
             states.append(cast(Tensor, sum(parts[1:], parts[0])))
         return torch.cat(states[2:], dim=1)

@@ -21,7 +21,6 @@ from mobilenas import ops
 from mobilenas.core.architecture import Architecture, Decision, OptionValue
 from mobilenas.core.workload import Blueprint, Layer, Workload
 from mobilenas.errors import DocumentError, UsageError, nearest_names
-from mobilenas.network import Network
 from mobilenas.spaces.base import (
     DerivationProgram,
     OptionCosts,
@@ -168,12 +167,9 @@ class CellSpace(SearchSpace):
         second = self._workload("stem_imagenet_second", channels, channels, -(-size // 4), 2)
         return [("stem", first, ("images",)), ("stem_second", second, ("stem",))]
 
-    def _cell_layers(
-        self, place: CellPlace, edges: Mapping[int, Mapping[int, str]], sources: Sequence[str]
-    ) -> list[Layer]:
+    def _cell_layers(self, place: CellPlace, edges: Mapping[int, Mapping[int, str]], sources: Sequence[str]) -> list[Layer]:
         layers = [
-            Layer(_cell(place.index, f"preprocess{i}"), self.preprocess_workload(place, i), (sources[i],))
-            for i in (0, 1)
+            Layer(_cell(place.index, f"preprocess{i}"), self.preprocess_workload(place, i), (sources[i],)) for i in (0, 1)
         ]
         states = [layer.name for layer in layers]
         for node in self._nodes:
@@ -215,9 +211,7 @@ class CellSpace(SearchSpace):
         return self._workload(operator, place.channels, place.channels, size, 2 if reduces else 1)
 
     def _sum(self, place: CellPlace) -> Workload:
-        return self._workload(
-            "sum", place.channels, place.channels, place.out_size, attributes=(("inputs", KEPT_EDGES),)
-        )
+        return self._workload("sum", place.channels, place.channels, place.out_size, attributes=(("inputs", KEPT_EDGES),))
 
     def _head(self, last: CellPlace) -> Workload:
         return self._workload("head", self.nodes * last.channels, self.classes, last.out_size)
@@ -239,13 +233,9 @@ class CellSpace(SearchSpace):
         whole = self.blueprint(self.random_architecture(random.Random(0)))
         return tuple(layer for layer in whole.layers if not layer.may_drop)
 
-    def build(self, architecture: Architecture, auxiliary: bool = False) -> Network:
-        """The deployed network, with the auxiliary head that it is trained with if asked for."""
-        blueprint = self.blueprint(architecture)
-        if not auxiliary:
-            return Network(blueprint)
+    def auxiliary_head(self, architecture: Architecture) -> nn.Module:
         place = list(self.places())[2 * self.layers // 3]
-        return Network(blueprint, ops.auxiliary_head(self.nodes * place.channels, place.out_size, self.classes))
+        return ops.auxiliary_head(self.nodes * place.channels, place.out_size, self.classes)
 
     def supernet(self, size: SupernetSize, mixed_op: MixedOpBuilder) -> Supernet:
         values = {**asdict(self), "channels": size.channels, "layers": size.layers}
@@ -343,9 +333,7 @@ class CellSpace(SearchSpace):
                 total = total.to(real.device) + (kept * (operators * cost.to(real)).sum(dim=1)).sum()
         return total
 
-    def derivation_program(
-        self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()
-    ) -> DerivationProgram:
+    def derivation_program(self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()) -> DerivationProgram:
         """At most one operator an edge and exactly two edges a node. The score of (edge, operator) is its log
         probability: the operator's against the edge's best, plus the edge's strength, which is that of its best.
         """

@@ -1,0 +1,31 @@
+# Two commands for a newcomer: `make quickstart` shows the whole product on this machine, `make test` checks it.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/quickstart
+
+.PHONY: quickstart test check clean
+
+quickstart: .venv/installed
+	rm -rf $(RUN)
+	$(BIN)/mobilenas profile --data digits --plan quick
+	$(BIN)/mobilenas search --config docs/examples/quickstart-search.toml --latency-budget 40% --output $(RUN)
+	$(BIN)/mobilenas train $(RUN) --config docs/examples/quickstart-train.toml
+	$(BIN)/mobilenas export $(RUN) --onnx
+
+test: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not serial and not gpu and not device"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "serial and not gpu and not device"
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv runs dist build
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@

@@ -1,0 +1,84 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from mobilenas import cli
+from mobilenas.errors import UsageError
+
+
+def mobilenas(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "mobilenas", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["search", "--latency-budget", "5"], "unit"),
+        (["search", "--latency-budget", "0ms"], "above 0"),
+        (["search", "--latency-budget", "-1ms"], "positive"),
+        (["search", "--latency-budget", "5mss"], "5ms"),
+        (["search", "--latency-budget", "140%"], "100%"),
+        (["search", "--set", "epoch=3"], "epochs"),
+        (["search", "--set", "epochs"], "key=value"),
+        (["search", "--set", "epochs=many"], "epochs"),
+        (["search", "--config", "absent.toml"], "absent.toml"),
+        (["search", "--method", "dart"], "darts"),
+        (["profile", "--space", "cell", "--dry-run"], "cells"),
+        (["profile", "--set", "space.options.chanels=4", "--dry-run"], "channels"),
+        (["profile", "--channels", "0", "--dry-run"], "at least 2"),
+        (["profile", "--plan", "fast", "--dry-run"], "quick"),
+        (["profile", "--device", "phone", "--dry-run"], "local"),
+        (["profile", "--data", "digit", "--dry-run"], "digits"),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_exit_2(arguments, said, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["mobilenas", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+
+
+def test_search_without_a_table_names_the_profile_command() -> None:
+    result = CliRunner().invoke(cli.app, ["search", "--latency-budget", "40%", "-o", "unused"])
+    assert result.exception is not None
+    assert "mobilenas profile --device local --data digits --space cells" in str(result.exception)
+    assert result.exception.exit_code == 3
+
+
+def test_train_of_a_run_that_is_not_there_is_exit_3() -> None:
+    result = CliRunner().invoke(cli.app, ["train", "nowhere"])
+    assert result.exception is not None
+    assert result.exception.exit_code == 3
+
+
+def test_dry_run_says_what_it_would_measure_and_measures_nothing(home) -> None:
+    result = CliRunner().invoke(cli.app, ["profile", "--data", "digits", "--plan", "standard", "--dry-run", "--json"])
+    assert result.exit_code == 0
+    plan = json.loads(result.stdout)
+    assert plan["networks_measured"] == 40
+    assert plan["sweeps"] >= 6
+    assert not home.exists()
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; from mobilenas import cli; import mobilenas.latency; assert 'torch' not in sys.modules, 'torch'"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "profile" in mobilenas("--help").stdout
+
+
+def test_env_is_one_json_object() -> None:
+    done = mobilenas("env", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["onnxruntime"] != "not installed"
+
+
+def test_usage_error_carries_its_exit_code() -> None:
+    assert UsageError("x").exit_code == 2

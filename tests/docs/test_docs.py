@@ -1,0 +1,41 @@
+"""What the documentation shows is true: examples load, links resolve, commands exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mobilenas import cli
+from mobilenas.config import SearchConfig, TrainConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), *ROOT.glob("export/*.md"), *ROOT.glob("latency_tables/*.md")]
+)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "examples").glob("*.toml")), ids=lambda p: p.name)
+def test_example_loads(path: Path) -> None:
+    kind = SearchConfig if "search" in path.name else TrainConfig
+    assert load_config(kind, path, [], {}) != kind()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_and_flags_exist(page: Path) -> None:
+    for block in re.findall(r"```(?:sh|bash|shell|console)?\n(.*?)```", page.read_text(), re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = line.strip().removeprefix("$ ").removeprefix(".venv/bin/").split("#")[0].split()
+            if len(words) < 2 or words[0] != "mobilenas" or words[1].startswith("-"):
+                continue
+            shown = CliRunner().invoke(cli.app, [words[1], "--help"], env={"COLUMNS": "200"})
+            assert shown.exit_code == 0, line
+            for flag in re.findall(r"(?<!\S)(--[a-z-]+)", " ".join(words)):
+                assert flag in shown.output, line

@@ -1,0 +1,133 @@
+import json
+import random
+
+import jsonschema
+import pytest
+import torch
+
+from mobilenas import network, onnx_model
+from mobilenas.core.measurement import PLANS
+from mobilenas.core.resources import shipped
+from mobilenas.core.run_directory import Journal
+from mobilenas.devices.device import find_device
+from mobilenas.errors import IncompatibleError, RunnerError
+from mobilenas.runtimes.base import PreparedModel, RunSettings, parse_report, timing_from_report
+from mobilenas.runtimes.measure import measure, sentinel_model
+from mobilenas.runtimes.onnx_runtime import OnnxRuntime
+from mobilenas.spaces.cells import CellSpace
+
+SPACE = CellSpace(channels=8, layers=3, image_size=8, image_channels=1)
+SETTINGS = RunSettings()
+
+
+def test_composed_model_lowers_to_the_kernels_of_the_exported_network() -> None:
+    generator = random.Random(3)
+    architectures = [SPACE.random_architecture(generator) for _ in range(4)]
+    composed = [onnx_model.compose(SPACE.blueprint(a)) for a in architectures]
+    exported = []
+    for architecture in architectures:
+        module = network.initialise_for_timing(SPACE.build(architecture), SPACE.image_shape)
+        exported.append(
+            onnx_model.slim(onnx_model.onnx_from_module(module, [torch.zeros(SPACE.image_shape)])).SerializeToString()
+        )
+    with find_device("local").open() as link:
+        kernels = OnnxRuntime().kernels([*composed, *exported], link, SETTINGS)
+    for one, other in zip(kernels[:4], kernels[4:], strict=True):
+        assert one == other
+        assert sum(one.values()) > 50
+
+
+def test_kernel_models_execute_that_kernel_so_many_times() -> None:
+    runtime = OnnxRuntime()
+    architecture = SPACE.random_architecture(random.Random(0))
+    with find_device("local").open() as link:
+        [kernels] = runtime.kernels([onnx_model.compose(SPACE.blueprint(architecture))], link, SETTINGS)
+        models = {}
+        for index, kernel in enumerate(sorted(kernels)):
+            model = runtime.kernel_model(kernel, 8)
+            graph = onnx_model.parse_model(model.content, "kernel").graph
+            assert len(graph.node) == 8
+            assert {node.op_type for node in graph.node} == {kernel.operator.rpartition("::")[2]}
+            models[f"k{index}"] = model
+        seen = set()
+        runtime.time_models(models, list(models), link, SETTINGS, PLANS["quick"], lambda name, record: seen.add(name))
+    assert seen == set(models)
+
+
+@pytest.mark.serial
+def test_runner_reports_follow_the_schema() -> None:
+    schema = json.loads((shipped("export") / "protocol" / "report.schema.json").read_text())
+    runtime = OnnxRuntime()
+    lines: list[str] = []
+    with find_device("local").open() as link:
+        link.push(shipped("export") / "runners" / runtime.runner, runtime.runner)
+        link.push_bytes(sentinel_model(), "good.onnx")
+        link.push_bytes(b"not a model", "bad.onnx")
+        for mode in ("time", "lower"):
+            job = {
+                "mode": mode,
+                "threads": 1,
+                "provider": "CPUExecutionProvider",
+                "samples": 5,
+                "maximum_samples": 9,
+                "minimum_s": 0.001,
+                "warmup_runs": 1,
+                "warmup_s": 0.0,
+                "models": [{"id": n, "path": f"{n}.onnx", "optimise": True} for n in ("bad", "good")],
+            }
+            link.push_bytes(json.dumps(job).encode(), "job.json")
+            link.run([link.python, runtime.runner, "job.json"], timeout_s=60, on_line=lines.append)
+    reports = [json.loads(line) for line in lines]
+    for report in reports:
+        jsonschema.validate(report, schema)
+    assert [r["type"] for r in reports] == ["hello", "error", "timing", "bye", "hello", "error", "graph", "bye"]
+    timing = reports[2]
+    assert 5 <= len(timing["wall_ms"]) == len(timing["cpu_ms"]) <= 9
+
+
+@pytest.mark.serial
+def test_measure_resumes_from_its_journal(tmp_path) -> None:
+    runtime = OnnxRuntime()
+    models = {name: PreparedModel(sentinel_model()) for name in ("a", "b")}
+    plan = PLANS["quick"].__class__("tiny", 2, 3, 0.0, 1, 1, 1, samples=5, tolerance_fraction=10.0, drift_fraction=10.0)
+    journal = Journal(tmp_path / "rows.jsonl")
+    with find_device("local").open() as link:
+        first, _ = measure(models, link, runtime, SETTINGS, plan, journal=journal)
+        lines = journal.path.read_text().splitlines(keepends=True)
+        # a kill in the middle of the last line: what it held is measured again, the rest is not
+        journal.path.write_text("".join(lines[:-1]) + lines[-1][:40])
+        kept = len(lines) - 1
+        second, _ = measure(models, link, runtime, SETTINGS, plan, journal=journal)
+    assert first["a"].sweeps == second["a"].sweeps == 2
+    assert "".join(journal.path.read_text().splitlines(keepends=True)[:kept]) == "".join(lines[:kept])
+    with find_device("local").open() as link:
+        measure(models, link, runtime, SETTINGS, plan, journal=journal)
+    assert len(journal.read()) <= kept + 3
+
+
+def test_model_that_the_engine_refuses_is_named() -> None:
+    with find_device("local").open() as link, pytest.raises(RunnerError, match="broken"):
+        OnnxRuntime().time_models(
+            {"broken": PreparedModel(b"nonsense")}, ["broken"], link, SETTINGS, PLANS["quick"], lambda n, r: None
+        )
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(IncompatibleError, match="fp32"):
+        OnnxRuntime().check(RunSettings(precision="int4"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["garbage", "{", '{"type": "surprise"}', "[]", '{"type": "timing", "wall_ms": NaN}', '{"type": "hello", "protocol": 99}'],
+)
+def test_lines_outside_the_protocol_are_refused(line: str) -> None:
+    with pytest.raises(RunnerError):
+        parse_report(line, "runner")
+
+
+@pytest.mark.parametrize("wall", [[], [0.0], [-1.0], ["x"], None, [1.0, 2.0]])
+def test_timings_that_are_not_positive_numbers_are_refused(wall: object) -> None:
+    report = {"type": "timing", "id": "m", "wall_ms": wall, "cpu_ms": [1.0], "first_ms": 1.0, "load_ms": 1.0}
+    with pytest.raises(RunnerError):
+        timing_from_report({**report, "peak_memory_mib": None})
