@@ -1,0 +1,305 @@
+"""Conformance kits: the laws that every search space, latency model and search method obeys, as classes to subclass.
+
+A kit is a plain class whose ``test_*`` methods pytest collects from a subclass::
+
+    class TestMySpace(SpaceContract):
+        def make(self) -> SearchSpace:
+            return MySpace(channels=4)
+
+Nothing here imports pytest. Shapes: ``B`` batch, ``C`` channels, ``H``, ``W``, ``O`` options of a decision.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mobilenas import network
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.workload import Workload, weighted_sum
+from mobilenas.latency.budget import score_of, solutions
+from mobilenas.spaces.base import Probabilities, SearchSpace, SupernetSize
+from mobilenas.supernet import MixedOp, Mixture, SearchedPool
+
+
+@contextmanager
+def expect_error(kind: type[BaseException], what: str) -> Iterator[None]:
+    """Fail with ``what`` unless the block raises ``kind``."""
+    try:
+        yield
+    except kind:
+        return
+    raise AssertionError(f"no {kind.__name__} was raised: {what}")
+
+
+def random_costs(space: SearchSpace, seed: int) -> dict[Workload, float]:
+    """A positive cost for every workload of ``space``, between 0.001 and 1."""
+    generator = random.Random(seed)
+    return {workload: generator.uniform(0.001, 1.0) for workload in sorted(space.workloads())}
+
+
+def random_probabilities(space: SearchSpace, seed: int, spread: float = 1.0) -> dict[str, Tensor]:
+    """Softmax of normal logits of standard deviation ``spread``: float64 ``(O,)`` per decision."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        decision.name: (spread * torch.randn(len(decision.options), generator=generator, dtype=torch.float64)).softmax(0)
+        for decision in space.decisions
+    }
+
+
+def log_scores(probabilities: Probabilities) -> dict[str, np.ndarray]:
+    """Log probabilities, what a derivation maximises."""
+    return {name: row.detach().log().numpy() for name, row in probabilities.items()}
+
+
+class SpaceContract(ABC):
+    """The laws of a search space. Override ``make`` and, where they do not fit, the other hooks."""
+
+    samples = 8
+    """Random architectures per law."""
+    one_hot_temperature = 1.0
+    """At which ``expected_cost(one_hot(a))`` is exact. Lower it where ``one_hot`` cannot be certain of every decision."""
+
+    @abstractmethod
+    def make(self) -> SearchSpace:
+        """The space under test; small enough to run its supernet."""
+
+    def supernet_size(self, space: SearchSpace) -> SupernetSize:
+        """The size at which the supernet is the deployed network; from the options ``channels`` and ``layers``."""
+        channels, layers = space.options["channels"], space.options["layers"]
+        assert isinstance(channels, int)
+        assert isinstance(layers, int)
+        return SupernetSize(channels, layers)
+
+    def architectures(self, space: SearchSpace) -> list[Architecture]:
+        """Random architectures of ``space``, the same ones each time."""
+        generator = random.Random(5)
+        return [space.random_architecture(generator) for _ in range(self.samples)]
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+
+    def test_options_rebuild_the_space(self) -> None:
+        space = self.make()
+        again = type(space)(**space.options)
+        assert again == space
+        assert again.key == space.key
+
+    def test_decisions_have_distinct_names_and_options(self) -> None:
+        decisions = self.make().decisions
+        assert decisions, "nothing to search"
+        assert len({decision.name for decision in decisions}) == len(decisions)
+        for decision in decisions:
+            assert decision.options, decision.name
+            assert len(set(decision.options)) == len(decision.options), decision.name
+
+    def test_random_architectures_are_legal_reproducible_and_differ(self) -> None:
+        space = self.make()
+        drawn = self.architectures(space)
+        assert drawn == self.architectures(space)
+        assert len(set(drawn)) > 1
+        options = {decision.name: decision.options for decision in space.decisions}
+        for architecture in drawn:
+            assert architecture.space == space.name
+            assert architecture.space_options == space.options
+            for name, option in architecture.choices.items():
+                assert option in options[name], (name, option)
+
+    def test_json_round_trip_keeps_the_fingerprint(self) -> None:
+        space = self.make()
+        for architecture in self.architectures(space):
+            again = Architecture.from_json(architecture.to_json())
+            assert again.fingerprint == architecture.fingerprint
+            assert again == architecture
+            assert space.decode(space.one_hot(again)).fingerprint == architecture.fingerprint
+
+    def test_decode_inverts_one_hot(self) -> None:
+        space = self.make()
+        for architecture in self.architectures(space):
+            assert space.decode(space.one_hot(architecture)) == architecture
+
+    # ---- workloads and costs ---------------------------------------------------------------------------------------
+
+    def test_workloads_cover_every_architecture(self) -> None:
+        space = self.make()
+        known = space.workloads()
+        for architecture in self.architectures(space):
+            used = space.workloads_of(architecture)
+            assert sum(used.values()) == len(space.blueprint(architecture).layers)
+            assert not used.keys() - known, sorted(w.key for w in used.keys() - known)
+
+    def test_one_hot_cost_is_the_sum_over_workloads(self) -> None:
+        space = self.make()
+        for seed, architecture in enumerate(self.architectures(space)):
+            cost = random_costs(space, seed)
+            expected = space.expected_cost(space.one_hot(architecture), space.option_costs(cost), self.one_hot_temperature)
+            summed = weighted_sum(space.workloads_of(architecture), cost)
+            assert math.isclose(float(expected), summed, rel_tol=1e-9), (float(expected), summed)
+
+    def test_a_missing_workload_cost_raises(self) -> None:
+        space = self.make()
+        cost = random_costs(space, 0)
+        space.option_costs(cost)
+        for workload in sorted(cost):
+            partial = {known: value for known, value in cost.items() if known != workload}
+            with expect_error(KeyError, f"the cost of {workload.key} is missing"):
+                space.option_costs(partial)
+
+    def test_expected_cost_has_finite_gradients(self) -> None:
+        space = self.make()
+        costs = space.option_costs(random_costs(space, 1))
+        for spread in (0.0, 1e-3, 1.0, 100.0):
+            logits = _random_logits(space, 2, spread)
+            total = space.expected_cost({name: row.softmax(0) for name, row in logits.items()}, costs)
+            total.backward()  # type: ignore[no-untyped-call]
+            assert math.isfinite(float(total.detach()))
+            for name, row in logits.items():
+                assert row.grad is not None, name
+                assert torch.isfinite(row.grad).all(), (name, spread)
+            if spread == 1.0:
+                assert any(row.grad is not None and row.grad.abs().max() > 1e-6 for row in logits.values())
+
+    def test_gradient_of_expected_cost_matches_finite_differences(self) -> None:
+        space = self.make()
+        costs = space.option_costs(random_costs(space, 3))
+        logits = _random_logits(space, 4, 1.0)
+
+        def cost() -> Tensor:
+            return space.expected_cost({name: row.softmax(0) for name, row in logits.items()}, costs, 0.7)
+
+        gradients = dict(zip(logits, torch.autograd.grad(cost(), list(logits.values())), strict=True))
+        _check_differences(logits, gradients, lambda: float(cost()))
+
+    # ---- modules ---------------------------------------------------------------------------------------------------
+
+    def test_counted_madds_and_params_are_the_catalogues(self) -> None:
+        space = self.make()
+        for architecture in self.architectures(space):
+            built = space.build(architecture)
+            assert network.count_params(built) == space.params(architecture)
+            assert network.count_madds(built, space.image_shape) == space.madds(architecture)
+
+    def test_build_has_one_module_per_layer_of_the_blueprint(self) -> None:
+        space = self.make()
+        for architecture in self.architectures(space):
+            names = [layer.name for layer in space.blueprint(architecture).layers]
+            assert list(space.build(architecture).layers) == names
+
+    def test_build_computes_what_the_one_hot_supernet_computes(self) -> None:
+        space = self.make()
+        torch.manual_seed(0)
+        supernet = space.supernet(self.supernet_size(space), MixedOp).double()
+        for module in space.search_only(supernet):
+            _replace_by_identity(supernet, module)
+        images = torch.randn((4, *space.image_shape[1:]), dtype=torch.float64)
+        for architecture in self.architectures(space)[:3]:
+            built = space.build(architecture).double()
+            mixture = Mixture.soft(_certain_weights(space, architecture))
+            with torch.no_grad():
+                supernet.train()(images, mixture)  # running statistics other than the initial ones
+                _copy_weights(supernet.modules_of(architecture.choices), built)
+                for is_training in (False, True):
+                    ours = built.train(is_training)(images)
+                    theirs = supernet.train(is_training)(images, mixture)
+                    assert ours.abs().max() > 1e-3
+                    assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-10), float((ours - theirs).abs().max())
+
+    def test_supernet_gives_every_decision_a_finite_gradient(self) -> None:
+        space = self.make()
+        torch.manual_seed(1)
+        supernet = space.supernet(self.supernet_size(space), MixedOp)
+        logits = {name: row.detach().float().requires_grad_() for name, row in _random_logits(space, 6, 0.1).items()}
+        images = torch.randn((4, *space.image_shape[1:]))
+        output = supernet(images, Mixture.soft({name: row.softmax(0) for name, row in logits.items()}))
+        torch.autograd.backward(functional.cross_entropy(output, torch.arange(4) % output.shape[1]))
+        for name, row in logits.items():
+            assert row.grad is not None, name
+            assert torch.isfinite(row.grad).all(), name
+            assert len(row) == 1 or row.grad.abs().max() > 0, name
+
+    # ---- derivation ------------------------------------------------------------------------------------------------
+
+    def test_derivation_without_budget_is_decode(self) -> None:
+        space = self.make()
+        for seed in range(self.samples):
+            probabilities = random_probabilities(space, seed)
+            program = space.derivation_program(log_scores(probabilities))
+            assert space.architecture(next(solutions(program))) == space.decode(probabilities)
+
+    def test_derivation_is_never_over_the_budget(self) -> None:
+        space = self.make()
+        drawn = self.architectures(space)
+        for seed in range(self.samples):
+            cost = random_costs(space, seed)
+            sums = sorted(weighted_sum(space.workloads_of(architecture), cost) for architecture in drawn)
+            program = space.derivation_program(log_scores(random_probabilities(space, seed)), [space.option_costs(cost)])
+            found = [space.architecture(choice) for choice in islice(solutions(program, [sums[0]]), 3)]
+            assert found, "a random network costs no more than the budget, yet nothing was found"
+            for architecture in found:
+                assert weighted_sum(space.workloads_of(architecture), cost) <= sums[0] * (1 + 1e-8)
+
+    def test_derivations_come_in_order_of_score_and_never_twice(self) -> None:
+        space = self.make()
+        program = space.derivation_program(log_scores(random_probabilities(space, 11)))
+        found = [space.architecture(choice) for choice in islice(solutions(program), 6)]
+        assert len(set(found)) == len(found) > 1
+        scores = [score_of(program, architecture) for architecture in found]
+        assert all(later <= earlier + 1e-9 for earlier, later in pairwise(scores)), scores
+
+
+def _random_logits(space: SearchSpace, seed: int, spread: float) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        decision.name: (spread * torch.randn(len(decision.options), generator=generator, dtype=torch.float64)).requires_grad_()
+        for decision in space.decisions
+    }
+
+
+def _check_differences(
+    logits: dict[str, Tensor], gradients: dict[str, Tensor], value: Callable[[], float], step: float = 1e-5
+) -> None:
+    """Compare every gradient with central differences of ``value``, away from the kinks where two options tie."""
+    for name, row in logits.items():
+        for index in range(len(row)):
+            with torch.no_grad():
+                row[index] += step
+                above = value()
+                row[index] -= 2 * step
+                below = value()
+                row[index] += step
+            difference, gradient = (above - below) / (2 * step), float(gradients[name][index])
+            assert math.isclose(difference, gradient, rel_tol=1e-4, abs_tol=1e-6), (name, index, difference, gradient)
+
+
+def _replace_by_identity(root: nn.Module, target: nn.Module) -> None:
+    for parent in list(root.modules()):
+        for name, child in list(parent.named_children()):
+            if child is target:
+                setattr(parent, name, nn.Identity())
+
+
+def _certain_weights(space: SearchSpace, architecture: Architecture) -> dict[str, Tensor]:
+    """One-hot weights in which a decision that is off weighs nothing at all."""
+    return {
+        decision.name: torch.tensor(
+            [float(option == architecture.choices.get(decision.name)) for option in decision.options], dtype=torch.float64
+        )
+        for decision in space.decisions
+    }
+
+
+def _copy_weights(source: dict[str, nn.Module], built: nn.Module) -> None:
+    """Give ``built`` the supernet's weights; BatchNorms without scale and shift leave the built ones at 1 and 0."""
+    layers = dict(built.get_submodule("layers").named_children())
+    for name, module in source.items():
+        if isinstance(module, SearchedPool):
+            continue
+        layers[name].load_state_dict(module.state_dict(), strict=False)
