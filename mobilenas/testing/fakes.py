@@ -1,0 +1,166 @@
+"""Synthetic stand-ins: a latency table for a space, made without any device, and the lowering that goes with it.
+
+Every workload becomes exactly one kernel, and costs are a function of the workload alone, so that all sums agree:
+``table_ms`` of a network is the scaled sum of its workload costs.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from mobilenas import ops
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.measurement import ESTIMATOR, Environment, plan_named
+from mobilenas.core.workload import Kernel, TensorSpec, Workload
+from mobilenas.latency.models import Lower, TableModel
+from mobilenas.latency.table import (
+    ErrorReport,
+    LatencyTable,
+    NetworkRow,
+    SpaceCard,
+    TableCard,
+    TableKey,
+    TableRow,
+    WorkloadCosts,
+)
+from mobilenas.spaces.base import SearchSpace
+
+SESSION_MS = 0.002
+"""What one call of the fake runtime costs."""
+
+
+def workload_ms(workload: Workload) -> float:
+    """A made-up latency: a constant, the elements written and the multiply-adds, in milliseconds."""
+    elements = workload.batch * workload.out_channels * workload.out_height * workload.out_width
+    return 1e-3 + 1e-6 * elements + 1e-6 * ops.madds(workload)
+
+
+def kernel_of(workload: Workload) -> Kernel:
+    """The one kernel that the fake runtime makes of a workload."""
+    read = TensorSpec((workload.batch, workload.in_channels, workload.height, workload.width), "float32")
+    written = TensorSpec((workload.batch, workload.out_channels, workload.out_height, workload.out_width), "float32")
+    return Kernel(
+        operator=f"fake::{workload.operator}",
+        attributes=msgspec.json.encode({"stride": workload.stride, **dict(workload.attributes)}, order="sorted").decode(),
+        inputs=(read,) * workload.inputs,
+        outputs=(written,),
+        provider="FakeProvider",
+    )
+
+
+def make_lower(space: SearchSpace) -> Lower:
+    """What lowers networks of ``space`` on the fake runtime."""
+
+    def lower(architectures: Sequence[Architecture]) -> list[Counter[Kernel]]:
+        lowered = []
+        for architecture in architectures:
+            kernels: Counter[Kernel] = Counter()
+            for workload, count in space.workloads_of(architecture).items():
+                kernels[kernel_of(workload)] += count
+            lowered.append(kernels)
+        return lowered
+
+    return lower
+
+
+def make_table(space: SearchSpace, scale: float = 1.1, networks: int = 3, seed: int = 0) -> LatencyTable:
+    """A table that covers ``space`` with synthetic rows; its ``networks`` scale and ``networks`` test networks agree with it.
+
+    The card says ``"estimated"``: nothing was measured.
+    """
+    costs_ms = {workload: workload_ms(workload) for workload in sorted(space.workloads())}
+    rows = {kernel: row for kernel, row in ((kernel_of(w), _row(w)) for w in costs_ms)}
+    return LatencyTable(
+        card=_card(space, scale, len(rows)),
+        rows=rows,
+        workload_costs={space.key: WorkloadCosts(costs_ms, networks, _exact(networks))},
+        networks=_networks(space, scale, networks, seed),
+    )
+
+
+def make_model(space: SearchSpace, scale: float = 1.1) -> TableModel:
+    """The latency model of ``make_table``."""
+    return TableModel(make_table(space, scale), space, make_lower(space))
+
+
+def _row(workload: Workload) -> TableRow:
+    value = workload_ms(workload)
+    return TableRow(
+        kernel=kernel_of(workload),
+        value_ms=value,
+        low_ms=0.99 * value,
+        high_ms=1.01 * value,
+        t2_ms=SESSION_MS + 2 * value,
+        t8_ms=SESSION_MS + 8 * value,
+        sweeps=4,
+        converged=True,
+    )
+
+
+def _networks(space: SearchSpace, scale: float, count: int, seed: int) -> tuple[NetworkRow, ...]:
+    generator = random.Random(seed)
+    roles: tuple[Literal["scale", "test"], ...] = ("scale",) * count + ("test",) * count
+    rows = []
+    for role in roles:
+        architecture = space.random_architecture(generator)
+        kernel_sum = SESSION_MS + sum(n * workload_ms(w) for w, n in space.workloads_of(architecture).items())
+        rows.append(
+            NetworkRow(
+                architecture=architecture,
+                role=role,
+                measured_ms=scale * kernel_sum,
+                low_ms=scale * kernel_sum,
+                high_ms=1.01 * scale * kernel_sum,
+                kernel_sum_ms=kernel_sum,
+                madds=space.madds(architecture),
+                sweeps=4,
+                converged=True,
+            )
+        )
+    return tuple(rows)
+
+
+def _exact(networks: int) -> ErrorReport:
+    return ErrorReport(
+        networks=networks,
+        mape_fraction=0.0,
+        bias_fraction=0.0,
+        p90_fraction=0.02,
+        worst_fraction=0.02,
+        within_5_fraction=1.0,
+        within_10_fraction=1.0,
+        spearman=1.0,
+    )
+
+
+def _card(space: SearchSpace, scale: float, rows: int) -> TableCard:
+    exact = _exact(3)
+    return TableCard(
+        origin="estimated",
+        created="2000-01-01T00:00:00+00:00",
+        key=TableKey("fake-device", "fake", "0", "FakeProvider", "fp32", 1, 1),
+        plan=plan_named("quick"),
+        estimator=ESTIMATOR,
+        protocol=1,
+        environment=Environment("fake", "fake", "fake", 1, None, (), (), (0.0, 0.0, 0.0), {}),
+        session_ms=SESSION_MS,
+        rows=rows,
+        rows_not_converged=0,
+        pooled_scale=scale,
+        spaces={
+            space.key: SpaceCard(
+                space=space.name,
+                options=space.options,
+                scale=scale,
+                table_error=exact,
+                workload_error=exact,
+                madds_baseline_error=exact,
+                repeatability_fraction=0.01,
+            )
+        },
+    )

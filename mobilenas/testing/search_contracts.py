@@ -1,0 +1,312 @@
+"""Conformance kits of latency models and search methods, as classes to subclass; ``contracts.py`` says how.
+
+Nothing here imports pytest. Shapes: ``B`` batch, ``C`` channels, ``H``, ``W``, ``O`` options of a decision.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.nn import functional
+
+from mobilenas.core.run_directory import RunDirectory
+from mobilenas.core.workload import Workload
+from mobilenas.data import Images
+from mobilenas.latency.budget import solutions
+from mobilenas.latency.models import LatencyModel
+from mobilenas.methods.base import Batch, Progress, SearchMethod, Stage, Step
+from mobilenas.search.checkpoints import Checkpoints
+from mobilenas.search.engine import AdamSettings, EngineSettings, EpochReport, SearchEngine, SgdSettings
+from mobilenas.search.task import Classification
+from mobilenas.spaces.base import SearchSpace, SupernetSize
+from mobilenas.spaces.cells import CellSpace
+from mobilenas.supernet import ArchitectureParameters, Mixture, Supernet
+from mobilenas.testing.contracts import expect_error, random_probabilities
+
+
+class LatencyModelContract(ABC):
+    """The laws of a latency model. Override ``make``."""
+
+    samples = 6
+    """Random architectures per law."""
+
+    @abstractmethod
+    def make(self) -> tuple[LatencyModel, SearchSpace]:
+        """The model under test and the space that it is about."""
+
+    def test_latency_is_positive_repeatable_and_inside_its_interval(self) -> None:
+        model, space = self.make()
+        again, _ = self.make()
+        generator = random.Random(1)
+        for architecture in (space.random_architecture(generator) for _ in range(self.samples)):
+            prediction = model.latency(architecture)
+            assert 0 < prediction.ms < math.inf
+            assert prediction.low_ms <= prediction.ms <= prediction.high_ms
+            assert again.latency(architecture) == prediction
+
+    def test_expected_ms_is_the_spaces_expectation_of_its_option_costs(self) -> None:
+        model, space = self.make()
+        for seed, temperature in enumerate((1.0, 0.3)):
+            probabilities = random_probabilities(space, seed)
+            expected = float(space.expected_cost(probabilities, model.option_costs, temperature))
+            assert math.isclose(float(model.expected_ms(probabilities, temperature)), expected, rel_tol=1e-9)
+
+    def test_expected_ms_tells_options_apart(self) -> None:
+        model, space = self.make()
+        values = {float(model.expected_ms(random_probabilities(space, seed, 3.0))) for seed in range(4)}
+        assert len(values) == 4, "different probabilities, the same expectation"
+        assert all(0 < value < math.inf for value in values)
+
+    def test_gradient_of_expected_ms_matches_finite_differences(self) -> None:
+        model, space = self.make()
+        rows = {name: row.log().requires_grad_() for name, row in random_probabilities(space, 7).items()}
+
+        def expected() -> Tensor:
+            return model.expected_ms({name: row.softmax(0) for name, row in rows.items()})
+
+        gradients = torch.autograd.grad(expected(), list(rows.values()))
+        largest = max(float(gradient.abs().max()) for gradient in gradients)
+        assert largest > 0, "the gradient is zero everywhere"
+        for row, gradient in zip(rows.values(), gradients, strict=True):
+            for index in range(len(row)):
+                difference = _central_difference(row, index, lambda: float(expected()))
+                assert abs(difference - float(gradient[index])) <= 1e-4 * largest
+
+    def test_describe_is_json(self) -> None:
+        model, _ = self.make()
+        described = json.loads(json.dumps(model.describe(), allow_nan=False))
+        assert isinstance(described, dict)
+        assert described, "a model says where its numbers come from"
+
+
+class MethodContract(ABC):
+    """The laws of a search method, on a cell space small enough to search in seconds. Override ``make``."""
+
+    seed = 3
+
+    @abstractmethod
+    def make(self) -> SearchMethod:
+        """The method under test."""
+
+    def space(self) -> SearchSpace:
+        """The space that is searched; must have every trait that the method needs."""
+        return CellSpace(channels=2, layers=3, image_size=8, nodes=2, classes=3)
+
+    def toy_space(self, cheap: str, dear: str) -> SearchSpace:
+        """A space whose only options are ``cheap`` and ``dear``."""
+        return CellSpace(channels=2, layers=3, image_size=8, nodes=1, classes=3, operators=(cheap, dear))
+
+    def test_a_search_changes_weights_and_logits(self) -> None:
+        first, second = self._states(epochs=2)
+        for part in ("supernet", "parameters"):
+            assert not _same(first[part], second[part]), f"{part} did not change"
+
+    def test_an_architecture_step_fills_the_gradients_of_the_logits_only(self) -> None:
+        method = self.make()
+        search = _ToySearch.of(method, self.space(), self.seed)
+        weights, logits = _snapshot(search.supernet), _snapshot(search.parameters)
+        batches = copy.deepcopy((search.train, search.valid))
+        method.architecture_gradient(search.step(lambda mixture: torch.zeros(())))
+        for name, row in search.parameters.named_parameters():
+            assert row.grad is not None, name
+            assert torch.isfinite(row.grad).all(), name
+            assert row.grad.abs().max() > 0, name
+            assert torch.equal(row, logits[name]), "the optimiser moves logits, not the method"
+        for name, weight in search.supernet.named_parameters():
+            assert torch.allclose(weight, weights[name], atol=1e-6), name
+        for batch, before in zip((search.train, search.valid), batches, strict=True):
+            assert torch.equal(batch.images, before.images)
+            assert torch.equal(batch.labels, before.labels)
+
+    def test_warmup_trains_weights_and_leaves_logits_untouched(self) -> None:
+        first, second = self._states(epochs=2, warmup_epochs=2)
+        assert not _same(first["supernet"], second["supernet"]), "warm-up did not train the weights"
+        initial = ArchitectureParameters(self._first_stage().decisions, torch.Generator().manual_seed(self.seed))
+        for state in (first, second):
+            assert _same(state["parameters"], initial.state_dict()), "warm-up moved the logits"
+
+    def test_the_same_seed_gives_the_same_search(self) -> None:
+        with _folder() as a, _folder() as b, _folder() as c:
+            same, again, other = (self._search(a), self._search(b), self._search(c, seed=self.seed + 1))
+        assert _same(same.state_dict(), again.state_dict())
+        assert not _same(same.state_dict(), other.state_dict()), "the seed changes nothing"
+        assert self.make().decode(self.space(), same) == self.make().decode(self.space(), again)
+
+    def test_a_resumed_search_ends_as_one_that_never_stopped(self) -> None:
+        with _folder() as whole, _folder() as halved:
+            never_stopped = self._search(whole, epochs=3)
+            with expect_error(KeyboardInterrupt, "the search is stopped after its first epoch"):
+                self._search(halved, epochs=3, on_epoch=_stop)
+            resumed_epochs: list[int] = []
+            resumed = self._search(halved, epochs=3, on_epoch=lambda report: resumed_epochs.append(report.epoch))
+        assert resumed_epochs == [1, 2], "the search began anew"
+        assert _same(never_stopped.state_dict(), resumed.state_dict())
+        assert self.make().decode(self.space(), never_stopped) == self.make().decode(self.space(), resumed)
+
+    def test_a_huge_multiplier_makes_the_cheap_operator_win(self) -> None:
+        method = self.make()
+        for cheap, dear in (("skip_connect", "sep_conv_3x3"), ("sep_conv_3x3", "skip_connect")):
+            space = self.toy_space(cheap, dear)
+            constraint = _HugeConstraint(space, {w: 1.0 if w.operator == dear else 0.01 for w in space.workloads()})
+            search = _ToySearch.of(method, space, self.seed)
+            optimiser = torch.optim.Adam(search.parameters.parameters(), lr=0.1)
+            for _ in range(10):
+                optimiser.zero_grad()
+                method.architecture_gradient(search.step(constraint))
+                optimiser.step()
+                with torch.no_grad():
+                    method.after_architecture_step(search.parameters, search.progress)
+            assert set(method.decode(space, search.parameters).choices.values()) == {cheap}
+
+    def test_scores_agree_with_decode(self) -> None:
+        method, space = self.make(), self.space()
+        for seed in range(4):
+            parameters = ArchitectureParameters(self._first_stage().decisions, torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                for row in parameters.parameters():
+                    row.mul_(1e3)  # published logits begin near 0, where ties are decided by rounding
+            program = space.derivation_program(method.scores(space, parameters))
+            assert space.architecture(next(solutions(program))) == method.decode(space, parameters)
+
+    # ---- helpers ---------------------------------------------------------------------------------------------------
+
+    def _first_stage(self) -> Stage:
+        return next(self.make().stages(self.space(), SupernetSize(2, 3), 2, 0))
+
+    def _states(self, epochs: int, warmup_epochs: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the checkpoints of a search hold after its first and after its last epoch."""
+        states: list[dict[str, Any]] = []
+        with _folder() as folder:
+
+            def keep(report: EpochReport) -> None:
+                found = Checkpoints(RunDirectory(folder).checkpoints / "stage0").load_latest()
+                assert found is not None, "an epoch ended without a checkpoint"
+                states.append(found[1])
+
+            self._search(folder, epochs=epochs, warmup_epochs=warmup_epochs, on_epoch=keep)
+        return states[0], states[-1]
+
+    def _search(
+        self,
+        folder: Path,
+        *,
+        seed: int | None = None,
+        epochs: int = 2,
+        warmup_epochs: int = 0,
+        on_epoch: Callable[[EpochReport], None] = lambda _: None,
+    ) -> ArchitectureParameters:
+        space = self.space()
+        engine = SearchEngine(
+            space=space,
+            method=self.make(),
+            task=Classification(),
+            halves=(_random_images(space, 1), _random_images(space, 2)),
+            budgets=(),
+            settings=EngineSettings(
+                supernet=SupernetSize(2, 3),
+                epochs=epochs,
+                warmup_epochs=warmup_epochs,
+                batch_size=4,
+                workers=0,
+                weights=SgdSettings(lr=0.05, min_lr=0.01, momentum=0.9, weight_decay=1e-4, clip_norm=5.0),
+                architecture=AdamSettings(lr=0.01, beta1=0.5, beta2=0.999, weight_decay=1e-3),
+                seed=self.seed if seed is None else seed,
+            ),
+            fabric=Fabric(accelerator="cpu", devices=1),
+            directory=RunDirectory(folder),
+            on_epoch=on_epoch,
+        )
+        return engine.run()
+
+
+@dataclass(frozen=True)
+class _HugeConstraint:
+    """A thousand times the expected cost of a mixture."""
+
+    space: SearchSpace
+    cost: Mapping[Workload, float]
+
+    def __call__(self, mixture: Mixture) -> Tensor:
+        return 1e3 * self.space.expected_cost(mixture.probabilities, self.space.option_costs(self.cost))
+
+
+@dataclass(frozen=True)
+class _ToySearch:
+    """A supernet, its logits and two batches, outside the engine."""
+
+    supernet: Supernet
+    parameters: ArchitectureParameters
+    train: Batch
+    valid: Batch
+    progress: Progress
+
+    @classmethod
+    def of(cls, method: SearchMethod, space: SearchSpace, seed: int) -> _ToySearch:
+        stage = next(method.stages(space, SupernetSize(2, 3), 2, 0))
+        torch.manual_seed(seed)
+        supernet = space.supernet(stage.size, method.mixed_op)
+        parameters = ArchitectureParameters(stage.decisions, torch.Generator().manual_seed(seed))
+        batches = [Batch(torch.randn((4, *space.image_shape[1:])), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
+        return cls(supernet, parameters, batches[0], batches[1], Progress(0, 1, 2))
+
+    def step(self, constraint: Callable[[Mixture], Tensor]) -> Step:
+        return Step(
+            parameters=self.parameters,
+            train=self.train,
+            valid=self.valid,
+            progress=self.progress,
+            loss=lambda batch, mixture: functional.cross_entropy(self.supernet(batch.images, mixture), batch.labels),
+            constraint=constraint,
+            backward=torch.autograd.backward,
+        )
+
+
+def _stop(report: EpochReport) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _random_images(space: SearchSpace, seed: int) -> Images:
+    """Eight images of noise with labels 0 to 2."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (8, *space.image_shape[1:]), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.arange(8) % 3, lambda image: image.float() / 255)
+
+
+def _snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts hold equal tensors, bit for bit."""
+    assert a.keys() == b.keys()
+    assert a, "nothing to compare"
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _central_difference(row: Tensor, index: int, evaluate: Callable[[], float], step: float = 1e-5) -> float:
+    with torch.no_grad():
+        row[index] += step
+        above = evaluate()
+        row[index] -= 2 * step
+        below = evaluate()
+        row[index] += step
+    return (above - below) / (2 * step)

@@ -1,0 +1,16 @@
+"""The conformance kit on every registered search method."""
+
+from mobilenas.methods import METHODS
+from mobilenas.methods.base import SearchMethod
+from mobilenas.methods.darts import Darts
+from mobilenas.testing.search_contracts import MethodContract
+
+
+class TestDarts(MethodContract):
+    def make(self) -> SearchMethod:
+        return Darts()
+
+
+def test_every_registered_method_is_tested_here() -> None:
+    assert set(METHODS) == {"darts"}
+    assert METHODS.get("darts") is Darts
