@@ -74,7 +74,7 @@ def make_table(space: SearchSpace, scale: float = 1.1, networks: int = 3, seed: 
     The card says ``"estimated"``: nothing was measured.
     """
     costs_ms = {workload: workload_ms(workload) for workload in sorted(space.workloads())}
-    rows = {kernel: row for kernel, row in ((kernel_of(w), _row(w)) for w in costs_ms)}
+    rows = {kernel_of(w): _row(w) for w in costs_ms}
     return LatencyTable(
         card=_card(space, scale, len(rows)),
         rows=rows,
@@ -104,9 +104,9 @@ def _row(workload: Workload) -> TableRow:
 
 def _networks(space: SearchSpace, scale: float, count: int, seed: int) -> tuple[NetworkRow, ...]:
     generator = random.Random(seed)
-    roles: tuple[Literal["scale", "test"], ...] = ("scale",) * count + ("test",) * count
     rows = []
-    for role in roles:
+    for index in range(2 * count):
+        role: Literal["scale", "test"] = "scale" if index < count else "test"
         architecture = space.random_architecture(generator)
         kernel_sum = SESSION_MS + sum(n * workload_ms(w) for w, n in space.workloads_of(architecture).items())
         rows.append(

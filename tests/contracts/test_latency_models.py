@@ -3,8 +3,8 @@
 from mobilenas.latency.models import LatencyModel
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.cells import CellSpace
-from mobilenas.testing.search_contracts import LatencyModelContract
 from mobilenas.testing.fakes import make_model
+from mobilenas.testing.search_contracts import LatencyModelContract
 
 
 class TestTableModel(LatencyModelContract):
