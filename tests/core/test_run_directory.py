@@ -1,0 +1,124 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mobilenas.core.run_directory import Journal, RunDirectory, write_atomic
+from mobilenas.errors import DocumentError, ResourceError, UsageError
+
+
+def test_write_atomic_replaces_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "file"
+    write_atomic(path, "one")
+    write_atomic(path, b"two")
+    assert path.read_text() == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="file: cannot be written: No space left"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir() if p.is_file()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResourceError, match="cannot be written"):
+        write_atomic(tmp_path / "file" / "below", "x")
+
+
+def test_journal_keeps_records_in_order(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "sub" / "journal.jsonl")
+    assert journal.read() == []
+    journal.append({"n": 1})
+    journal.append({"n": [2, 2.5]})
+    assert Journal(journal.path).read() == [{"n": 1}, {"n": [2, 2.5]}]
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path: Path, cut: int) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append({"n": 1})
+    journal.append({"n": 2})
+    whole = journal.path.read_bytes()
+    assert len(whole) == 18
+    journal.path.write_bytes(whole[:-cut])
+    assert journal.read() == [{"n": 1}]
+    journal.append({"n": 3})
+    assert journal.read() == [{"n": 1}, {"n": 3}]
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"n": 1}\n{"n": \n{"n": 3}\n')
+    with pytest.raises(DocumentError, match=r"journal\.jsonl:2"):
+        Journal(path).read()
+
+
+def test_a_run_that_ends_well(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    assert not run.is_finished
+    with run.running("a = 1\n", {"machine": "x"}):
+        assert (run.path / "STATUS").read_text() == "running\n"
+        assert not run.is_finished
+        run.write_document("result.json", {"x": 1})
+    assert run.is_finished
+    assert run.read_document("result.json") == {"x": 1}
+    assert run.read_document("environment.json") == {"machine": "x"}
+    assert (run.path / "config.toml").read_text() == "a = 1\n"
+    assert (run.path / "command.txt").read_text().strip()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(ValueError("too bad"), "failed\nValueError: too bad\n"), (KeyboardInterrupt(), "interrupted\n")],
+)
+def test_a_run_that_does_not(tmp_path: Path, error: BaseException, status: str) -> None:
+    run = RunDirectory(tmp_path)
+    with pytest.raises(type(error)), run.running("", {}):
+        raise error
+    assert (tmp_path / "STATUS").read_text() == status
+    assert not run.is_finished
+    with run.running("", {}):
+        pass
+    assert run.is_finished, "the lock was let go"
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path).running("a = 1", {}):
+        with (
+            pytest.raises(UsageError, match="another process works in this folder"),
+            RunDirectory(tmp_path).running("a = 1", {}),
+        ):
+            pass
+        assert (tmp_path / "STATUS").read_text() == "running\n", "the run in progress is not disturbed"
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path).running("a = 1\nb = 2\n", {}):
+        pass
+    with pytest.raises(UsageError) as error, RunDirectory(tmp_path).running("a = 1\nb = 3\n", {}):
+        pass
+    assert "another configuration" in str(error.value)
+    assert "  - b = 2\n  + b = 3" in str(error.value)
+    assert "a = 1" not in str(error.value)
+    assert (tmp_path / "config.toml").read_text() == "a = 1\nb = 2\n"
+    assert RunDirectory(tmp_path).is_finished
+
+
+def test_metrics_are_json_lines(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.metrics.append({"epoch": 0})
+    run.metrics.append({"epoch": 1})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"epoch": 0}, {"epoch": 1}]

@@ -1,0 +1,138 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mobilenas.core.workload import Workload, weighted_sum
+from mobilenas.errors import DocumentError, MissingKernelError
+from mobilenas.latency.table import LatencyTable, workload_sum_ms
+from mobilenas.spaces.cells import CellSpace
+from mobilenas.testing import fakes
+
+SPACE = CellSpace(channels=4, layers=3, image_size=8, nodes=2)
+TABLE = fakes.make_table(SPACE)
+FILES = ("kernels.csv", "workloads.csv", "networks.csv")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    TABLE.save(tmp_path / "table")
+    return tmp_path / "table"
+
+
+def test_save_and_load(folder: Path) -> None:
+    again = LatencyTable.load(folder)
+    assert again == TABLE
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*FILES, "card.json"])
+    assert all(again.lookup(kernel) == row for kernel, row in TABLE.rows.items())
+
+
+def test_saving_again_changes_no_byte(folder: Path, tmp_path: Path) -> None:
+    LatencyTable.load(folder).save(tmp_path / "again")
+    for name in (*FILES, "card.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_numbers_keep_every_digit(tmp_path: Path) -> None:
+    kernel, row = next(iter(TABLE.rows.items()))
+    odd = msgspec.structs.replace(row, value_ms=0.1 + 0.2, low_ms=1e-300, high_ms=1 / 3)
+    dataclasses.replace(TABLE, rows={kernel: odd}).save(tmp_path)
+    assert LatencyTable.load(tmp_path).rows == {kernel: odd}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_edited_csv_is_refused(folder: Path, name: str) -> None:
+    path = folder / name
+    text = path.read_text()
+    position = max(i for i, c in enumerate(text) if c in "12345678")
+    path.write_text(text[:position] + str(int(text[position]) + 1) + text[position + 1 :])
+    with pytest.raises(DocumentError, match=f"{name}: changed since it was measured"):
+        LatencyTable.load(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_csv_that_lost_its_last_line_is_refused(folder: Path, name: str) -> None:
+    path = folder / name
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DocumentError, match=name):
+        LatencyTable.load(folder)
+
+
+@pytest.mark.parametrize("name", [*FILES, "card.json"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(DocumentError, match=rf"{name}: cannot be read"):
+        LatencyTable.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"schema": "mobilenas/latency-table@2"}, "upgrade"),
+        ({"origin": "guessed"}, "origin"),
+        ({"session_ms": "0.1"}, "session_ms"),
+        ({"sha256": {}}, "changed since it was measured"),
+    ],
+)
+def test_a_wrong_card_is_refused(folder: Path, change: dict, what: str) -> None:
+    card = folder / "card.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | change))
+    with pytest.raises(DocumentError) as error:
+        LatencyTable.load(folder)
+    assert what in str(error.value)
+
+
+def test_a_missing_kernel_names_its_nearest_and_the_command() -> None:
+    wide = fakes.kernel_of(Workload("sep_conv_3x3", 4096, 4096, 8, 8))
+    with pytest.raises(MissingKernelError) as error:
+        TABLE.lookup(wide)
+    message = str(error.value)
+    assert "fake::sep_conv_3x3 1x4096x8x8 -> 1x4096x8x8" in message
+    assert "nearest: fake::sep_conv_3x3 1x" in message
+    assert "mobilenas profile --device fake --runtime fake --precision fp32 --threads 1" in message
+    unknown = msgspec.structs.replace(wide, operator="fake::unknown")
+    with pytest.raises(MissingKernelError, match="nearest: none"):
+        TABLE.lookup(unknown)
+
+
+def test_kernels_that_differ_in_attributes_only_are_told_apart() -> None:
+    kernel = next(iter(TABLE.rows))
+    with pytest.raises(MissingKernelError):
+        TABLE.lookup(msgspec.structs.replace(kernel, attributes='{"stride":9}'))
+
+
+def test_sums_are_rows_and_the_cost_of_a_call() -> None:
+    [network, *_] = TABLE.networks
+    [kernels] = fakes.make_lower(SPACE)([network.architecture])
+    by_hand = fakes.SESSION_MS + sum(TABLE.rows[kernel].value_ms for kernel in kernels.elements())
+    assert TABLE.kernel_sum_ms(kernels) == pytest.approx(by_hand, rel=1e-12)
+    assert network.kernel_sum_ms == pytest.approx(by_hand, rel=1e-12)
+    workloads = SPACE.workloads_of(network.architecture)
+    costs = TABLE.workload_costs[SPACE.key]
+    assert workload_sum_ms(costs, workloads) + fakes.SESSION_MS == pytest.approx(by_hand, rel=1e-12)
+    first = next(iter(kernels))
+    partial = dataclasses.replace(TABLE, rows={k: r for k, r in TABLE.rows.items() if k != first})
+    with pytest.raises(MissingKernelError):
+        partial.kernel_sum_ms(kernels)
+    with pytest.raises(KeyError):
+        weighted_sum(workloads, dict.fromkeys(list(workloads)[1:], 1.0))
+
+
+def test_a_space_that_was_not_profiled() -> None:
+    assert TABLE.space_card(SPACE.key).options == SPACE.options
+    with pytest.raises(DocumentError, match=f"does not cover the space cells-0.*covers: {SPACE.key}.*mobilenas profile"):
+        TABLE.space_card("cells-0")
+
+
+def test_the_model_refuses_a_network_with_a_missing_kernel() -> None:
+    model = fakes.make_model(SPACE)
+    architecture = TABLE.networks[0].architecture
+    assert model.latency(architecture).ms == pytest.approx(TABLE.networks[0].measured_ms, rel=1e-12)
+    assert model.workload_ms(architecture) == pytest.approx(model.latency(architecture).ms, rel=1e-6)
+    first = next(iter(fakes.make_lower(SPACE)([architecture])[0]))
+    model.table = dataclasses.replace(TABLE, rows={k: r for k, r in TABLE.rows.items() if k != first})
+    model._known.clear()
+    with pytest.raises(MissingKernelError):
+        model.latency(architecture)

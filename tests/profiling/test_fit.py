@@ -1,0 +1,113 @@
+import random
+from collections import Counter
+
+import msgspec
+import numpy as np
+import pytest
+
+from mobilenas.core.measurement import Measurement, SweepRecord, measurement_from_records
+from mobilenas.core.workload import Workload
+from mobilenas.profiling import fit
+from mobilenas.spaces.cells import CellSpace
+from mobilenas.testing import fakes
+
+SPACE = CellSpace(channels=4, layers=3, image_size=8, nodes=2)
+KERNEL = fakes.kernel_of(Workload("sep_conv_3x3", 4, 4, 8, 8))
+WORKLOADS = sorted(SPACE.workloads())
+TRUTH = {w: random.Random(w.key).uniform(0.01, 1.0) for w in WORKLOADS}
+
+
+def measured(value: float, high: float, sweeps: int = 4, converged: bool = True) -> Measurement:
+    record = SweepRecord((value,), (value,), 1.0, 1.0, None)
+    found = measurement_from_records([record] * sweeps, 0.02)
+    return msgspec.structs.replace(found, high_ms=high, converged=converged)
+
+
+def networks(count: int, seed: int) -> list[Counter[Workload]]:
+    generator = random.Random(seed)
+    return [SPACE.workloads_of(SPACE.random_architecture(generator)) for _ in range(count)]
+
+
+def sums_of(counts: list[Counter[Workload]], cost: dict[Workload, float]) -> np.ndarray:
+    return np.array([sum(n * cost[w] for w, n in network.items()) for network in counts])
+
+
+def test_a_row_is_the_slope_between_the_two_models() -> None:
+    row = fit.row_from_measurements(KERNEL, measured(0.5, 0.56, 6), measured(1.1, 1.22, 4))
+    assert row.kernel == KERNEL
+    assert row.value_ms == pytest.approx(0.1)
+    assert row.low_ms == pytest.approx((1.1 - 0.56) / 6)
+    assert row.high_ms == pytest.approx((1.22 - 0.5) / 6)
+    assert (row.t2_ms, row.t8_ms, row.sweeps, row.converged) == (0.5, 1.1, 4, True)
+
+
+def test_a_row_is_never_below_zero() -> None:
+    row = fit.row_from_measurements(KERNEL, measured(0.5, 0.6), measured(0.49, 0.49))
+    assert row.value_ms == row.low_ms == row.high_ms == 0.0
+    assert row.t8_ms == 0.49, "what was measured is kept"
+
+
+@pytest.mark.parametrize("flags", [(True, False), (False, True), (False, False)])
+def test_a_row_converged_only_if_both_did(flags: tuple[bool, bool]) -> None:
+    few, many = (measured(value, value, converged=flag) for value, flag in zip((0.5, 1.1), flags, strict=True))
+    assert not fit.row_from_measurements(KERNEL, few, many).converged
+
+
+def test_additive_networks_are_recovered() -> None:
+    """Oracle: the costs that the sums were made of. Networks never seen cost what they must, within a hundredth."""
+    seen, unseen = networks(250, 1), networks(50, 2)
+    found = fit.fit_workload_costs(seen, sums_of(seen, TRUTH), WORKLOADS)
+    assert found.networks == 250
+    assert list(found.costs_ms) == WORKLOADS
+    assert min(found.costs_ms.values()) >= 0
+    assert sums_of(unseen, found.costs_ms) == pytest.approx(sums_of(unseen, TRUTH), rel=0.01)
+    assert found.error.networks == 50
+    assert found.error.mape_fraction < 0.005
+    assert found.error.spearman > 0.99
+
+
+def test_options_of_a_decision_are_told_apart() -> None:
+    """What the loss needs. A workload alone may be out of reach: one option can always bring the same two of them."""
+    seen = networks(250, 1)
+    found = SPACE.option_costs(fit.fit_workload_costs(seen, sums_of(seen, TRUTH), WORKLOADS).costs_ms).options
+    truth = SPACE.option_costs(TRUTH).options
+    for decision in SPACE.decisions:
+        ours, exact = found[decision.name][1:], truth[decision.name][1:]
+        assert np.ptp(exact) > 0.3, "the options cost about the same"
+        assert ours - ours.mean() == pytest.approx(exact - exact.mean(), abs=0.02 * np.ptp(exact)), decision.name
+
+
+def test_the_error_is_that_of_networks_which_were_not_fitted_on() -> None:
+    """The error belongs to the first fifth; spoiling that fifth must show in it."""
+    counts = networks(100, 3)
+    sums = sums_of(counts, TRUTH)
+    assert fit.fit_workload_costs(counts, sums, WORKLOADS).error.bias_fraction == pytest.approx(0, abs=0.02)
+    sums[:20] *= 2
+    assert fit.fit_workload_costs(counts, sums, WORKLOADS).error.bias_fraction == pytest.approx(-0.5, abs=0.02)
+
+
+def test_the_scale_is_the_median_ratio() -> None:
+    sums = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert fit.fit_scale(sums, 1.2 * sums) == pytest.approx(1.2)
+    assert fit.fit_scale(sums, np.array([1.2, 2.4, 3.6, 400.0, 6.0])) == pytest.approx(1.2)
+
+
+def test_the_baseline_recovers_a_line() -> None:
+    madds = np.array([1e6, 2e6, 5e6, 9e6])
+    a, b = fit.fit_madds_baseline(madds, 3e-6 * madds + 0.5)
+    assert a == pytest.approx(3e-6)
+    assert b == pytest.approx(0.5)
+
+
+def test_error_report_by_hand() -> None:
+    truth = np.array([1.0, 2.0, 4.0, 10.0])
+    report = fit.error_report(np.array([1.04, 1.78, 4.0, 13.0]), truth)
+    assert report.networks == 4
+    assert report.mape_fraction == pytest.approx((0.04 + 0.11 + 0 + 0.3) / 4)
+    assert report.bias_fraction == pytest.approx((0.04 - 0.11 + 0 + 0.3) / 4)
+    assert report.worst_fraction == pytest.approx(0.3)
+    assert (report.within_5_fraction, report.within_10_fraction) == (0.5, 0.5)
+    assert report.p90_fraction == pytest.approx(np.quantile([0.04, 0.11, 0, 0.3], 0.9))
+    assert report.spearman == pytest.approx(1.0)
+    assert fit.error_report(truth[::-1].copy(), truth).spearman == pytest.approx(-1.0)
+    assert fit.error_report(truth[:2], truth[:2]).spearman == 0.0, "two points have no rank correlation worth a name"
