@@ -84,8 +84,9 @@ def solutions(program: DerivationProgram, targets: Sequence[float] = ()) -> Iter
     n = len(program.variables)
     constraints = [LinearConstraint(program.rows, program.lower, program.upper)]
     if len(targets):
-        room = np.asarray(targets) - program.fixed_costs
-        constraints.append(LinearConstraint(program.costs / np.abs(room)[:, None], -np.inf, np.sign(room)))
+        scale = np.maximum(np.abs(targets), 1e-12)
+        room = (np.asarray(targets) - program.fixed_costs) / scale
+        constraints.append(LinearConstraint(program.costs / scale[:, None], -np.inf, room))
     while True:
         result = milp(
             -program.scores,

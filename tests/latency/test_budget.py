@@ -52,6 +52,14 @@ def test_derivation_equals_brute_force_in_200_cases() -> None:
     assert 0 < infeasible < 100
 
 
+def test_a_target_that_leaves_nothing_beyond_the_fixed_cost_finds_the_free_network() -> None:
+    costs = SPACE.option_costs({w: float(w.operator != "max_pool_3x3") for w in SPACE.workloads()})
+    program = SPACE.derivation_program({d.name: np.zeros(3) for d in SPACE.decisions}, [costs])
+    found = next(solutions(program, [costs.fixed]), None)
+    assert found is not None
+    assert {operator for _, operator in found} == {"max_pool_3x3"}
+
+
 def test_constraint_pushes_only_when_the_decoded_network_is_over() -> None:
     lagrangian = AugmentedLagrangian()
     expected = torch.tensor(12.0, requires_grad=True)
