@@ -31,7 +31,7 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file of settings.", metavar="FILE")]
-Sets = Annotated[list[str], typer.Option("--set", help="One setting, as --set weights.lr=0.05.", metavar="KEY=VALUE")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, as --set weights.lr=0.05.", metavar="KEY=VALUE")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 DeviceName = Annotated[str | None, typer.Option("--device", help="Where to measure: local is this host.")]
@@ -63,7 +63,7 @@ def profile(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the table.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be measured.")] = False,
     config: ConfigFile = None,
-    sets: Sets = [],  # noqa: B006
+    sets: Sets = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -128,7 +128,7 @@ def search(
     seed: Seed = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory.")] = None,
     config: ConfigFile = None,
-    sets: Sets = [],  # noqa: B006
+    sets: Sets = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -176,7 +176,7 @@ def train(
     epochs: Epochs = None,
     seed: Seed = None,
     config: ConfigFile = None,
-    sets: Sets = [],  # noqa: B006
+    sets: Sets = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -202,7 +202,7 @@ def export(
     no_device: Annotated[bool, typer.Option("--no-device", help="Do not measure the exported model.")] = False,
     plan: Plan = None,
     config: ConfigFile = None,
-    sets: Sets = [],  # noqa: B006
+    sets: Sets = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -151,7 +151,7 @@ class ExportConfig(Strict):
     """Largest difference of any logit between torch and the runtime, relative to the largest logit."""
 
 
-def load_config(kind: type[C], file: Path | None, sets: Sequence[str], flags: Mapping[str, Any]) -> C:
+def load_config(kind: type[C], file: Path | None, sets: Sequence[str] | None, flags: Mapping[str, Any]) -> C:
     """Defaults, then the TOML ``file``, then ``flags`` (dotted key -> value, ``None`` where not given), then ``--set``.
 
     Raises ``UsageError`` naming the key, with the nearest known ones.
@@ -164,7 +164,7 @@ def load_config(kind: type[C], file: Path | None, sets: Sequence[str], flags: Ma
     for key, value in flags.items():
         if value is not None:
             _assign(data, key, value)
-    for text in sets:
+    for text in sets or ():
         key, separator, value = text.partition("=")
         if not separator:
             raise UsageError(f"--set {text}: say --set key=value, as --set epochs=20")

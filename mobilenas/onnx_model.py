@@ -68,11 +68,6 @@ def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     helper.set_model_props(model, dict(metadata))
 
 
-def load_metadata(model: onnx.ModelProto) -> dict[str, str]:
-    """The metadata of a model as ``set_metadata`` wrote it."""
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
 def parse_model(data: bytes, where: str) -> onnx.ModelProto:
     """Parse an ONNX model; raises ``DocumentError`` if the bytes are not one."""
     try:

@@ -190,9 +190,10 @@ def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> S
             hint = f"did you mean {near[0]}? " if near else ""
             raise UsageError(f"the space {cfg.name} has no option {key!r}: {hint}it has {', '.join(known)}")
     try:
-        return kind(**options)  # type: ignore[no-any-return]
+        space: SearchSpace = kind(**options)
     except TypeError as error:
         raise UsageError(f"the options of the space {cfg.name} do not fit: {error}") from error
+    return space
 
 
 def space_of(architecture: Architecture) -> SearchSpace:

@@ -8,16 +8,10 @@ from mobilenas import ops
 from mobilenas.core.workload import Workload
 from mobilenas.errors import UnknownNameError
 from mobilenas.network import count_params
+from mobilenas.spaces import cells
+from mobilenas.supernet import NO_OPERATOR
 
-SAME_CHANNELS = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
+SAME_CHANNELS = tuple(name for name in cells.OPERATORS if name != NO_OPERATOR)
 STRIDED = {"factorized_reduce": 2, "stem_imagenet": 4, "stem_imagenet_second": 2}
 READS_TWO = {"sum": 1, "concat": 2}
 SIZES = ((8, 8), (7, 7), (9, 6), (33, 12))

@@ -79,6 +79,7 @@ def bind(session, inputs):
 
 
 def reset_peak_memory():
+    """Best effort: without it the peak is that of all models so far in this process."""
     try:
         with open("/proc/self/clear_refs", "w") as control:
             control.write("5")

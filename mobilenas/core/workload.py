@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -119,8 +119,3 @@ class Kernel(msgspec.Struct, frozen=True, order=True):
 def weighted_sum(counts: Mapping[Workload, int], cost: Mapping[Workload, float]) -> float:
     """``sum(count * cost)``; a workload without a cost raises ``KeyError``: missing never counts as zero."""
     return sum(count * cost[workload] for workload, count in counts.items())
-
-
-def count_workloads(layers: Iterable[Layer]) -> Counter[Workload]:
-    """Multiplicity of each workload over ``layers``."""
-    return Counter(layer.workload for layer in layers)

@@ -23,8 +23,6 @@ class DeviceCard(msgspec.Struct, frozen=True):
     cpu_model: str
     cpu_count: int
     system: str
-    owned: bool = False
-    """Whether nothing else runs there; a shared device is measured by floors (reference: additivity of tables)."""
 
 
 @dataclass(frozen=True)

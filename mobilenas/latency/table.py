@@ -17,7 +17,7 @@ from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture, OptionValue
 from mobilenas.core.measurement import Environment, MeasurementPlan
 from mobilenas.core.run_directory import write_atomic
-from mobilenas.core.workload import Kernel, Workload, weighted_sum
+from mobilenas.core.workload import Kernel, Workload
 from mobilenas.errors import DocumentError, MissingKernelError, nearest_names
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -224,11 +224,6 @@ class _WorkloadRow(msgspec.Struct, frozen=True):
     space: str
     workload: Workload
     cost_ms: float
-
-
-def workload_sum_ms(costs: WorkloadCosts, workloads: Mapping[Workload, int]) -> float:
-    """Sum of workload costs, unscaled and without the call's own cost; a missing workload raises ``KeyError``."""
-    return weighted_sum(workloads, costs.costs_ms)
 
 
 def _sha256(text: str) -> str:

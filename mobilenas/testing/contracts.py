@@ -61,6 +61,17 @@ def log_scores(probabilities: Probabilities) -> dict[str, np.ndarray]:
     return {name: row.detach().log().numpy() for name, row in probabilities.items()}
 
 
+def central_difference(row: Tensor, index: int, value: Callable[[], float], step: float = 1e-5) -> float:
+    """Slope of ``value`` along ``row[index]``, which is moved in place and put back."""
+    with torch.no_grad():
+        row[index] += step
+        above = value()
+        row[index] -= 2 * step
+        below = value()
+        row[index] += step
+    return (above - below) / (2 * step)
+
+
 class SpaceContract(ABC):
     """The laws of a search space. Override ``make`` and, where they do not fit, the other hooks."""
 
@@ -159,7 +170,7 @@ class SpaceContract(ABC):
         for spread in (0.0, 1e-3, 1.0, 100.0):
             logits = _random_logits(space, 2, spread)
             total = space.expected_cost({name: row.softmax(0) for name, row in logits.items()}, costs)
-            total.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(total)
             assert math.isfinite(float(total.detach()))
             for name, row in logits.items():
                 assert row.grad is not None, name
@@ -176,7 +187,10 @@ class SpaceContract(ABC):
             return space.expected_cost({name: row.softmax(0) for name, row in logits.items()}, costs, 0.7)
 
         gradients = dict(zip(logits, torch.autograd.grad(cost(), list(logits.values())), strict=True))
-        _check_differences(logits, gradients, lambda: float(cost()))
+        for name, row in logits.items():
+            for index, gradient in enumerate(gradients[name].tolist()):
+                difference = central_difference(row, index, lambda: float(cost()))
+                assert math.isclose(difference, gradient, rel_tol=1e-4, abs_tol=1e-6), (name, index, difference, gradient)
 
     # ---- modules ---------------------------------------------------------------------------------------------------
 
@@ -263,22 +277,6 @@ def _random_logits(space: SearchSpace, seed: int, spread: float) -> dict[str, Te
     }
 
 
-def _check_differences(
-    logits: dict[str, Tensor], gradients: dict[str, Tensor], value: Callable[[], float], step: float = 1e-5
-) -> None:
-    """Compare every gradient with central differences of ``value``, away from the kinks where two options tie."""
-    for name, row in logits.items():
-        for index in range(len(row)):
-            with torch.no_grad():
-                row[index] += step
-                above = value()
-                row[index] -= 2 * step
-                below = value()
-                row[index] += step
-            difference, gradient = (above - below) / (2 * step), float(gradients[name][index])
-            assert math.isclose(difference, gradient, rel_tol=1e-4, abs_tol=1e-6), (name, index, difference, gradient)
-
-
 def _replace_by_identity(root: nn.Module, target: nn.Module) -> None:
     for parent in list(root.modules()):
         for name, child in list(parent.named_children()):
@@ -302,4 +300,7 @@ def _copy_weights(source: dict[str, nn.Module], built: nn.Module) -> None:
     for name, module in source.items():
         if isinstance(module, SearchedPool):
             continue
-        layers[name].load_state_dict(module.state_dict(), strict=False)
+        missing, unexpected = layers[name].load_state_dict(module.state_dict(), strict=False)
+        norms = {f"{path}." if path else "" for path, part in layers[name].named_modules() if isinstance(part, nn.BatchNorm2d)}
+        assert not unexpected, (name, unexpected)
+        assert {key.rpartition(".")[0] + "." for key in missing} <= norms, (name, missing)

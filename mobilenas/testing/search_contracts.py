@@ -34,7 +34,7 @@ from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace, SupernetSize
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.supernet import ArchitectureParameters, Mixture, Supernet
-from mobilenas.testing.contracts import expect_error, random_probabilities
+from mobilenas.testing.contracts import central_difference, expect_error, random_probabilities
 
 
 class LatencyModelContract(ABC):
@@ -82,7 +82,7 @@ class LatencyModelContract(ABC):
         assert largest > 0, "the gradient is zero everywhere"
         for row, gradient in zip(rows.values(), gradients, strict=True):
             for index in range(len(row)):
-                difference = _central_difference(row, index, lambda: float(expected()))
+                difference = central_difference(row, index, lambda: float(expected()))
                 assert abs(difference - float(gradient[index])) <= 1e-4 * largest
 
     def test_describe_is_json(self) -> None:
@@ -300,13 +300,3 @@ def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     assert a.keys() == b.keys()
     assert a, "nothing to compare"
     return all(torch.equal(a[name], b[name]) for name in a)
-
-
-def _central_difference(row: Tensor, index: int, evaluate: Callable[[], float], step: float = 1e-5) -> float:
-    with torch.no_grad():
-        row[index] += step
-        above = evaluate()
-        row[index] -= 2 * step
-        below = evaluate()
-        row[index] += step
-    return (above - below) / (2 * step)
