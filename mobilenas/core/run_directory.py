@@ -115,7 +115,7 @@ class RunDirectory:
             self.set_status("running")
             try:
                 yield self
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 self.set_status("interrupted")
                 raise
             except BaseException as error:

@@ -122,3 +122,10 @@ def test_metrics_are_json_lines(tmp_path: Path) -> None:
     run.metrics.append({"epoch": 1})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"epoch": 0}, {"epoch": 1}]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_signal_leaves_the_run_interrupted(tmp_path: Path, stop: type[BaseException]) -> None:
+    with pytest.raises(stop), RunDirectory(tmp_path).running("a = 1\n", {}):
+        raise stop
+    assert (tmp_path / "STATUS").read_text() == "interrupted\n"
