@@ -63,6 +63,7 @@ def select(
 
     Half of the candidates are derived at the budget, half at the budget less the table's interval. Of those whose
     measured interval lies within the budget the best-scoring one is measured again, from the start: that is the verdict.
+    It may exceed the budget by its repeatability, but only where the measurement has converged.
     A round without a success corrects the target by the measured gap. Raises ``BudgetError`` after the last round.
     """
     if measure is None:
@@ -85,7 +86,8 @@ def select(
         best = max(fitting, key=lambda c: c.score)
         [verdict] = measure([best.architecture], f"verdict{number}")
         history.append(Round(target_ms, listed, best.architecture.fingerprint, verdict))
-        if verdict.value_ms <= budget.target_ms * (1 + verdict.repeatability_fraction):
+        allowance = verdict.repeatability_fraction if verdict.converged else 0.0
+        if verdict.value_ms <= budget.target_ms * (1 + allowance):
             return _selection(best, verdict, tuple(history))
         target_ms *= 0.99 * budget.target_ms / verdict.value_ms
     last = history[-1]
