@@ -18,7 +18,7 @@ from mobilenas.core import documents
 from mobilenas.errors import MobileNASError
 
 if TYPE_CHECKING:
-    from mobilenas.workflows import BudgetOutcome
+    from mobilenas.results import BudgetOutcome
 
 R = TypeVar("R")
 

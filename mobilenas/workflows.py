@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from mobilenas import config, onnx_model
 from mobilenas.config import DeviceConfig, ExportConfig, ProfileConfig, SearchConfig, SpaceConfig, TrainConfig
@@ -30,7 +31,7 @@ from mobilenas.devices.device import Device, find_device
 from mobilenas.devices.links import Link
 from mobilenas.errors import BudgetError, IncompatibleError, UsageError, nearest_names
 from mobilenas.export.bundle import write_bundle
-from mobilenas.export.verify import Agreement, compare
+from mobilenas.export.verify import compare
 from mobilenas.latency.budget import Budget, LatencyRange, latency_range
 from mobilenas.latency.models import TableModel
 from mobilenas.latency.store import find_table, table_folder
@@ -38,6 +39,7 @@ from mobilenas.latency.table import LatencyTable
 from mobilenas.methods import METHODS
 from mobilenas.network import Network, initialise_for_timing
 from mobilenas.profiling.campaign import Campaign, network_for_timing
+from mobilenas.results import BudgetOutcome, ExportResult, ProfileResult, SearchResult, TrainResult
 from mobilenas.runtimes import RUNTIMES
 from mobilenas.runtimes.base import RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, measure
@@ -72,84 +74,6 @@ class Silent:
 
     def note(self, text: str) -> None:
         """Nothing."""
-
-
-# ---- results ---------------------------------------------------------------------------------------------------------------
-
-
-class ProfileResult(msgspec.Struct, frozen=True):
-    """What ``profile`` made: the table's folder and how far it can be trusted."""
-
-    table: str
-    kernels: int
-    kernels_not_converged: int
-    scale: float
-    table_mape_fraction: float
-    table_worst_fraction: float
-    baseline_mape_fraction: float
-    workload_mape_fraction: float
-    repeatability_fraction: float
-    duration_s: float
-
-
-class BudgetOutcome(msgspec.Struct, frozen=True):
-    """One budget and the four numbers that stand beside it, in milliseconds."""
-
-    text: str
-    statistic: str
-    target_ms: float
-    lowest_ms: float
-    highest_ms: float
-    expected_ms: float
-    table_ms: float
-    table_low_ms: float
-    table_high_ms: float
-    measured_ms: float | None
-    measured_repeatability_fraction: float | None
-
-
-class SearchResult(msgspec.Struct, frozen=True):
-    """What ``search`` found; ``result.json`` of its run directory."""
-
-    run: str
-    method: str
-    architecture: Architecture
-    fingerprint: str
-    params: int
-    madds: int
-    budgets: tuple[BudgetOutcome, ...]
-    verified_on_target: bool
-    selection: Selection | None
-    latency_model: dict[str, Any] | None
-    epochs: int
-    duration_s: float
-
-
-class TrainResult(msgspec.Struct, frozen=True):
-    """What ``train`` reached; ``result.json`` of the run's ``train`` folder."""
-
-    weights: str
-    fingerprint: str
-    test_accuracy: float
-    train_accuracy: float
-    epochs: int
-    duration_s: float
-
-
-class ExportResult(msgspec.Struct, frozen=True):
-    """What ``export`` wrote and measured; ``report.json`` of the exported folder."""
-
-    folder: str
-    model: str
-    fingerprint: str
-    params: int
-    madds: int
-    trained: bool
-    test_accuracy: float | None
-    agreement: Agreement
-    budget: BudgetOutcome | None
-    measured: Measurement | None
-    device: dict[str, Any] | None
 
 
 # ---- names to objects ------------------------------------------------------------------------------------------------------
@@ -208,7 +132,11 @@ def _environment() -> Any:
 def _fabric(cfg: config.ComputeConfig) -> Fabric:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    fabric = Fabric(accelerator=cfg.accelerator, devices=1, precision=cfg.precision)  # type: ignore[arg-type]
+    precision: Any = cfg.precision
+    try:
+        fabric = Fabric(accelerator=cfg.accelerator, devices=1, precision=precision)
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UsageError(f"compute.accelerator {cfg.accelerator!r} with compute.precision {precision!r}: {error}") from error
     fabric.launch()
     return fabric
 
@@ -269,6 +197,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     data = load_data(cfg.data.name, Path(cfg.data.root) if cfg.data.root else None)
     space = space_from_config(cfg.space, data, cfg.device.batch)
     target = Target.from_config(cfg.device)
+    fabric = _fabric(cfg.compute)
     directory = RunDirectory(output or default_run("search"))
     with target.device.open() as link:
         bounds, budget = None, None
@@ -284,7 +213,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
                 halves=data.halves(cfg.seed),
                 budgets=[budget] if budget else [],
                 settings=_engine_settings(cfg),
-                fabric=_fabric(cfg.compute),
+                fabric=fabric,
                 directory=directory,
                 on_epoch=lambda report: _tell_epoch(told, report),
             )
@@ -477,6 +406,7 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
     _check_data_fits(space, data)
     torch.manual_seed(cfg.seed)
     network = space.build(architecture, auxiliary=cfg.auxiliary_weight > 0)
+    fabric = _fabric(cfg.compute)
     directory = RunDirectory(run / "train")
 
     def on_epoch(report: TrainReport) -> None:
@@ -501,7 +431,7 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
                 cutout=cfg.cutout,
                 seed=cfg.seed,
             ),
-            fabric=_fabric(cfg.compute),
+            fabric=fabric,
             directory=directory,
             on_epoch=on_epoch,
         )

@@ -25,6 +25,7 @@ def mobilenas(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["search", "--set", "epochs"], "key=value"),
         (["search", "--set", "epochs=many"], "epochs"),
         (["search", "--config", "absent.toml"], "absent.toml"),
+        (["search", "--set", "compute.accelerator=abacus"], "abacus"),
         (["search", "--method", "dart"], "darts"),
         (["profile", "--space", "cell", "--dry-run"], "cells"),
         (["profile", "--set", "space.options.chanels=4", "--dry-run"], "channels"),

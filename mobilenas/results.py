@@ -1,0 +1,87 @@
+"""What the commands return and leave behind as JSON: plain data, one struct per command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.measurement import Measurement
+from mobilenas.export.verify import Agreement
+from mobilenas.search.selection import Selection
+
+
+class ProfileResult(msgspec.Struct, frozen=True):
+    """What ``profile`` made: the table's folder and how far it can be trusted."""
+
+    table: str
+    kernels: int
+    kernels_not_converged: int
+    scale: float
+    table_mape_fraction: float
+    table_worst_fraction: float
+    baseline_mape_fraction: float
+    workload_mape_fraction: float
+    repeatability_fraction: float
+    duration_s: float
+
+
+class BudgetOutcome(msgspec.Struct, frozen=True):
+    """One budget and the four numbers that stand beside it, in milliseconds."""
+
+    text: str
+    statistic: str
+    target_ms: float
+    lowest_ms: float
+    highest_ms: float
+    expected_ms: float
+    table_ms: float
+    table_low_ms: float
+    table_high_ms: float
+    measured_ms: float | None
+    measured_repeatability_fraction: float | None
+
+
+class SearchResult(msgspec.Struct, frozen=True):
+    """What ``search`` found; ``result.json`` of its run directory."""
+
+    run: str
+    method: str
+    architecture: Architecture
+    fingerprint: str
+    params: int
+    madds: int
+    budgets: tuple[BudgetOutcome, ...]
+    verified_on_target: bool
+    selection: Selection | None
+    latency_model: dict[str, Any] | None
+    epochs: int
+    duration_s: float
+
+
+class TrainResult(msgspec.Struct, frozen=True):
+    """What ``train`` reached; ``result.json`` of the run's ``train`` folder."""
+
+    weights: str
+    fingerprint: str
+    test_accuracy: float
+    train_accuracy: float
+    epochs: int
+    duration_s: float
+
+
+class ExportResult(msgspec.Struct, frozen=True):
+    """What ``export`` wrote and measured; ``report.json`` of the exported folder."""
+
+    folder: str
+    model: str
+    fingerprint: str
+    params: int
+    madds: int
+    trained: bool
+    test_accuracy: float | None
+    agreement: Agreement
+    budget: BudgetOutcome | None
+    measured: Measurement | None
+    device: dict[str, Any] | None

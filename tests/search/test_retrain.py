@@ -1,0 +1,55 @@
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from mobilenas.core.run_directory import RunDirectory
+from mobilenas.data import load_data
+from mobilenas.errors import DivergedError
+from mobilenas.search.engine import SgdSettings
+from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings
+from mobilenas.search.task import Classification
+from mobilenas.spaces.cells import CellSpace
+
+SPACE = CellSpace(channels=4, layers=3, image_size=8, image_channels=1)
+WEIGHTS = SgdSettings(lr=0.05, min_lr=0.0, momentum=0.9, weight_decay=3e-4, clip_norm=5.0)
+
+
+def trainer(folder: Path, on_epoch=lambda report: None, weights: SgdSettings = WEIGHTS) -> Trainer:
+    digits = load_data("digits")
+    torch.manual_seed(0)
+    return Trainer(
+        network=SPACE.build(SPACE.random_architecture(random.Random(0)), auxiliary=True),
+        data=replace(digits, train=digits.train.subset(torch.arange(240)), test=digits.test.subset(torch.arange(60))),
+        task=Classification(),
+        settings=TrainSettings(3, 48, 0, weights, 0.2, 0.4, True, 1),
+        fabric=Fabric(accelerator="cpu", devices=1),
+        directory=RunDirectory(folder),
+        on_epoch=on_epoch,
+    )
+
+
+def stop(report: TrainReport) -> None:
+    raise KeyboardInterrupt
+
+
+def test_resumed_training_ends_bit_for_bit_as_one_that_never_stopped(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole")
+    report = whole.run()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "halved", stop).run()
+    epochs: list[int] = []
+    resumed = trainer(tmp_path / "halved", lambda r: epochs.append(r.epoch))
+    again = resumed.run()
+    assert epochs == [1, 2]
+    assert again.test_accuracy == report.test_accuracy
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"weights\.lr"):
+        trainer(tmp_path, weights=SgdSettings(1e30, 1e30, 0.9, 0.0, 1e30)).run()
