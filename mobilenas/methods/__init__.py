@@ -9,4 +9,6 @@ from mobilenas.core.registry import Registry
 if TYPE_CHECKING:
     from mobilenas.methods.base import SearchMethod
 
-METHODS: Registry[type[SearchMethod]] = Registry("method", {"darts": "mobilenas.methods.darts:Darts"})
+METHODS: Registry[type[SearchMethod]] = Registry(
+    "method", {"darts": "mobilenas.methods.darts:Darts", "gdas": "mobilenas.methods.gdas:Gdas"}
+)

@@ -82,6 +82,8 @@ class SearchMethod:
     needs: ClassVar[frozenset[str]] = frozenset()
     """Traits that a space must have."""
     mixed_op: MixedOpBuilder = MixedOp
+    order: ClassVar[tuple[StepKind, ...]] = ("architecture", "weights")
+    """The steps made with every pair of batches."""
 
     def stages(
         self, space: SearchSpace, size: SupernetSize, epochs: int, warmup_epochs: int
@@ -92,9 +94,7 @@ class SearchMethod:
 
     def phases(self, stage: Stage, epoch: int) -> tuple[tuple[StepKind, ...], ...]:
         """Passes over the data in this epoch; each pass makes these steps with every batch."""
-        if epoch < stage.warmup_epochs:
-            return (("weights",),)
-        return (("architecture", "weights"),)
+        return (("weights",),) if epoch < stage.warmup_epochs else (self.order,)
 
     def relax_weights(self, parameters: ArchitectureParameters, progress: Progress) -> Mixture:
         """The mixture of a weight step."""

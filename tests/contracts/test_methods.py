@@ -3,6 +3,7 @@
 from mobilenas.methods import METHODS
 from mobilenas.methods.base import SearchMethod
 from mobilenas.methods.darts import Darts
+from mobilenas.methods.gdas import Gdas
 from mobilenas.testing.search_contracts import MethodContract
 
 
@@ -11,6 +12,11 @@ class TestDarts(MethodContract):
         return Darts()
 
 
+class TestGdas(MethodContract):
+    def make(self) -> SearchMethod:
+        return Gdas()
+
+
 def test_every_registered_method_is_tested_here() -> None:
-    assert set(METHODS) == {"darts"}
+    assert set(METHODS) == {"darts", "gdas"}
     assert METHODS.get("darts") is Darts
