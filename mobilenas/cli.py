@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from mobilenas.config import ExportConfig, ProfileConfig, SearchConfig, TrainConfig, load_config
+from mobilenas.config import DataConfig, ExportConfig, ProfileConfig, SearchConfig, TrainConfig, command_line, load_config
 from mobilenas.console import ConsoleListener, percent, print_table
 from mobilenas.core import documents
 from mobilenas.errors import MobileNASError
@@ -103,7 +103,10 @@ def profile(
         ("took", f"{result.duration_s:.0f} s"),
     ]
     _show(result, json, "profile", rows)
-    _next(json, f"mobilenas search --data {cfg.data} --latency-budget 40%")
+    following = SearchConfig(
+        device=cfg.device, space=cfg.space, data=DataConfig(name=cfg.data or "digits"), latency_budget="40%"
+    )
+    _next(json, command_line("search", following))
 
 
 @app.command()
@@ -121,6 +124,7 @@ def search(
     epochs: Epochs = None,
     device: DeviceName = None,
     runtime: RuntimeName = None,
+    precision: Precision = None,
     threads: Threads = None,
     table: Annotated[Path | None, typer.Option("--table", help="Folder of the latency table.")] = None,
     plan: Plan = None,
@@ -144,6 +148,7 @@ def search(
         "epochs": epochs,
         "device.name": device,
         "device.runtime": runtime,
+        "device.precision": precision,
         "device.threads": threads,
         "table": str(table) if table else None,
         "plan": plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -198,6 +199,47 @@ def _parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+_FLAGS = {
+    "device.name": "--device",
+    "device.runtime": "--runtime",
+    "device.precision": "--precision",
+    "device.threads": "--threads",
+    "space.name": "--space",
+    "space.options.channels": "--channels",
+    "space.options.layers": "--layers",
+    "data": "--data",
+    "data.name": "--data",
+    "latency_budget": "--latency-budget",
+    "plan": "--plan",
+    "table": "--table",
+    "seed": "--seed",
+}
+"""Settings that have a flag of their own on the command line; all others are said with ``--set``."""
+
+
+def command_line(verb: str, config: msgspec.Struct) -> str:
+    """A command that says what ``config`` says, as a person would type it: defaults are left out, the data set is not."""
+    defaults = _flat(msgspec.to_builtins(type(config)()))
+    words = ["mobilenas", verb]
+    for key, value in _flat(msgspec.to_builtins(config)).items():
+        if value == defaults.get(key) and key not in ("data", "data.name"):
+            continue
+        text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+        words += [_FLAGS[key], text] if key in _FLAGS else ["--set", f"{key}={text}"]
+    return shlex.join(words)
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``a.b`` -> value, without those that are unset."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            flat[prefix + key] = value
+    return flat
 
 
 def dump_config(config: msgspec.Struct) -> str:

@@ -202,7 +202,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     with target.device.open() as link:
         bounds, budget = None, None
         if cfg.latency_budget is not None:
-            model = _table_model(cfg, space, target, link)
+            model = table_model(cfg, space, target, link)
             bounds = latency_range(space, model)
             budget = _budget(cfg, model, bounds, told)
         with directory.running(config.dump_config(cfg), _environment()):
@@ -258,7 +258,8 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     return result
 
 
-def _table_model(cfg: SearchConfig, space: SearchSpace, target: Target, link: Link) -> TableModel:
+def table_model(cfg: SearchConfig, space: SearchSpace, target: Target, link: Link) -> TableModel:
+    """The latency model of a search, while ``link`` is open. Raises ``DocumentError`` kinds where no table fits."""
     table = find_table(
         Path(cfg.table) if cfg.table else None,
         target.device.card.name,
@@ -294,8 +295,7 @@ def _check_table(table: LatencyTable, target: Target) -> None:
 
 
 def _profile_command(cfg: SearchConfig) -> str:
-    options = "".join(f" --set space.options.{name}={value}" for name, value in cfg.space.options.items())
-    return f"mobilenas profile --device {cfg.device.name} --data {cfg.data.name} --space {cfg.space.name}{options}"
+    return config.command_line("profile", ProfileConfig(device=cfg.device, space=cfg.space, data=cfg.data.name))
 
 
 def _budget(cfg: SearchConfig, model: TableModel, bounds: LatencyRange, told: Listener) -> Budget:
@@ -371,7 +371,7 @@ def _measure_networks(
 
 
 def _tell_sweep(told: Listener, stage: str, p: MeasureProgress) -> None:
-    told.progress(f"{stage}, sweep {p.sweep + 1}/{max(p.sweeps, p.sweep + 1)}", p.done, p.total)
+    told.progress(f"{stage}, {p.text}", p.done, p.total)
 
 
 def _outcome(

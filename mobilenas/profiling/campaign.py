@@ -137,7 +137,7 @@ class Campaign:
 
             def on_sweep(p: MeasureProgress) -> None:
                 waiting = f", next in {p.wait_s:.0f} s" if p.wait_s else ""
-                progress(CampaignProgress(f"sweep {p.sweep + 1}/{p.sweeps}{waiting}", p.done, p.total))
+                progress(CampaignProgress(f"{p.text}{waiting}", p.done, p.total))
 
             measurements, hello = measure(
                 models,

@@ -45,6 +45,12 @@ class MeasureProgress:
     total: int
     wait_s: float = 0.0
 
+    @property
+    def text(self) -> str:
+        """Which sweep this is, for people; sweeps beyond the plan's are those of models that have not converged."""
+        number, extra = self.sweep + 1, self.sweep + 1 - self.sweeps
+        return f"sweep {number}/{self.sweeps}" if extra <= 0 else f"extra sweep {extra} for what has not converged"
+
 
 @dataclass
 class SweepLog:

@@ -49,7 +49,7 @@ def test_bad_input_is_one_paragraph_and_exit_2(arguments, said, capsys, monkeypa
 def test_search_without_a_table_names_the_profile_command() -> None:
     result = CliRunner().invoke(cli.app, ["search", "--latency-budget", "40%", "-o", "unused"])
     assert result.exception is not None
-    assert "mobilenas profile --device local --data digits --space cells" in str(result.exception)
+    assert "measure one: mobilenas profile --data digits" in str(result.exception)
     assert result.exception.exit_code == 3
 
 

@@ -1,0 +1,122 @@
+"""Configurations: precedence, strictness, and the round trips through TOML and through a command line."""
+
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mobilenas import cli
+from mobilenas.config import (
+    DataConfig,
+    DeviceConfig,
+    ProfileConfig,
+    SearchConfig,
+    SpaceConfig,
+    TrainConfig,
+    command_line,
+    dump_config,
+    load_config,
+)
+from mobilenas.errors import UsageError
+
+spaces = st.builds(
+    SpaceConfig,
+    options=st.fixed_dictionaries(
+        {},
+        optional={
+            "channels": st.integers(1, 99),
+            "image_size": st.integers(8, 99),
+            "stem": st.sampled_from(["cifar", "imagenet"]),
+            "operators": st.just(("none", "skip_connect")),
+        },
+    ),
+)
+devices = st.builds(
+    DeviceConfig, name=st.sampled_from(["local", "my phone", "a'b"]), threads=st.integers(1, 8), batch=st.integers(1, 4)
+)
+searches = st.builds(
+    SearchConfig,
+    space=spaces,
+    device=devices,
+    data=st.builds(DataConfig, name=st.sampled_from(["digits", "other"])),
+    latency_budget=st.sampled_from([None, "5ms", "40%"]),
+    seed=st.integers(0, 9),
+    measure=st.booleans(),
+)
+profiles = st.builds(ProfileConfig, space=spaces, device=devices, data=st.sampled_from(["digits", "other"]))
+
+
+def parsed(command: str) -> Any:
+    """The configuration that the command line makes of ``command``, without running it."""
+    _, verb, *arguments = shlex.split(command)
+    group = typer.main.get_command(cli.app)
+    options = group.commands[verb].make_context(verb, arguments).params  # type: ignore[attr-defined]
+    caught: list[Any] = []
+    kind = {"profile": ProfileConfig, "search": SearchConfig}[verb]
+    original = cli.load_config
+
+    def keep(*loaded: Any) -> Any:
+        caught.append(original(*loaded))
+        raise KeyboardInterrupt
+
+    cli.load_config = keep  # type: ignore[assignment]
+    try:
+        getattr(cli, verb)(**options)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        cli.load_config = original
+    assert isinstance(caught[0], kind)
+    return caught[0]
+
+
+@given(st.one_of(searches, profiles))
+def test_a_printed_command_says_the_same_configuration(config: ProfileConfig | SearchConfig) -> None:
+    verb = "search" if isinstance(config, SearchConfig) else "profile"
+    assert parsed(command_line(verb, config)) == config
+
+
+@given(st.one_of(searches, profiles))
+def test_toml_says_the_same_configuration(tmp_path_factory: pytest.TempPathFactory, config: Any) -> None:
+    file = tmp_path_factory.mktemp("config") / "config.toml"
+    file.write_text(dump_config(config))
+    assert load_config(type(config), file, [], {}) == config
+
+
+def test_a_command_leaves_defaults_out_but_names_the_data_set() -> None:
+    assert command_line("profile", ProfileConfig()) == "mobilenas profile --data digits"
+
+
+def test_set_is_stronger_than_flags_and_flags_are_stronger_than_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("epochs = 3\nseed = 4\n[weights]\nlr = 0.5\n")
+    config = load_config(TrainConfig, file, ["weights.lr=0.25"], {"epochs": 7, "seed": None})
+    assert (config.epochs, config.seed, config.weights.lr) == (7, 4, 0.25)
+    assert config.weights.momentum == 0.9, "what the file does not say stays as by default"
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["weights.lrr=1"], "lr"),
+        (["epochs"], "key=value"),
+        (["epochs=many"], "epochs"),
+        (["epochs.more=1"], "epochs is a value"),
+    ],
+)
+def test_bad_settings_are_usage_errors(sets: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_config(TrainConfig, None, sets, {})
+
+
+def test_every_flag_in_a_printed_command_is_a_setting() -> None:
+    from mobilenas.config import _FLAGS, _flat
+
+    known = _flat(tomllib.loads(dump_config(ProfileConfig()))) | _flat(tomllib.loads(dump_config(SearchConfig())))
+    optional = {"latency_budget", "table", "space.options.channels", "space.options.layers"}
+    assert set(_FLAGS) <= set(known) | optional
