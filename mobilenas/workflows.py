@@ -216,6 +216,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
                 fabric=fabric,
                 directory=directory,
                 on_epoch=lambda report: _tell_epoch(told, report),
+                on_note=told.note,
             )
             parameters = engine.run()
             probabilities = {name: row.detach() for name, row in parameters.softmax().items()}
@@ -434,6 +435,7 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
             fabric=fabric,
             directory=directory,
             on_epoch=on_epoch,
+            on_note=told.note,
         )
         report = trainer.run()
         weights = directory.path / WEIGHTS

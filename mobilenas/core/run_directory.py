@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,12 @@ class Journal:
         if torn:
             write_atomic(self.path, "".join(line + "\n" for line in whole))
         return [documents.parse_json(line, f"{self.path}:{n}") for n, line in enumerate(whole, 1)]
+
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the records that are not ``wanted``."""
+        kept = [record for record in self.read() if wanted(record)]
+        if self.path.exists():
+            write_atomic(self.path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
 
     def append(self, record: Any) -> None:
         """Write one record and wait until it is on disk."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,12 @@ from torch import Tensor
 
 from mobilenas.core import documents
 from mobilenas.core.run_directory import write_atomic
-from mobilenas.errors import DocumentError
+from mobilenas.core.signals import StopRequest
+from mobilenas.errors import DivergedError, DocumentError
 
 _TENSOR = "__tensor__"
 KEPT_GENERATIONS = 2
+SAVE_EVERY_S = 600.0
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -34,35 +40,82 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in ``folder``; ``state`` is any nesting of dicts, lists, numbers, text and tensors."""
+    """The checkpoints of one run, in ``folder``; a state is any nesting of dicts, lists, numbers, text and tensors.
 
-    def __init__(self, folder: Path) -> None:
+    ``announce`` is told when the newest checkpoint is damaged and the one before it is taken.
+    """
+
+    def __init__(self, folder: Path, announce: Callable[[str], None] = lambda _: None) -> None:
         self._folder = folder
+        self._announce = announce
 
-    def save(self, step: int, state: Any) -> None:
-        """Write the checkpoint of ``step`` (JSON last: it makes the pair valid) and drop the oldest generations."""
+    def save(self, state: Any) -> None:
+        """Write the next checkpoint (its JSON last: that makes the pair valid) and drop the oldest generations."""
+        number = max(self._numbers(), default=0) + 1
         tensors: dict[str, Tensor] = {}
         plain = _split(state, "", tensors)
-        save_tensors(self._folder / f"{step:06d}.safetensors", tensors)
+        save_tensors(self._folder / f"{number:06d}.safetensors", tensors)
         write_atomic(
-            self._folder / f"{step:06d}.json",
-            documents.dump_json({"schema": "mobilenas/checkpoint@1", "step": step, "state": plain}),
+            self._folder / f"{number:06d}.json",
+            documents.dump_json({"schema": "mobilenas/checkpoint@1", "state": plain}),
         )
-        for old in self._steps()[:-KEPT_GENERATIONS]:
+        for old in self._numbers()[:-KEPT_GENERATIONS]:
             (self._folder / f"{old:06d}.json").unlink()
             (self._folder / f"{old:06d}.safetensors").unlink(missing_ok=True)
 
-    def load_latest(self) -> tuple[int, Any] | None:
-        """Step and state of the newest checkpoint, ``None`` if there is none; raises ``DocumentError`` if it is damaged."""
-        steps = self._steps()
-        if not steps:
-            return None
-        path = self._folder / f"{steps[-1]:06d}.json"
-        data = documents.check_schema(documents.parse_json(documents.read_text(path), str(path)), "checkpoint", 1, str(path))
-        return steps[-1], _join(data["state"], load_tensors(path.with_suffix(".safetensors")))
+    def load_latest(self) -> Any:
+        """The state of the newest checkpoint that is whole, ``None`` if there never was one.
 
-    def _steps(self) -> list[int]:
+        Raises ``DocumentError`` if all of them are damaged.
+        """
+        damaged: DocumentError | None = None
+        for number in reversed(self._numbers()):
+            try:
+                state = self._load(self._folder / f"{number:06d}.json")
+            except DocumentError as error:
+                damaged = error
+                self._announce(f"warning: {error}; going back to the checkpoint before it")
+            else:
+                return state
+        if damaged is not None:
+            raise DocumentError(f"no checkpoint in {self._folder} is whole, the oldest says: {damaged}")
+        return None
+
+    def _load(self, path: Path) -> Any:
+        data = documents.check_schema(documents.parse_json(documents.read_text(path), str(path)), "checkpoint", 1, str(path))
+        tensors = load_tensors(path.with_suffix(".safetensors"))
+        try:
+            return _join(data["state"], tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DocumentError(f"{path}: does not belong to its safetensors file ({error!r})") from error
+
+    def _numbers(self) -> list[int]:
         return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.json"))
+
+
+class Saver:
+    """When a run is saved: at the end of an epoch, every ten minutes, and before it stops for a signal."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        state: Callable[[], Any],
+        stop: StopRequest,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._checkpoints, self._state, self._stop, self._clock = checkpoints, state, stop, clock
+        self._saved_at = clock()
+
+    def save(self) -> None:
+        """Save now."""
+        self._checkpoints.save(self._state())
+        self._saved_at = self._clock()
+
+    def after_step(self) -> None:
+        """Save if it is time to; leave if a signal asked for it."""
+        if self._stop.is_requested or self._clock() - self._saved_at >= SAVE_EVERY_S:
+            self.save()
+        self._stop.leave()
 
 
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -90,11 +143,48 @@ def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def random_state() -> Tensor:
-    """State of torch's default generator, from which dropout, drop path and augmentations draw."""
-    return torch.get_rng_state()
+def random_state() -> dict[str, Any]:
+    """States of torch's default generators, from which dropout, drop path, augmentations and methods draw."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
 
 
-def set_random_state(state: Tensor) -> None:
-    """Go on from ``random_state``."""
-    torch.set_rng_state(state)
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on from ``random_state``; a machine with other GPUs goes on with the CPU's state alone."""
+    torch.set_rng_state(state["cpu"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@dataclass
+class Tally:
+    """Loss and hits summed over an epoch's batches, on the device that computes them until they are read."""
+
+    loss: Tensor | float = 0.0
+    batches: int = 0
+    correct: int = 0
+    count: int = 0
+
+    def add(self, loss: Tensor, correct: int, count: int) -> None:
+        """Add one batch: its mean loss, its hits, its size."""
+        self.loss = self.loss + loss.detach().double()
+        self.batches += 1
+        self.correct += correct
+        self.count += count
+
+    def mean_loss(self) -> float | None:
+        """Mean loss over batches, ``None`` before the first. Raises ``DivergedError`` if it is not finite."""
+        if not self.batches:
+            return None
+        mean = float(self.loss) / self.batches
+        if not math.isfinite(mean):
+            raise DivergedError(f"the loss is {mean}; lower the learning rates (weights.lr, architecture.lr)")
+        return mean
+
+    def accuracy(self) -> float | None:
+        """Share of hits, ``None`` before the first batch."""
+        return self.correct / self.count if self.count else None
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps; raises ``DivergedError`` for a loss that is not finite."""
+        self.mean_loss()
+        return {"loss": float(self.loss), "batches": self.batches, "correct": self.correct, "count": self.count}

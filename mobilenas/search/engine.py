@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory
+from mobilenas.core.signals import StopRequest
 from mobilenas.data import CyclingLoader, Images
-from mobilenas.errors import DivergedError, IncompatibleError, MissingKernelError
+from mobilenas.errors import IncompatibleError, MissingKernelError
 from mobilenas.latency.budget import AugmentedLagrangian, Budget
 from mobilenas.methods.base import Batch, Progress, SearchMethod, Stage, Step
-from mobilenas.search.checkpoints import Checkpoints, random_state, set_random_state
+from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, random_state, set_random_state
 from mobilenas.search.task import Task
 from mobilenas.spaces.base import SearchSpace, SupernetSize
 from mobilenas.supernet import ArchitectureParameters, Mixture, Supernet
@@ -96,23 +97,20 @@ class EpochReport(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class _Tally:
-    """Loss and hits summed over an epoch's batches, on the device that computes them until they are read."""
+class _Position:
+    """Where a stage is: the epoch, how many steps of it are done, and what they have summed up to."""
 
-    loss: list[Tensor] = field(default_factory=list)
-    correct: int = 0
-    count: int = 0
+    epoch: int = 0
+    step: int = 0
+    train: Tally = field(default_factory=Tally)
+    valid: Tally = field(default_factory=Tally)
 
-    def add(self, loss: Tensor, correct: int, count: int) -> None:
-        self.loss.append(loss.detach())
-        self.correct += correct
-        self.count += count
+    def state(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "step": self.step, "train": self.train.state(), "valid": self.valid.state()}
 
-    def mean_loss(self) -> float | None:
-        return float(torch.stack(self.loss).mean()) if self.loss else None
-
-    def accuracy(self) -> float | None:
-        return self.correct / self.count if self.count else None
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> _Position:
+        return cls(state["epoch"], state["step"], Tally(**state["train"]), Tally(**state["valid"]))
 
 
 @dataclass
@@ -128,6 +126,7 @@ class SearchEngine:
     fabric: Fabric
     directory: RunDirectory
     on_epoch: Callable[[EpochReport], None] = lambda _: None
+    on_note: Callable[[str], None] = lambda _: None
 
     def run(self) -> ArchitectureParameters:
         """Search all stages. Raises ``IncompatibleError`` if the method needs what the space lacks, ``DivergedError``
@@ -180,38 +179,41 @@ class _StageRun:
             for half, images in enumerate(engine.halves)
         ]
         self.lagrangians = [AugmentedLagrangian() for _ in engine.budgets]
-        self.checkpoints = Checkpoints(engine.directory.checkpoints / f"stage{index}")
+        self.position = _Position()
+        self.checkpoints = Checkpoints(engine.directory.checkpoints / f"stage{index}", engine.on_note)
 
     def run(self) -> ArchitectureParameters:
-        first = self._resume()
-        for epoch in range(first, self.stage.epochs):
-            report = self._epoch(Progress(self.index, epoch, self.stage.epochs))
-            self.checkpoints.save(epoch + 1, self._state())
-            self.engine.directory.metrics.append(report)
-            self.engine.on_epoch(report)
+        self._resume()
+        with StopRequest() as stop:
+            saver = Saver(self.checkpoints, self._state, stop)
+            while self.position.epoch < self.stage.epochs:
+                report = self._epoch(Progress(self.index, self.position.epoch, self.stage.epochs), saver)
+                self.position = _Position(self.position.epoch + 1)
+                self.engine.directory.metrics.append(report)
+                saver.save()
+                self.engine.on_epoch(report)
+                stop.leave()
         return self.parameters
 
-    def _epoch(self, progress: Progress) -> EpochReport:
+    def _epoch(self, progress: Progress, saver: Saver) -> EpochReport:
         begin = time.monotonic()
         lr = self.engine.settings.weights.lr_at(progress.epoch, progress.epochs)
         for group in self.weights_optimiser.param_groups:
             group["lr"] = lr
         self.supernet.train()
-        train, valid = _Tally(), _Tally()
-        for steps in self.engine.method.phases(self.stage, progress.epoch):
-            for _ in range(min(len(loader) for loader in self.loaders)):
-                train_batch, valid_batch = (self._batch(loader) for loader in self.loaders)
-                for kind in steps:
-                    if kind == "architecture":
-                        self._architecture_step(train_batch, valid_batch, progress, valid)
-                    else:
-                        self._weight_step(train_batch, progress, train)
+        position, passes = self.position, self.engine.method.phases(self.stage, progress.epoch)
+        train, valid = position.train, position.valid
+        steps_per_pass = min(len(loader) for loader in self.loaders)
+        while position.step < len(passes) * steps_per_pass:
+            train_batch, valid_batch = (self._batch(loader) for loader in self.loaders)
+            for kind in passes[position.step // steps_per_pass]:
+                if kind == "architecture":
+                    self._architecture_step(train_batch, valid_batch, progress, valid)
+                else:
+                    self._weight_step(train_batch, progress, train)
+            position.step += 1
+            saver.after_step()
         train_loss, valid_loss = train.mean_loss(), valid.mean_loss()
-        for loss in (train_loss, valid_loss):
-            if loss is not None and not math.isfinite(loss):
-                raise DivergedError(
-                    f"the search's loss is {loss} in epoch {progress.epoch + 1}; lower weights.lr or architecture.lr"
-                )
         decoded = self.engine.method.decode(self.engine.space, self.parameters)
         return EpochReport(
             stage=self.index,
@@ -231,7 +233,7 @@ class _StageRun:
         images, labels = self.engine.fabric.to_device(loader.next())
         return Batch(images, labels)
 
-    def _weight_step(self, batch: Batch, progress: Progress, tally: _Tally) -> None:
+    def _weight_step(self, batch: Batch, progress: Progress, tally: Tally) -> None:
         with torch.no_grad():
             mixture = self.engine.method.relax_weights(self.parameters, progress)
         self.weights_optimiser.zero_grad()
@@ -240,7 +242,7 @@ class _StageRun:
         nn.utils.clip_grad_norm_(self.weights, self.engine.settings.weights.clip_norm)
         self.weights_optimiser.step()
 
-    def _architecture_step(self, train: Batch, valid: Batch, progress: Progress, tally: _Tally) -> None:
+    def _architecture_step(self, train: Batch, valid: Batch, progress: Progress, tally: Tally) -> None:
         self.architecture_optimiser.zero_grad()
         with _frozen(self.weights):
             self.engine.method.architecture_gradient(
@@ -258,7 +260,7 @@ class _StageRun:
         with torch.no_grad():
             self.engine.method.after_architecture_step(self.parameters, progress)
 
-    def _loss(self, batch: Batch, mixture: Mixture, tally: _Tally) -> Tensor:
+    def _loss(self, batch: Batch, mixture: Mixture, tally: Tally) -> Tensor:
         logits = self.supernet(batch.images, mixture)
         loss = self.engine.task.loss(logits, batch.labels)
         tally.add(loss, self.engine.task.correct(logits.detach(), batch.labels), len(batch.labels))
@@ -290,6 +292,7 @@ class _StageRun:
 
     def _state(self) -> dict[str, Any]:
         return {
+            "position": self.position.state(),
             "supernet": self.supernet.state_dict(),
             "parameters": self.parameters.state_dict(),
             "weights_optimiser": self.weights_optimiser.state_dict(),
@@ -299,12 +302,16 @@ class _StageRun:
             "random": random_state(),
         }
 
-    def _resume(self) -> int:
-        """Load the newest checkpoint, if any; returns the epoch to go on with."""
-        found = self.checkpoints.load_latest()
-        if found is None:
-            return 0
-        epoch, state = found
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one; metrics of what is done again are dropped."""
+        state = self.checkpoints.load_latest()
+        if state is not None:
+            self._load_state(state)
+        here = (self.index, self.position.epoch)
+        self.engine.directory.metrics.keep(lambda line: (line["stage"], line["epoch"]) < here)
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self.position = _Position.from_state(state["position"])
         self.supernet.load_state_dict(state["supernet"])
         self.parameters.load_state_dict(state["parameters"])
         self.weights_optimiser.load_state_dict(state["weights_optimiser"])
@@ -314,7 +321,6 @@ class _StageRun:
         for loader, saved in zip(self.loaders, state["loaders"], strict=True):
             loader.load_state(saved)
         set_random_state(state["random"])
-        return epoch
 
 
 @contextmanager

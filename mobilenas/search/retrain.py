@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -15,10 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mobilenas.core.run_directory import RunDirectory
+from mobilenas.core.signals import StopRequest
 from mobilenas.data import CyclingLoader, ImageData, Images
-from mobilenas.errors import DivergedError
 from mobilenas.network import Network
-from mobilenas.search.checkpoints import Checkpoints, random_state, set_random_state
+from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, random_state, set_random_state
 from mobilenas.search.engine import SgdSettings
 from mobilenas.search.task import Task
 
@@ -50,96 +48,109 @@ class TrainReport(msgspec.Struct, frozen=True):
     duration_s: float
 
 
-@dataclass
 class Trainer:
     """Trains ``network``; a run directory with a checkpoint goes on where it stopped."""
 
-    network: Network
-    data: ImageData
-    task: Task
-    settings: TrainSettings
-    fabric: Fabric
-    directory: RunDirectory
-    on_epoch: Callable[[TrainReport], None] = lambda _: None
-
-    def run(self) -> TrainReport:
-        """Train to the last epoch and return its report. Raises ``DivergedError`` if the loss stops being finite."""
-        settings, fabric = self.settings, self.fabric
+    def __init__(
+        self,
+        *,
+        network: Network,
+        data: ImageData,
+        task: Task,
+        settings: TrainSettings,
+        fabric: Fabric,
+        directory: RunDirectory,
+        on_epoch: Callable[[TrainReport], None] = lambda _: None,
+        on_note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.network, self.data, self.task, self.settings, self.fabric = network, data, task, settings, fabric
+        self.directory, self.on_epoch = directory, on_epoch
         torch.manual_seed(settings.seed)
-        parameters = list(self.network.parameters())
+        self.parameters = list(network.parameters())
         optimiser = torch.optim.SGD(
-            parameters,
+            self.parameters,
             settings.weights.lr,
             momentum=settings.weights.momentum,
             weight_decay=settings.weights.weight_decay,
         )
-        model, optimiser = fabric.setup(self.network, optimiser)
-        model.mark_forward_method("forward_with_auxiliary")
-        images = self.data.with_cutout() if settings.cutout else self.data.train
-        loader = CyclingLoader(images, settings.batch_size, settings.seed, settings.workers)
-        checkpoints = Checkpoints(self.directory.checkpoints)
-        first, report = self._resume(checkpoints, model, optimiser, loader)
-        for epoch in range(first, settings.epochs):
-            report = self._epoch(model, optimiser, parameters, loader, epoch)
-            state = {
-                "network": self.network.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "loader": loader.state(),
-                "random": random_state(),
-                "report": msgspec.to_builtins(report),
-            }
-            checkpoints.save(epoch + 1, state)
-            self.directory.metrics.append(report)
-            self.on_epoch(report)
-        assert report is not None
-        return report
+        self.model: Any
+        self.model, self.optimiser = fabric.setup(network, optimiser)
+        self.model.mark_forward_method("forward_with_auxiliary")
+        images = data.with_cutout() if settings.cutout else data.train
+        self.loader = CyclingLoader(images, settings.batch_size, settings.seed, settings.workers)
+        self.checkpoints = Checkpoints(directory.checkpoints, on_note)
+        self.epoch, self.step, self.tally = 0, 0, Tally()
+        self.report: TrainReport | None = None
 
-    def _epoch(self, model: Any, optimiser: Any, parameters: list[Any], loader: CyclingLoader, epoch: int) -> TrainReport:
+    def run(self) -> TrainReport:
+        """Train to the last epoch and return its report. Raises ``DivergedError`` if the loss stops being finite."""
+        self._resume()
+        with StopRequest() as stop:
+            saver = Saver(self.checkpoints, self._state, stop)
+            while self.epoch < self.settings.epochs:
+                self.report = self._epoch(saver)
+                self.epoch, self.step, self.tally = self.epoch + 1, 0, Tally()
+                self.directory.metrics.append(self.report)
+                saver.save()
+                self.on_epoch(self.report)
+                stop.leave()
+        assert self.report is not None
+        return self.report
+
+    def _epoch(self, saver: Saver) -> TrainReport:
         settings, fabric = self.settings, self.fabric
         begin = time.monotonic()
-        lr = settings.weights.lr_at(epoch, settings.epochs)
-        for group in optimiser.param_groups:
+        lr = settings.weights.lr_at(self.epoch, settings.epochs)
+        for group in self.optimiser.param_groups:
             group["lr"] = lr
-        self.network.drop_path_fraction = settings.drop_path_fraction * epoch / settings.epochs
-        model.train()
-        total, correct, count = 0.0, 0, 0
-        for _ in range(len(loader)):
-            images, labels = fabric.to_device(loader.next())
-            logits, auxiliary = model.forward_with_auxiliary(images)
+        self.network.drop_path_fraction = settings.drop_path_fraction * self.epoch / settings.epochs
+        self.model.train()
+        while self.step < len(self.loader):
+            images, labels = fabric.to_device(self.loader.next())
+            logits, auxiliary = self.model.forward_with_auxiliary(images)
             loss = self.task.loss(logits, labels)
-            total += float(loss.detach()) * len(labels)
+            self.tally.add(loss, self.task.correct(logits.detach(), labels), len(labels))
             if auxiliary is not None:
                 loss = loss + settings.auxiliary_weight * self.task.loss(auxiliary, labels)
-            optimiser.zero_grad()
+            self.optimiser.zero_grad()
             fabric.backward(loss)
-            nn.utils.clip_grad_norm_(parameters, settings.weights.clip_norm)
-            optimiser.step()
-            correct += self.task.correct(logits.detach(), labels)
-            count += len(labels)
-        if not math.isfinite(total):
-            raise DivergedError(f"the training loss is not finite in epoch {epoch + 1}; lower weights.lr")
+            nn.utils.clip_grad_norm_(self.parameters, settings.weights.clip_norm)
+            self.optimiser.step()
+            self.step += 1
+            saver.after_step()
         return TrainReport(
-            epoch=epoch,
+            epoch=self.epoch,
             epochs=settings.epochs,
-            train_cross_entropy=total / count,
-            train_accuracy=correct / count,
-            test_accuracy=evaluate(model, self.data.test, self.task, fabric),
+            train_cross_entropy=self.tally.mean_loss() or 0.0,
+            train_accuracy=self.tally.accuracy() or 0.0,
+            test_accuracy=evaluate(self.model, self.data.test, self.task, fabric),
             lr=lr,
             duration_s=time.monotonic() - begin,
         )
 
-    def _resume(
-        self, checkpoints: Checkpoints, model: Any, optimiser: Any, loader: CyclingLoader
-    ) -> tuple[int, TrainReport | None]:
-        found = checkpoints.load_latest()
-        if found is None:
-            return 0, None
-        epoch, state = found
-        self.network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        loader.load_state(state["loader"])
-        set_random_state(state["random"])
-        return epoch, msgspec.convert(state["report"], TrainReport)
+    def _state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "tally": self.tally.state(),
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "loader": self.loader.state(),
+            "random": random_state(),
+            "report": msgspec.to_builtins(self.report),
+        }
+
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one; metrics of what is done again are dropped."""
+        state = self.checkpoints.load_latest()
+        if state is not None:
+            self.epoch, self.step, self.tally = state["epoch"], state["step"], Tally(**state["tally"])
+            self.network.load_state_dict(state["network"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.loader.load_state(state["loader"])
+            set_random_state(state["random"])
+            self.report = msgspec.convert(state["report"], TrainReport | None)
+        self.directory.metrics.keep(lambda line: line["epoch"] < self.epoch)
 
 
 def evaluate(model: nn.Module, images: Images, task: Task, fabric: Fabric) -> float:

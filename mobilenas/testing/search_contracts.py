@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import random
+import signal
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -156,6 +158,27 @@ class MethodContract(ABC):
         assert _same(never_stopped.state_dict(), resumed.state_dict())
         assert self.make().decode(self.space(), never_stopped) == self.make().decode(self.space(), resumed)
 
+    def test_a_search_interrupted_in_mid_epoch_saves_and_ends_as_one_that_never_stopped(self) -> None:
+        with _folder() as whole, _folder() as halved:
+            never_stopped = self._search(whole, epochs=2)
+            interrupted = self.make()
+            relax, calls = interrupted.relax_weights, iter(range(99))
+
+            def relax_and_interrupt(parameters: ArchitectureParameters, progress: Progress) -> Mixture:
+                if next(calls) == 2:  # the first step of the second epoch: a step of it is left to do
+                    os.kill(os.getpid(), signal.SIGINT)
+                return relax(parameters, progress)
+
+            interrupted.relax_weights = relax_and_interrupt  # type: ignore[method-assign]
+            with expect_error(KeyboardInterrupt, "the search is interrupted in its second epoch"):
+                self._search(halved, epochs=2, method=interrupted)
+            state = Checkpoints(RunDirectory(halved).checkpoints / "stage0").load_latest()
+            assert (state["position"]["epoch"], state["position"]["step"]) == (1, 1), "the step was not finished and saved"
+            resumed = self._search(halved, epochs=2)
+            epochs = [line["epoch"] for line in RunDirectory(halved).metrics.read()]
+        assert epochs == [0, 1]
+        assert _same(never_stopped.state_dict(), resumed.state_dict())
+
     def test_a_huge_multiplier_makes_the_cheap_operator_win(self) -> None:
         method = self.make()
         for cheap, dear in (("skip_connect", "sep_conv_3x3"), ("sep_conv_3x3", "skip_connect")):
@@ -194,7 +217,7 @@ class MethodContract(ABC):
             def keep(report: EpochReport) -> None:
                 found = Checkpoints(RunDirectory(folder).checkpoints / "stage0").load_latest()
                 assert found is not None, "an epoch ended without a checkpoint"
-                states.append(found[1])
+                states.append(found)
 
             self._search(folder, epochs=epochs, warmup_epochs=warmup_epochs, on_epoch=keep)
         return states[0], states[-1]
@@ -207,11 +230,12 @@ class MethodContract(ABC):
         epochs: int = 2,
         warmup_epochs: int = 0,
         on_epoch: Callable[[EpochReport], None] = lambda _: None,
+        method: SearchMethod | None = None,
     ) -> ArchitectureParameters:
         space = self.space()
         engine = SearchEngine(
             space=space,
-            method=self.make(),
+            method=method or self.make(),
             task=Classification(),
             halves=(_random_images(space, 1), _random_images(space, 2)),
             budgets=(),

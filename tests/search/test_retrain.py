@@ -1,4 +1,6 @@
+import os
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +48,28 @@ def test_resumed_training_ends_bit_for_bit_as_one_that_never_stopped(tmp_path: P
     again = resumed.run()
     assert epochs == [1, 2]
     assert again.test_accuracy == report.test_accuracy
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
+
+
+def test_training_interrupted_in_mid_epoch_saves_and_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole")
+    whole.run()
+    interrupted = trainer(tmp_path / "halved")
+    draw, calls = interrupted.loader.next, iter(range(99))
+
+    def draw_and_interrupt() -> list[torch.Tensor]:
+        if next(calls) == 7:  # the third of five steps of the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        return draw()
+
+    interrupted.loader.next = draw_and_interrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run()
+    assert (interrupted.epoch, interrupted.step) == (1, 3), "the step was not finished"
+    resumed = trainer(tmp_path / "halved")
+    resumed.run()
+    assert [line["epoch"] for line in resumed.directory.metrics.read()] == [0, 1, 2]
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(tensor, resumed.network.state_dict()[name]), name
 

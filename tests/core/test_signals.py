@@ -1,0 +1,37 @@
+import os
+import signal
+
+import pytest
+
+from mobilenas.core.signals import StopRequest
+
+
+def test_a_first_signal_is_noted_and_raised_when_left() -> None:
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        assert not stop.is_requested
+        stop.leave()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_requested, "the step goes on"
+        stop.leave()
+
+
+def test_a_noted_signal_is_never_lost() -> None:
+    with pytest.raises(SystemExit) as ended, StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    reached = False
+    with pytest.raises(KeyboardInterrupt), StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert not reached
+
+
+def test_handlers_are_restored() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopRequest():
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
