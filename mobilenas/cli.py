@@ -95,7 +95,7 @@ def profile(
     rows = [
         ("table", result.table),
         ("kernels", f"{result.kernels} measured, {result.kernels_not_converged} not converged"),
-        ("scale", f"{result.scale:.3f} (networks over the sum of their kernels)"),
+        ("networks", f"{result.scale:.3f} x the sum of their kernels {1000 * result.offset_ms:+.1f} us"),
         ("error of the table", f"{percent(result.table_mape_fraction)}, worst {percent(result.table_worst_fraction)}"),
         ("error of a * MAdds + b", percent(result.baseline_mape_fraction)),
         ("repeatability", f"{percent(result.repeatability_fraction)} (of the measurements that judge)"),

@@ -19,6 +19,7 @@ class ProfileResult(msgspec.Struct, frozen=True):
     kernels: int
     kernels_not_converged: int
     scale: float
+    offset_ms: float
     table_mape_fraction: float
     table_worst_fraction: float
     baseline_mape_fraction: float

@@ -35,7 +35,7 @@ from mobilenas.export.verify import compare
 from mobilenas.latency.budget import Budget, LatencyRange, latency_range
 from mobilenas.latency.models import TableModel
 from mobilenas.latency.store import find_table, table_folder
-from mobilenas.latency.table import LatencyTable
+from mobilenas.latency.table import TableKey
 from mobilenas.methods import METHODS
 from mobilenas.network import Network, initialise_for_timing
 from mobilenas.profiling.campaign import Campaign, network_for_timing
@@ -94,6 +94,13 @@ class Target:
         settings = RunSettings(cfg.precision, cfg.provider, cfg.threads, cfg.batch)
         runtime.check(settings)
         return cls(find_device(cfg.name), runtime, settings)
+
+    @property
+    def table_key(self) -> TableKey:
+        """What a latency table for this target is of; the engine's version, known only on the device, stays open."""
+        return TableKey(
+            device=self.device.card.name, runtime=self.runtime.name, runtime_version="", **msgspec.to_builtins(self.settings)
+        )
 
 
 def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> SearchSpace:
@@ -173,6 +180,7 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
         kernels=table.card.rows,
         kernels_not_converged=table.card.rows_not_converged,
         scale=card.scale,
+        offset_ms=card.offset_ms,
         table_mape_fraction=card.table_error.mape_fraction,
         table_worst_fraction=card.table_error.worst_fraction,
         baseline_mape_fraction=card.madds_baseline_error.mape_fraction,
@@ -261,38 +269,14 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
 
 def table_model(cfg: SearchConfig, space: SearchSpace, target: Target, link: Link) -> TableModel:
     """The latency model of a search, while ``link`` is open. Raises ``DocumentError`` kinds where no table fits."""
-    table = find_table(
-        Path(cfg.table) if cfg.table else None,
-        target.device.card.name,
-        target.runtime.name,
-        space.key,
-        _profile_command(cfg),
-    )
-    _check_table(table, target)
+    path = Path(cfg.table) if cfg.table else None
+    table = find_table(path, target.table_key, space.key, _profile_command(cfg))
 
     def lower(architectures: Sequence[Architecture]) -> list[Counter[Kernel]]:
         models = [onnx_model.compose(space.blueprint(architecture)) for architecture in architectures]
         return target.runtime.kernels(models, link, target.settings)
 
     return TableModel(table, space, lower)
-
-
-def _check_table(table: LatencyTable, target: Target) -> None:
-    key, settings = table.card.key, target.settings
-    wanted = (
-        target.device.card.name,
-        target.runtime.name,
-        settings.provider,
-        settings.precision,
-        settings.threads,
-        settings.batch,
-    )
-    found = (key.device, key.runtime, key.provider, key.precision, key.threads, key.batch)
-    if found != wanted:
-        raise IncompatibleError(
-            f"the latency table is of {' '.join(map(str, found))}, the search is for {' '.join(map(str, wanted))} "
-            "(device, runtime, provider, precision, threads, batch): profile that target, or name its table"
-        )
 
 
 def _profile_command(cfg: SearchConfig) -> str:

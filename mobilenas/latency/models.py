@@ -52,7 +52,7 @@ Lower = Callable[[Sequence[Architecture]], list[Counter[Kernel]]]
 
 @dataclass
 class TableModel:
-    """Sums of table rows for one space, times the space's scale.
+    """Sums of table rows for one space, with the space's scale and offset.
 
     A whole network is lowered by ``lower`` and its kernels are summed. The loss and the derivation see workload costs,
     a linear stand-in for those sums; its own error is in the card.
@@ -68,7 +68,7 @@ class TableModel:
         costs = self.space.option_costs(self.table.workload_costs[self.space.key].costs_ms)
         scale = self.card.scale
         self.option_costs = OptionCosts(
-            fixed=scale * (costs.fixed + self.table.card.session_ms),
+            fixed=scale * (costs.fixed + self.table.card.session_ms) + self.card.offset_ms,
             options={name: scale * row for name, row in costs.options.items()},
         )
 
@@ -85,7 +85,7 @@ class TableModel:
         """``table_ms`` of several networks, lowered together; raises ``MissingKernelError``."""
         unknown = list(dict.fromkeys(a for a in architectures if a not in self._known))
         for architecture, kernels in zip(unknown, self.lower(unknown) if unknown else [], strict=True):
-            ms = self.card.scale * self.table.kernel_sum_ms(kernels)
+            ms = self.card.network_ms(self.table.kernel_sum_ms(kernels))
             spread = self.card.table_error.p90_fraction
             self._known[architecture] = Prediction(ms, ms * (1 - spread), ms * (1 + spread))
         return [self._known[architecture] for architecture in architectures]
@@ -107,6 +107,7 @@ class TableModel:
             "origin": card.origin,
             "estimator": card.estimator,
             "scale": self.card.scale,
+            "offset_ms": self.card.offset_ms,
             "table_error": msgspec.to_builtins(self.card.table_error),
             "workload_error": msgspec.to_builtins(self.card.workload_error),
         }

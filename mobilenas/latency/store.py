@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from mobilenas.core.resources import shipped, user_data_directory
-from mobilenas.errors import DocumentError, MissingDataError
+from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError
 from mobilenas.latency.table import LatencyTable, TableKey
 
 
@@ -20,27 +23,40 @@ def table_folder(key: TableKey, space_key: str) -> Path:
     )
 
 
-def find_table(path: Path | None, device: str, runtime: str, space_key: str, profile_command: str) -> LatencyTable:
-    """The table to use: ``path`` if given, else the newest that covers the space on that device and runtime.
+def find_table(path: Path | None, key: TableKey, space_key: str, profile_command: str) -> LatencyTable:
+    """The table to use: ``path`` if given, else the newest for ``key`` (in any version of the engine) with the space.
 
-    Raises ``MissingDataError`` with ``profile_command`` if there is none.
+    Raises ``IncompatibleError`` if the table at ``path`` is of another target, ``DocumentError`` if it is damaged or
+    lacks the space, ``MissingDataError`` with ``profile_command`` if no table is found.
     """
     if path is not None:
         table = LatencyTable.load(path)
+        if not _same_target(table.card.key, key):
+            raise IncompatibleError(
+                f"{path} is a latency table of {_words(table.card.key)}, wanted is one of {_words(key)} (device, runtime, "
+                f"provider, precision, threads, batch): name another table, or measure one: {profile_command}"
+            )
         table.space_card(space_key)
         return table
-    found = []
     for root in (user_data_directory() / "latency_tables", shipped("latency_tables")):
-        for card in sorted(root.glob("**/card.json")):
-            try:
-                table = LatencyTable.load(card.parent)
-            except DocumentError:
-                continue  # a table that cannot be read is not a candidate; naming it by path says what is wrong with it
-            if table.card.key.device == device and table.card.key.runtime == runtime:
-                if space_key in table.card.spaces:
-                    found.append(table)
+        found = [t for t in _tables(root) if _same_target(t.card.key, key) and space_key in t.card.spaces]
         if found:
             return max(found, key=lambda table: table.card.created)
-    raise MissingDataError(
-        f"no latency table of {device} with {runtime} covers the space {space_key}; measure one: {profile_command}"
-    )
+    raise MissingDataError(f"no latency table of {_words(key)} covers the space {space_key}; measure one: {profile_command}")
+
+
+def _tables(root: Path) -> Iterator[LatencyTable]:
+    """Every table below ``root`` that can be read; naming one by its path says what is wrong with it."""
+    for card in sorted(root.glob("**/card.json")):
+        try:
+            yield LatencyTable.load(card.parent)
+        except DocumentError:
+            continue
+
+
+def _same_target(a: TableKey, b: TableKey) -> bool:
+    return msgspec.structs.replace(a, runtime_version="") == msgspec.structs.replace(b, runtime_version="")
+
+
+def _words(key: TableKey) -> str:
+    return f"{key.device} {key.runtime} {key.provider} {key.precision} {key.threads} {key.batch}"

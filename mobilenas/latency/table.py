@@ -94,11 +94,17 @@ class SpaceCard(msgspec.Struct, frozen=True):
     space: str
     options: dict[str, OptionValue]
     scale: float
+    offset_ms: float
+    """A network takes ``scale * (sum of its kernels) + offset_ms``."""
     table_error: ErrorReport
     workload_error: ErrorReport
     madds_baseline_error: ErrorReport
     repeatability_fraction: float
     """Mean repeatability of the test networks' measurements: no prediction can be told apart below it."""
+
+    def network_ms(self, kernel_sum_ms: float) -> float:
+        """What a network takes whose kernels take ``kernel_sum_ms``."""
+        return max(0.0, self.scale * kernel_sum_ms + self.offset_ms)
 
 
 class TableCard(msgspec.Struct, frozen=True):

@@ -85,21 +85,21 @@ class Campaign:
 
     @cached_property
     def networks(self) -> tuple[tuple[Architecture, ...], tuple[Architecture, ...], tuple[Architecture, ...]]:
-        """Random networks that fit the scale, test the table, and are only lowered; all distinct."""
+        """Networks that fit the scale, test the table, and are only lowered; all distinct, half of each kind of draw."""
         generator = random.Random(f"{self.name}/networks")
         wanted = [self.plan.scale_networks, self.plan.test_networks, self.plan.lowered_networks]
         found: dict[Architecture, None] = {}
         for _ in range(20 * sum(wanted)):
             if len(found) == sum(wanted):
                 break
-            found[self._draw(generator, varied=len(found) >= sum(wanted[:2]))] = None
+            found[self._draw(generator)] = None
         drawn = list(found)
         first, second = wanted[0], wanted[0] + wanted[1]
         return tuple(drawn[:first]), tuple(drawn[first:second]), tuple(drawn[second:])
 
-    def _draw(self, generator: random.Random, varied: bool) -> Architecture:
-        """A random network; every second ``varied`` one favours a few options, as searched networks do."""
-        if not varied or generator.random() < 0.5:
+    def _draw(self, generator: random.Random) -> Architecture:
+        """A random network; every second one favours a few options, as searched networks do, and spans the space."""
+        if generator.random() < 0.5:
             return self.space.random_architecture(generator)
         favour: dict[str, float] = {}
         probabilities = {}
@@ -241,7 +241,7 @@ class Campaign:
             session_ms=session_ms,
             rows=len(rows),
             rows_not_converged=sum(not row.converged for row in rows.values()),
-            pooled_scale=space_card.scale,
+            pooled_scale=float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"])),
             spaces={self.space.key: space_card},
         )
         return LatencyTable(card, rows, {self.space.key: costs}, tuple(networks))
@@ -306,7 +306,7 @@ def _space_card(space: SearchSpace, networks: Sequence[NetworkRow], workload_err
         )
 
     sums, madds, measured = columns("scale")
-    scale = fit.fit_scale(sums, measured)
+    scale, offset_ms = fit.fit_scale(sums, measured)
     a, b = fit.fit_madds_baseline(madds, measured)
     sums, madds, measured = columns("test")
     tested = [row for row in networks if row.role == "test"]
@@ -314,7 +314,8 @@ def _space_card(space: SearchSpace, networks: Sequence[NetworkRow], workload_err
         space=space.name,
         options=space.options,
         scale=scale,
-        table_error=fit.error_report(scale * sums, measured),
+        offset_ms=offset_ms,
+        table_error=fit.error_report(scale * sums + offset_ms, measured),
         workload_error=workload_error,
         madds_baseline_error=fit.error_report(a * madds + b, measured),
         repeatability_fraction=float(np.mean([row.high_ms / row.measured_ms - 1 for row in tested])),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import lsq_linear, nnls
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, theilslopes
 
 from mobilenas import ops
 from mobilenas.core.measurement import Measurement
@@ -16,6 +16,8 @@ from mobilenas.latency.table import ErrorReport, TableRow, WorkloadCosts
 
 FEW_COPIES, MANY_COPIES = 2, 8
 """A row is the slope between models of so many copies: what a call costs, whatever it runs, cancels."""
+SPAN_FOR_A_LINE = 1.2
+"""How far the sums of the slowest and of the fastest network must be apart for a line to be fitted."""
 _HELD_OUT_FRACTION = 0.2
 _PRIOR_WEIGHT = 1e-3
 
@@ -52,9 +54,16 @@ def error_report(predicted: np.ndarray, truth: np.ndarray) -> ErrorReport:
     )
 
 
-def fit_scale(kernel_sums_ms: np.ndarray, measured_ms: np.ndarray) -> float:
-    """The factor between kernel sums and whole networks: the median ratio, which no single bad network can move."""
-    return float(np.median(measured_ms / kernel_sums_ms))
+def fit_scale(kernel_sums_ms: np.ndarray, measured_ms: np.ndarray) -> tuple[float, float]:
+    """``(scale, offset_ms)`` between kernel sums and whole networks, both ``(n,)``.
+
+    The Theil-Sen line (the median of all slopes), which no single bad network can move. Where the networks differ too
+    little to tell a slope, the median ratio and no offset.
+    """
+    if kernel_sums_ms.max() < SPAN_FOR_A_LINE * kernel_sums_ms.min():
+        return float(np.median(measured_ms / kernel_sums_ms)), 0.0
+    line = theilslopes(measured_ms, kernel_sums_ms)
+    return float(line.slope), float(line.intercept)
 
 
 def fit_madds_baseline(madds: np.ndarray, measured_ms: np.ndarray) -> tuple[float, float]:

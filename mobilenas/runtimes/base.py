@@ -83,11 +83,12 @@ class Runtime(ABC):
         settings: RunSettings,
         plan: MeasurementPlan,
         on_record: Callable[[str, SweepRecord], None],
-    ) -> dict[str, Any]:
+        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
         """One sweep in a fresh process: time the models named in ``order`` (names may repeat) and report each at once.
 
-        Returns the runner's "hello". Raises ``RunnerError`` for a model that the engine refuses or a report outside the
-        protocol, after all other models were reported.
+        ``on_hello`` is given what the runner says of itself and its engine, before any record. Raises ``RunnerError`` for
+        a model that the engine refuses or a report outside the protocol, after all other models were reported.
         """
         for name, model in models.items():
             link.push_bytes(model.content, f"{name}.onnx")
@@ -100,11 +101,10 @@ class Runtime(ABC):
             "warmup_s": plan.warmup_s,
             "models": [{"id": name, "path": f"{name}.onnx", "optimise": models[name].optimise} for name in order],
         }
-        hello: dict[str, Any] = {}
 
         def receive(report: dict[str, Any]) -> None:
             if report["type"] == "hello":
-                hello.update(report)
+                on_hello(report)
             else:
                 name, record = timing_from_report(report)
                 on_record(name, record)
@@ -112,7 +112,6 @@ class Runtime(ABC):
         self._run_job(job, link, settings, receive)
         for name in models:
             link.remove(f"{name}.onnx")
-        return hello
 
     def _run_job(
         self, job: dict[str, Any], link: Link, settings: RunSettings, receive: Callable[[dict[str, Any]], None]

@@ -57,6 +57,8 @@ class SweepLog:
     """What has been recorded, by model and sweep; appended to the journal as it comes."""
 
     journal: Journal | None
+    hello: dict[str, Any] = field(default_factory=dict)
+    """What the runner said of itself and its engine."""
     records: dict[str, dict[int, SweepRecord]] = field(default_factory=dict)
     sentinel_floors_ms: dict[int, float] = field(default_factory=dict)
 
@@ -65,8 +67,25 @@ class SweepLog:
         """Read back what an interrupted run recorded."""
         log = cls(journal)
         for number, entry in enumerate(journal.read() if journal else [], 1):
-            log._keep(documents.convert(entry, JournalEntry, f"{journal.path if journal else ''}:{number}"))
+            if "hello" in entry:
+                log.hello = entry["hello"]
+            else:
+                log._keep(documents.convert(entry, JournalEntry, f"{journal.path if journal else ''}:{number}"))
         return log
+
+    def greet(self, hello: dict[str, Any]) -> None:
+        """Take a runner's hello; raises ``MeasurementError`` if what was recorded before is of another engine."""
+        for key in ("runner", "engine_version"):
+            before, now = self.hello.get(key), hello.get(key)
+            if self.hello and before != now:
+                raise MeasurementError(
+                    f"{self.journal.path if self.journal else 'this measurement'} was begun with {key} {before}, the device "
+                    f"now has {now}: two engines are never mixed; move {self.journal.path.parent if self.journal else 'it'} "
+                    "away to measure anew"
+                )
+        if self.journal and not self.hello:
+            self.journal.append({"hello": hello})
+        self.hello = hello
 
     def add(self, entry: JournalEntry) -> None:
         """Record one model of one sweep, on disk first."""
@@ -117,7 +136,6 @@ def measure(
     log = SweepLog.resume(journal)
     everything = {**models, SENTINEL: runtime.prepare(sentinel_model(), settings)}
     use_cpu_clock = settings.threads == 1
-    hello: dict[str, Any] = {}
     due = clock()
     pause_s = plan.spread_s / max(1, plan.sweeps - 1)
     for sweep in range(plan.maximum_sweeps):
@@ -141,12 +159,12 @@ def measure(
             progress(MeasureProgress(sweep, plan.sweeps, done, total))
 
         chosen = {name: everything[name] for name in order}
-        hello = runtime.time_models(chosen, order, link, settings, plan, on_record)
+        runtime.time_models(chosen, order, link, settings, plan, on_record, log.greet)
     measurements = {name: log.measurement(name, plan, use_cpu_clock) for name in models}
     without = [name for name, measurement in measurements.items() if measurement is None]
     if without:
         raise MeasurementError(f"{len(without)} models were never measured, the first is {without[0]}")
-    return {name: m for name, m in measurements.items() if m is not None}, hello
+    return {name: m for name, m in measurements.items() if m is not None}, log.hello
 
 
 def _pending(models: Iterable[str], log: SweepLog, plan: MeasurementPlan, use_cpu_clock: bool) -> list[str]:

@@ -31,6 +31,7 @@ from mobilenas.latency.table import (
 from mobilenas.spaces.base import SearchSpace
 
 SESSION_MS = 0.002
+OFFSET_MS = -0.0005
 """What one call of the fake runtime costs."""
 
 
@@ -113,9 +114,9 @@ def _networks(space: SearchSpace, scale: float, count: int, seed: int) -> tuple[
             NetworkRow(
                 architecture=architecture,
                 role=role,
-                measured_ms=scale * kernel_sum,
-                low_ms=scale * kernel_sum,
-                high_ms=1.01 * scale * kernel_sum,
+                measured_ms=scale * kernel_sum + OFFSET_MS,
+                low_ms=scale * kernel_sum + OFFSET_MS,
+                high_ms=1.01 * (scale * kernel_sum + OFFSET_MS),
                 kernel_sum_ms=kernel_sum,
                 madds=space.madds(architecture),
                 sweeps=4,
@@ -157,6 +158,7 @@ def _card(space: SearchSpace, scale: float, rows: int) -> TableCard:
                 space=space.name,
                 options=space.options,
                 scale=scale,
+                offset_ms=OFFSET_MS,
                 table_error=exact,
                 workload_error=exact,
                 madds_baseline_error=exact,

@@ -86,10 +86,15 @@ def test_the_error_is_that_of_networks_which_were_not_fitted_on() -> None:
     assert fit.fit_workload_costs(counts, sums, WORKLOADS).error.bias_fraction == pytest.approx(-0.5, abs=0.02)
 
 
-def test_the_scale_is_the_median_ratio() -> None:
+def test_networks_are_a_line_over_kernel_sums_that_no_single_network_can_move() -> None:
     sums = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert fit.fit_scale(sums, 1.2 * sums) == pytest.approx(1.2)
-    assert fit.fit_scale(sums, np.array([1.2, 2.4, 3.6, 400.0, 6.0])) == pytest.approx(1.2)
+    assert fit.fit_scale(sums, 1.2 * sums - 0.3) == pytest.approx((1.2, -0.3))
+    assert fit.fit_scale(sums, np.array([0.9, 2.1, 3.3, 400.0, 5.7])) == pytest.approx((1.2, -0.3), rel=0.05)
+
+
+def test_networks_too_alike_for_a_line_get_a_median_ratio() -> None:
+    sums = np.array([1.0, 1.05, 1.1])
+    assert fit.fit_scale(sums, np.array([1.2, 1.26, 9.0])) == pytest.approx((1.2, 0.0))
 
 
 def test_the_baseline_recovers_a_line() -> None:

@@ -10,7 +10,7 @@ from mobilenas.core.measurement import PLANS
 from mobilenas.core.resources import shipped
 from mobilenas.core.run_directory import Journal
 from mobilenas.devices.device import find_device
-from mobilenas.errors import IncompatibleError, RunnerError
+from mobilenas.errors import IncompatibleError, MeasurementError, RunnerError
 from mobilenas.runtimes.base import PreparedModel, RunSettings, parse_report, timing_from_report
 from mobilenas.runtimes.measure import measure, sentinel_model
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime
@@ -131,3 +131,20 @@ def test_timings_that_are_not_positive_numbers_are_refused(wall: object) -> None
     report = {"type": "timing", "id": "m", "wall_ms": wall, "cpu_ms": [1.0], "first_ms": 1.0, "load_ms": 1.0}
     with pytest.raises(RunnerError):
         timing_from_report({**report, "peak_memory_mib": None})
+
+
+def test_two_engine_versions_are_never_mixed(tmp_path) -> None:
+    runtime = OnnxRuntime()
+    plan = PLANS["quick"].__class__("tiny", 1, 1, 0.0, 1, 1, 1, samples=5)
+    journal = Journal(tmp_path / "rows.jsonl")
+    with find_device("local").open() as link:
+        _, hello = measure({"a": PreparedModel(sentinel_model())}, link, runtime, SETTINGS, plan, journal=journal)
+        _, again = measure({"a": PreparedModel(sentinel_model())}, link, runtime, SETTINGS, plan, journal=journal)
+        assert hello == again, "nothing is measured again, yet the engine's version is known"
+        text = journal.path.read_text()
+        journal.path.write_text(text.replace(hello["engine_version"], "0.9.0"))
+        models = {name: PreparedModel(sentinel_model()) for name in ("a", "b")}
+        before = journal.path.read_text()
+        with pytest.raises(MeasurementError, match=r"engine_version 0\.9\.0"):
+            measure(models, link, runtime, SETTINGS, plan, journal=journal)
+    assert journal.path.read_text() == before
