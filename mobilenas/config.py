@@ -46,6 +46,10 @@ class DataConfig(Strict):
     name: str = "digits"
     root: str | None = None
     """Folder of data sets; the user's data directory by default."""
+    image_size: int | None = None
+    """Pixels; for image folders only, where it is 224 by default."""
+    train_fraction: float = 1.0
+    """Share of the training images that is used, drawn by the seed."""
     batch: int = 64
     """Images per step."""
     workers: int = 0

@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from mobilenas import config, onnx_model
-from mobilenas.config import DeviceConfig, ExportConfig, ProfileConfig, SearchConfig, SpaceConfig, TrainConfig
+from mobilenas.config import DataConfig, DeviceConfig, ExportConfig, ProfileConfig, SearchConfig, SpaceConfig, TrainConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Measurement, detect_environment, plan_named
@@ -127,6 +127,11 @@ def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> S
     return space
 
 
+def data_from_config(cfg: DataConfig, seed: int) -> ImageData:
+    """The data set that a configuration names; its images are read when first asked for."""
+    return load_data(cfg.name, Path(cfg.root) if cfg.root else None, cfg.image_size).reduced(cfg.train_fraction, seed)
+
+
 def space_of(architecture: Architecture) -> SearchSpace:
     """The space that an architecture document names; raises ``UsageError`` kinds."""
     return space_from_config(SpaceConfig(name=architecture.space, options=architecture.space_options), None, 1)
@@ -202,7 +207,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
         raise IncompatibleError(
             f"--budget-statistic {cfg.budget_statistic}: tables hold the floor so far; say --budget-statistic floor"
         )
-    data = load_data(cfg.data.name, Path(cfg.data.root) if cfg.data.root else None)
+    data = data_from_config(cfg.data, cfg.seed)
     space = space_from_config(cfg.space, data, cfg.device.batch)
     target = Target.from_config(cfg.device)
     fabric = _fabric(cfg.compute)
@@ -387,7 +392,7 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
     begin = time.monotonic()
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
-    data = load_data(cfg.data.name, Path(cfg.data.root) if cfg.data.root else None)
+    data = data_from_config(cfg.data, cfg.seed)
     _check_data_fits(space, data)
     torch.manual_seed(cfg.seed)
     network = space.build(architecture, auxiliary=cfg.auxiliary_weight > 0)
@@ -457,7 +462,7 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
     search_cfg = config.load_config(SearchConfig, run / "config.toml", [], {})
-    data = load_data(search_cfg.data.name, Path(search_cfg.data.root) if search_cfg.data.root else None)
+    data = data_from_config(search_cfg.data, search_cfg.seed)
     network, trained = _network_of(run, space, architecture)
     told.progress("exporting", 0, 1)
     exported = onnx_model.slim(onnx_model.onnx_from_module(network, [torch.zeros(space.image_shape)]))

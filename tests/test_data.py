@@ -1,11 +1,17 @@
+import hashlib
+import pickle
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mobilenas import data
 from mobilenas.data import CyclingLoader, load_data
-from mobilenas.errors import MissingDataError, UnknownNameError, UsageError
+from mobilenas.errors import DocumentError, MissingDataError, UnknownNameError, UsageError
 
 
 def test_digits_are_split_into_disjoint_halves_and_a_test_set() -> None:
@@ -14,15 +20,17 @@ def test_digits_are_split_into_disjoint_halves_and_a_test_set() -> None:
     assert len(digits.class_names) == 10
     halves = digits.halves(seed=0)
     assert sum(len(half) for half in halves) == len(digits.train)
-    together = torch.cat([half.pixels for half in halves]).flatten(1).sort(dim=0).values
-    assert torch.equal(together, digits.train.pixels.flatten(1).sort(dim=0).values)
-    assert not torch.equal(halves[0].pixels[:20], digits.halves(seed=1)[0].pixels[:20])
+    together = torch.cat([half.indices for half in halves]).sort().values
+    assert torch.equal(together, torch.arange(len(digits.train)))
+    assert not torch.equal(halves[0].indices[:20], digits.halves(seed=1)[0].indices[:20])
 
 
 def test_preprocessing_facts_reproduce_what_the_test_images_are() -> None:
     digits = load_data("digits")
     facts = digits.preprocessing
-    expected = (digits.test.pixels[3].float() / 255 - facts.mean[0]) / facts.std[0]
+    pixels, label = digits.test.source.read(3)
+    expected = (pixels.float() / 255 - facts.mean[0]) / facts.std[0]
+    assert digits.test[3][1] == label
     assert torch.allclose(digits.test[3][0], expected, atol=1e-6)
 
 
@@ -72,4 +80,129 @@ def test_missing_fashion_mnist_says_how_to_get_it(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(data, "_DEBIAN_FASHION_MNIST", tmp_path)
     monkeypatch.setattr(FashionMNIST, "download", refuse)
     with pytest.raises(MissingDataError, match="dataset-fashion-mnist"):
-        load_data("fashion-mnist", tmp_path / "data")
+        len(load_data("fashion-mnist", tmp_path / "data").train)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion-mnist", "cifar10", "cifar100"])
+def test_facts_are_known_without_the_images(name: str, tmp_path: Path) -> None:
+    facts = load_data(name, tmp_path)
+    assert len(facts.class_names) == len(set(facts.class_names)) == (100 if name == "cifar100" else 10)
+    assert len(facts.preprocessing.mean) == len(facts.preprocessing.std) == facts.preprocessing.channels
+    assert not list(tmp_path.iterdir())
+
+
+def test_statistics_are_those_of_the_training_images() -> None:
+    digits = load_data("digits")
+    pixels = torch.stack([digits.train.source.read(index)[0] for index in range(len(digits.train))]).float() / 255
+    assert float(pixels.mean()) == pytest.approx(digits.preprocessing.mean[0], abs=1e-4)
+    assert float(pixels.std()) == pytest.approx(digits.preprocessing.std[0], abs=1e-4)
+
+
+def test_a_share_of_the_training_images() -> None:
+    digits = load_data("digits")
+    reduced = digits.reduced(0.25, seed=1)
+    assert len(reduced.train) == round(0.25 * len(digits.train))
+    assert len(reduced.test) == len(digits.test)
+    with pytest.raises(UsageError, match="train_fraction"):
+        digits.reduced(0.0, seed=1)
+
+
+def cifar10_files(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A few random images in the published format, with the checksums that torchvision is to expect."""
+    from torchvision.datasets import CIFAR10
+
+    folder = root / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+
+    def entry(name: str, content: object) -> list[str]:
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return [name, hashlib.md5(data).hexdigest()]
+
+    def batch() -> dict[str, object]:
+        return {"data": generator.integers(0, 256, (4, 3072), dtype=np.uint8), "labels": [0, 1, 2, 9]}
+
+    monkeypatch.setattr(CIFAR10, "train_list", [entry(f"data_batch_{i}", batch()) for i in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [entry("test_batch", batch())])
+    name, md5 = entry("batches.meta", {"label_names": load_data("cifar10", root).class_names})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    return folder
+
+
+def test_cifar10_in_its_published_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cifar10_files(tmp_path, monkeypatch)
+    data = load_data("cifar10", tmp_path)
+    assert (len(data.train), len(data.test)) == (20, 4)
+    image, label = data.train[3]
+    assert (image.shape, image.dtype, label) == ((3, 32, 32), torch.float32, 9)
+    raw = pickle.loads((folder / "test_batch").read_bytes())["data"][0].reshape(3, 32, 32)
+    assert torch.equal(data.test.source.read(0)[0], torch.as_tensor(raw)), "channels first, red plane first"
+
+
+def test_damaged_or_missing_cifar_says_which_file_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    def refuse(self: CIFAR10) -> None:
+        raise RuntimeError("no network")
+
+    folder = cifar10_files(tmp_path, monkeypatch)
+    monkeypatch.setattr(CIFAR10, "download", refuse)
+    (folder / "data_batch_2").write_bytes(b"x")
+    with pytest.raises(MissingDataError, match=r"damaged \(data_batch_2\).*unpack"):
+        len(load_data("cifar10", tmp_path).train)
+    with pytest.raises(MissingDataError, match=r"missing.*cifar-10-python"):
+        len(load_data("cifar10", tmp_path / "elsewhere").train)
+
+
+def image_folder(root: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 3), ("val", 2)):
+        for name in ("cat", "dog"):
+            (root / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 256, (40 + index, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{index}.{'png' if index else 'jpg'}")
+    return root
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    data = load_data("image-folder", image_folder(tmp_path), 32)
+    assert data.class_names == ("cat", "dog")
+    assert (len(data.train), len(data.test)) == (6, 4)
+    assert [data.test[i][1] for i in range(4)] == [0, 0, 1, 1]
+    assert data.train[0][0].shape == data.test[0][0].shape == (3, 32, 32)
+    assert torch.equal(data.test[1][0], data.test[1][0]), "test images are not augmented"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "said"),
+    [
+        (lambda root: (root / "train" / "cat" / "1.png").write_bytes(b"nonsense"), DocumentError, r"1 of 6 .*cat/1\.png"),
+        (lambda root: (root / "train" / "cat" / "1.png").write_bytes(b""), DocumentError, r"1 of 6 .*cat/1\.png"),
+        (lambda root: shutil.rmtree(root / "val"), MissingDataError, "val is not a folder"),
+        (lambda root: shutil.rmtree(root / "train"), MissingDataError, "train is not a folder.*data.root"),
+        (lambda root: (root / "val" / "dog").rename(root / "val" / "dogs"), DocumentError, "without dog; with dogs"),
+        (lambda root: [p.unlink() for p in (root / "val" / "dog").iterdir()], MissingDataError, "dog holds no image"),
+    ],
+)
+def test_a_bad_image_folder_is_named(tmp_path: Path, spoil: Any, kind: type[Exception], said: str) -> None:
+    root = image_folder(tmp_path)
+    spoil(root)
+    with pytest.raises(kind, match=said):
+        data = load_data("image-folder", root, 32)
+        len(data.train)
+
+
+def test_a_truncated_image_is_named_when_it_is_read(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    file = root / "train" / "cat" / "1.png"
+    file.write_bytes(file.read_bytes()[:900])
+    data = load_data("image-folder", root, 32)
+    with pytest.raises(DocumentError, match=r"cat/1\.png: not a whole image"):
+        data.train[1]
+
+
+def test_an_image_size_is_only_for_image_folders() -> None:
+    with pytest.raises(UsageError, match=r"data\.image_size is 32; digits has images of 8"):
+        load_data("digits", image_size=32)

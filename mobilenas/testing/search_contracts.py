@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.workload import Workload
-from mobilenas.data import Images
+from mobilenas.data import Images, InMemory
 from mobilenas.latency.budget import solutions
 from mobilenas.latency.models import LatencyModel
 from mobilenas.methods.base import Batch, Progress, SearchMethod, Stage, Step
@@ -312,7 +312,7 @@ def _random_images(space: SearchSpace, seed: int) -> Images:
     """Eight images of noise with labels 0 to 2."""
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (8, *space.image_shape[1:]), generator=generator, dtype=torch.uint8)
-    return Images(pixels, torch.arange(8) % 3, lambda image: image.float() / 255)
+    return Images(InMemory(pixels, torch.arange(8) % 3), lambda image: image.float() / 255)
 
 
 def _snapshot(module: torch.nn.Module) -> dict[str, Tensor]:

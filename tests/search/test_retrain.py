@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 
 from mobilenas.core.run_directory import RunDirectory
-from mobilenas.data import load_data
+from mobilenas.data import Subset, load_data
 from mobilenas.errors import DivergedError
 from mobilenas.search.engine import SgdSettings
 from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings
@@ -22,10 +22,11 @@ WEIGHTS = SgdSettings(lr=0.05, min_lr=0.0, momentum=0.9, weight_decay=3e-4, clip
 
 def trainer(folder: Path, on_epoch=lambda report: None, weights: SgdSettings = WEIGHTS) -> Trainer:
     digits = load_data("digits")
+    train, test = digits.read()
     torch.manual_seed(0)
     return Trainer(
         network=SPACE.build(SPACE.random_architecture(random.Random(0)), auxiliary=True),
-        data=replace(digits, train=digits.train.subset(torch.arange(240)), test=digits.test.subset(torch.arange(60))),
+        data=replace(digits, read=lambda: (Subset(train, torch.arange(240)), Subset(test, torch.arange(60)))),
         task=Classification(),
         settings=TrainSettings(3, 48, 0, weights, 0.2, 0.4, True, 1),
         fabric=Fabric(accelerator="cpu", devices=1),
