@@ -6,7 +6,7 @@ import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import tomli_w
@@ -16,6 +16,14 @@ from mobilenas.core.architecture import OptionValue
 from mobilenas.errors import DocumentError, UsageError
 
 C = TypeVar("C", bound=msgspec.Struct)
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+CountOrNone = Annotated[int, msgspec.Meta(ge=0)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+BelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -36,8 +44,8 @@ class DeviceConfig(Strict):
     runtime: str = "onnxruntime"
     precision: str = "fp32"
     provider: str = "CPUExecutionProvider"
-    threads: int = 1
-    batch: int = 1
+    threads: Count = 1
+    batch: Count = 1
 
 
 class DataConfig(Strict):
@@ -46,40 +54,40 @@ class DataConfig(Strict):
     name: str = "digits"
     root: str | None = None
     """Folder of data sets; the user's data directory by default."""
-    image_size: int | None = None
+    image_size: Count | None = None
     """Pixels; for image folders only, where it is 224 by default."""
-    train_fraction: float = 1.0
+    train_fraction: Fraction = 1.0
     """Share of the training images that is used, drawn by the seed."""
-    batch: int = 64
+    batch: Count = 64
     """Images per step."""
-    workers: int = 0
+    workers: CountOrNone = 0
     """Loader processes."""
 
 
 class WeightsConfig(Strict):
     """SGD of network weights with a cosine schedule; the defaults are DARTS's."""
 
-    lr: float = 0.025
-    min_lr: float = 0.001
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
-    clip_norm: float = 5.0
+    lr: Positive = 0.025
+    min_lr: NotNegative = 0.001
+    momentum: BelowOne = 0.9
+    weight_decay: NotNegative = 3e-4
+    clip_norm: Positive = 5.0
 
 
 class ArchitectureConfig(Strict):
     """Adam of the architecture logits; the defaults are DARTS's."""
 
-    lr: float = 3e-4
-    beta1: float = 0.5
-    beta2: float = 0.999
-    weight_decay: float = 1e-3
+    lr: Positive = 3e-4
+    beta1: BelowOne = 0.5
+    beta2: BelowOne = 0.999
+    weight_decay: NotNegative = 1e-3
 
 
 class SupernetConfig(Strict):
     """Size of the network that is trained while searching."""
 
-    channels: int = 16
-    layers: int = 8
+    channels: Count = 16
+    layers: Count = 8
 
 
 class ComputeConfig(Strict):
@@ -87,7 +95,7 @@ class ComputeConfig(Strict):
 
     accelerator: str = "auto"
     precision: str = "32-true"
-    threads: int = 0
+    threads: CountOrNone = 0
     """CPU threads; 0 leaves torch's default."""
 
 
@@ -99,7 +107,7 @@ class ProfileConfig(Strict):
     data: str | None = "digits"
     """Data set that gives the space its image size, image channels and classes."""
     plan: str = "quick"
-    seed: int = 0
+    seed: Seed = 0
     output: str | None = None
 
 
@@ -119,30 +127,30 @@ class SearchConfig(Strict):
     plan: str = "quick"
     """How candidates are measured."""
     measure: bool = True
-    candidates: int = 8
-    rounds: int = 3
-    epochs: int = 50
-    warmup_epochs: int = 0
+    candidates: Count = 8
+    rounds: Count = 3
+    epochs: Count = 50
+    warmup_epochs: CountOrNone = 0
     """First epochs that train only weights."""
     weights: WeightsConfig = WeightsConfig()
     architecture: ArchitectureConfig = ArchitectureConfig()
     compute: ComputeConfig = ComputeConfig()
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TrainConfig(Strict):
     """``mobilenas train``: a derived architecture from scratch; the defaults are DARTS's but for the number of epochs."""
 
     data: DataConfig = DataConfig(batch=96)
-    epochs: int = 600
+    epochs: Count = 600
     weights: WeightsConfig = WeightsConfig(min_lr=0.0)
-    drop_path_fraction: float = 0.2
+    drop_path_fraction: BelowOne = 0.2
     """Reached linearly in the last epoch."""
-    auxiliary_weight: float = 0.4
+    auxiliary_weight: NotNegative = 0.4
     """Weight of the auxiliary head's loss; 0 trains without one."""
     cutout: bool = True
     compute: ComputeConfig = ComputeConfig()
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ExportConfig(Strict):
@@ -152,7 +160,7 @@ class ExportConfig(Strict):
     device: str | None = "local"
     """Where the exported model is measured; the runtime and its settings are those of the search."""
     plan: str = "quick"
-    tolerance: float = 1e-3
+    tolerance: Positive = 1e-3
     """Largest difference of any logit between torch and the runtime, relative to the largest logit."""
 
 

@@ -114,4 +114,4 @@ class DivergedError(MobileNASError):
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
     """At most three of ``known`` that look like ``name``, the closest first."""
-    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.5)

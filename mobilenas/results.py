@@ -42,6 +42,12 @@ class BudgetOutcome(msgspec.Struct, frozen=True):
     table_high_ms: float
     measured_ms: float | None
     measured_repeatability_fraction: float | None
+    measured_converged: bool | None
+
+    def is_met_by(self, measured: Measurement) -> bool:
+        """Whether a measurement is within the budget, or over it by no more than it repeats."""
+        allowance = measured.repeatability_fraction if measured.converged else 0.0
+        return measured.value_ms <= self.target_ms * (1 + allowance)
 
 
 class SearchResult(msgspec.Struct, frozen=True):
@@ -85,4 +91,6 @@ class ExportResult(msgspec.Struct, frozen=True):
     agreement: Agreement
     budget: BudgetOutcome | None
     measured: Measurement | None
+    budget_met: bool | None
+    """Whether the exported model, as measured here, is within the budget."""
     device: dict[str, Any] | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import secrets
 import time
@@ -23,13 +24,13 @@ from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Measurement, detect_environment, plan_named
 from mobilenas.core.resources import user_data_directory
-from mobilenas.core.run_directory import Journal, RunDirectory
+from mobilenas.core.run_directory import Journal, RunDirectory, check_writable
 from mobilenas.core.units import parse_latency_target
 from mobilenas.core.workload import Kernel
 from mobilenas.data import ImageData, load_data
 from mobilenas.devices.device import Device, find_device
 from mobilenas.devices.links import Link
-from mobilenas.errors import BudgetError, IncompatibleError, UsageError, nearest_names
+from mobilenas.errors import BudgetError, DocumentError, IncompatibleError, UsageError, nearest_names
 from mobilenas.export.bundle import write_bundle
 from mobilenas.export.verify import compare
 from mobilenas.latency.budget import Budget, LatencyRange, latency_range
@@ -106,6 +107,10 @@ class Target:
 def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> SearchSpace:
     """The deployed space: the data set gives image size, image channels and classes unless the options say otherwise."""
     kind: Any = SPACES.get(cfg.name)
+    if cfg.options.get("batch", batch) != batch:
+        raise UsageError(
+            f"space.options.batch is {cfg.options['batch']}, device.batch {batch}: say --set device.batch=... only"
+        )
     options: dict[str, Any] = {"batch": batch}
     if data is not None:
         options |= {
@@ -114,7 +119,7 @@ def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> S
             "classes": len(data.class_names),
         }
     options |= cfg.options
-    known = kind.__dataclass_fields__
+    known = [field.name for field in dataclasses.fields(kind)]
     for key in options:
         if key not in known:
             near = nearest_names(key, known)
@@ -134,7 +139,11 @@ def data_from_config(cfg: DataConfig, seed: int) -> ImageData:
 
 def space_of(architecture: Architecture) -> SearchSpace:
     """The space that an architecture document names; raises ``UsageError`` kinds."""
-    return space_from_config(SpaceConfig(name=architecture.space, options=architecture.space_options), None, 1)
+    options = architecture.space_options
+    batch = options.get("batch", 1)
+    if not isinstance(batch, int):
+        raise DocumentError(f"architecture: space_options.batch is {batch!r}; it must be a whole number")
+    return space_from_config(SpaceConfig(name=architecture.space, options=options), None, batch)
 
 
 def _environment() -> Any:
@@ -175,10 +184,12 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
     told = listener or Silent()
     begin = time.monotonic()
     campaign = campaign_from_config(cfg)
-    table = campaign.run(lambda p: told.progress(p.stage, p.done, p.total))
-    folder = Path(cfg.output) if cfg.output else table_folder(table.card.key, campaign.space.key)
-    table.save(folder)
-    campaign.close()
+    if cfg.output:
+        check_writable(Path(cfg.output))
+    with campaign.running():
+        table = campaign.run(lambda p: told.progress(p.stage, p.done, p.total))
+        folder = Path(cfg.output) if cfg.output else table_folder(table.card.key, campaign.space.key)
+        table.save(folder)
     card = table.space_card(campaign.space.key)
     return ProfileResult(
         table=str(folder),
@@ -209,7 +220,9 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
         )
     data = data_from_config(cfg.data, cfg.seed)
     space = space_from_config(cfg.space, data, cfg.device.batch)
+    _check_data_fits(space, data)
     target = Target.from_config(cfg.device)
+    plan_named(cfg.plan)
     fabric = _fabric(cfg.compute)
     directory = RunDirectory(output or default_run("search"))
     with target.device.open() as link:
@@ -380,6 +393,7 @@ def _outcome(
         table_high_ms=selection.table_high_ms,
         measured_ms=verdict.value_ms if verdict else None,
         measured_repeatability_fraction=verdict.repeatability_fraction if verdict else None,
+        measured_converged=verdict.converged if verdict else None,
     )
 
 
@@ -406,7 +420,7 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
             f"test accuracy {report.test_accuracy:.1%}"
         )
 
-    with directory.running(config.dump_config(cfg), _environment()):
+    with directory.running(f"# architecture {architecture.fingerprint}\n{config.dump_config(cfg)}", _environment()):
         trainer = Trainer(
             network=network,
             data=data,
@@ -463,25 +477,30 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     space = space_of(architecture)
     search_cfg = config.load_config(SearchConfig, run / "config.toml", [], {})
     data = data_from_config(search_cfg.data, search_cfg.seed)
+    _check_data_fits(space, data)
+    plan = plan_named(cfg.plan)
+    target = Target.from_config(msgspec.structs.replace(search_cfg.device, name=cfg.device)) if cfg.device else None
+    budget = _budget_of(run)
     network, trained = _network_of(run, space, architecture)
     told.progress("exporting", 0, 1)
     exported = onnx_model.slim(onnx_model.onnx_from_module(network, [torch.zeros(space.image_shape)]))
     onnx_model.set_metadata(exported, _metadata(architecture, data))
     model = exported.SerializeToString()
     generator = random.Random(0)
-    chosen = generator.sample(range(len(data.test)), min(VERIFIED_INPUTS, len(data.test)))
-    agreement = compare(network, model, torch.stack([data.test[index][0] for index in chosen]), cfg.tolerance)
+    batch = space.image_shape[0]
+    chosen = generator.sample(range(len(data.test)), batch * (min(VERIFIED_INPUTS, len(data.test)) // batch))
+    images = torch.stack([data.test[index][0] for index in chosen])
+    agreement = compare(network, model, images, cfg.tolerance, batch)
 
-    measured, target = None, None
-    if cfg.device is not None:
-        target = Target.from_config(msgspec.structs.replace(search_cfg.device, name=cfg.device))
+    measured = None
+    if target is not None:
         with target.device.open() as link:
             measurements, _ = measure(
                 {architecture.fingerprint: target.runtime.prepare(model, target.settings)},
                 link,
                 target.runtime,
                 target.settings,
-                plan_named(cfg.plan),
+                plan,
                 progress=lambda p: _tell_sweep(told, "measuring the exported model", p),
             )
         measured = measurements[architecture.fingerprint]
@@ -495,8 +514,9 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
         trained=trained is not None,
         test_accuracy=trained,
         agreement=agreement,
-        budget=_budget_of(run),
+        budget=budget,
         measured=measured,
+        budget_met=budget.is_met_by(measured) if budget and measured else None,
         device=msgspec.to_builtins(target.device.card) if target else None,
     )
     report = documents.dump_json({"schema": "mobilenas/export-report@1", **msgspec.to_builtins(result)})
@@ -511,13 +531,16 @@ def _network_of(run: Path, space: SearchSpace, architecture: Architecture) -> tu
     if not weights.exists():
         initialise_for_timing(network, space.image_shape)
         return network.eval(), None
-    network.load_state_dict(load_tensors(weights))
+    network.load_state_dict(load_tensors(weights, architecture.fingerprint))
     return network.eval(), float(RunDirectory(run / "train").read_document(RESULT)["test_accuracy"])
 
 
 def _budget_of(run: Path) -> BudgetOutcome | None:
-    budgets = RunDirectory(run).read_document(RESULT)["budgets"]
-    return documents.convert(budgets[0], BudgetOutcome, str(run / RESULT)) if budgets else None
+    path = run / RESULT
+    result = documents.parse_json(documents.read_text(path), str(path))
+    if not isinstance(result, dict) or not isinstance(result.get("budgets"), list):
+        raise DocumentError(f"{path}: not the result of a search: it has no list of budgets")
+    return documents.convert(result["budgets"][0], BudgetOutcome, str(path)) if result["budgets"] else None
 
 
 def _metadata(architecture: Architecture, data: ImageData) -> dict[str, str]:

@@ -40,6 +40,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def check_writable(folder: Path) -> None:
+    """Raise ``ResourceError`` if nothing could be written into ``folder``, before work is done for it."""
+    probe = folder / ".probe"
+    write_atomic(probe, "")
+    probe.unlink()
+
+
 class Journal:
     """Append-only JSON lines, each on disk before the next is begun; a torn last line is dropped when read."""
 
@@ -69,6 +76,26 @@ class Journal:
             file.write(json.dumps(msgspec.to_builtins(record), allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make ``folder`` if need be and hold it alone.
+
+    Raises ``UsageError`` if another process holds it, ``ResourceError`` if it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be written: {error.strerror}; name another folder with --output") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UsageError(f"{folder}: another process works in this folder; wait, or name another one") from None
+    finally:
+        os.close(lock)
 
 
 class RunDirectory:
@@ -108,12 +135,7 @@ class RunDirectory:
 
         Raises ``UsageError`` if a process works in the folder, or if it holds another configuration.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UsageError(f"{self.path}: another process works in this folder; wait, or name another -o") from None
+        with locked(self.path):
             self._check_same(config)
             write_atomic(self.path / "config.toml", config)
             write_atomic(self.path / "command.txt", " ".join(sys.argv) + "\n")
@@ -130,8 +152,9 @@ class RunDirectory:
             self.set_status("ok")
 
     def _check_same(self, config: str) -> None:
+        """A folder in which nothing was reached yet may take another configuration."""
         present = self.path / "config.toml"
-        if not present.exists():
+        if not present.exists() or not (self.is_finished or any(self.checkpoints.rglob("*.json"))):
             return
         before, now = present.read_text(encoding="utf-8").splitlines(), config.splitlines()
         if before == now:
@@ -139,4 +162,7 @@ class RunDirectory:
         gone = [f"  - {line}" for line in before if line not in now]
         new = [f"  + {line}" for line in now if line not in before]
         difference = "\n".join(gone + new)
-        raise UsageError(f"{self.path}: holds a run with another configuration; name another -o\n{difference}")
+        raise UsageError(
+            f"{self.path}: holds a run with another configuration; name another --output, or remove this folder to begin "
+            f"anew\n{difference}"
+        )

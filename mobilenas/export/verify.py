@@ -23,13 +23,14 @@ class Agreement(msgspec.Struct, frozen=True):
     top_1_agreement_fraction: float
 
 
-def compare(module: nn.Module, model: bytes, images: Tensor, tolerance: float) -> Agreement:
-    """Run ``images (N, C, H, W)`` one by one through both; raises ``VerificationError`` above ``tolerance``."""
+def compare(module: nn.Module, model: bytes, images: Tensor, tolerance: float, batch: int = 1) -> Agreement:
+    """Run ``images (N, C, H, W)`` through both, ``batch`` at a time; raises ``VerificationError`` above ``tolerance``."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     module.eval()
     with torch.no_grad():
-        expected = np.concatenate([module(image[None]).numpy() for image in images])
-    actual = np.concatenate([session.run(None, {INPUT_NAME: image[None].numpy()})[0] for image in images])
+        parts = [images[start : start + batch] for start in range(0, len(images), batch)]
+        expected = np.concatenate([module(part).numpy() for part in parts])
+    actual = np.concatenate([session.run(None, {INPUT_NAME: part.numpy()})[0] for part in parts])
     difference = np.abs(expected - actual)
     agreement = Agreement(
         inputs=len(images),

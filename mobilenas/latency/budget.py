@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -15,6 +15,9 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.errors import BudgetError, MissingKernelError
 from mobilenas.latency.models import Prediction, TableModel, extreme_scores
 from mobilenas.spaces.base import DerivationProgram, SearchSpace
+
+LOWERED_PER_TARGET, LOWERED_TOGETHER = 48, 16
+"""How many answers of a derivation program are lowered for one target at most, and how many in one go."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class AugmentedLagrangian:
     shift_ms: float = 0.0
     maximum_multiplier: float = 100.0
     maximum_penalty: float = 100.0
-    _last_violation: float = field(default=1e9, repr=False)
+    _last_unmet: float = field(default=1e9, repr=False)
 
     def term(self, expected_ms: Tensor, target_ms: float) -> Tensor:
         """The term to add to the loss; a scalar tensor."""
@@ -52,11 +55,12 @@ class AugmentedLagrangian:
     def update(self, expected_ms: float, decoded_ms: float, target_ms: float) -> None:
         """After an epoch, driven by the decoded network's latency: the relaxation's own can be far from it."""
         violation = decoded_ms / target_ms - 1
+        unmet = max(violation, -self.multiplier / self.penalty)  # slack counts only as far as the multiplier still pushes
         self.shift_ms = decoded_ms - expected_ms
         self.multiplier = float(np.clip(self.multiplier + self.penalty * violation, 0.0, self.maximum_multiplier))
-        if violation > 0 and violation > 0.75 * self._last_violation:
+        if violation > 0 and violation > 0.75 * self._last_unmet:
             self.penalty = min(1.5 * self.penalty, self.maximum_penalty)
-        self._last_violation = abs(violation)
+        self._last_unmet = abs(unmet)
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps."""
@@ -64,13 +68,13 @@ class AugmentedLagrangian:
             "multiplier": self.multiplier,
             "penalty": self.penalty,
             "shift_ms": self.shift_ms,
-            "last_violation": self._last_violation,
+            "last_unmet": self._last_unmet,
         }
 
     def load_state(self, state: Mapping[str, float]) -> None:
         """Go on from ``state``."""
         self.multiplier, self.penalty, self.shift_ms = state["multiplier"], state["penalty"], state["shift_ms"]
-        self._last_violation = state["last_violation"]
+        self._last_unmet = state["last_unmet"]
 
 
 # ---- exact derivation ----------------------------------------------------------------------------------------------------
@@ -128,32 +132,34 @@ def score_of(program: DerivationProgram, architecture: Architecture) -> float:
     )
 
 
-def derive(
-    space: SearchSpace, scores: Mapping[str, np.ndarray], budget: Budget, count: int = 1, rounds: int = 6
-) -> list[Candidate]:
+def derive(space: SearchSpace, scores: Mapping[str, np.ndarray], budget: Budget, count: int = 1) -> list[Candidate]:
     """At most ``count`` networks with ``table_ms <= target``, best score first; at least one.
 
-    The program sees linear costs; every answer is lowered whole, and its true sum corrects the program's target: derive,
-    lower, correct, derive again. Raises ``BudgetError`` with both bounds if nothing fits.
+    The program sees linear costs; what counts is the sum of the whole lowered network. So the program first gets as much
+    room above the target as its costs may be wrong by, and its answers are lowered in order of score: the first that fits
+    is the best of all. Where none of ``LOWERED_PER_TARGET`` answers fits the room is cut, step by step, below the target.
+    Raises ``BudgetError`` with both bounds if nothing fits.
     """
     model, target_ms = budget.model, budget.target_ms
     program = space.derivation_program(scores, [model.option_costs])
     accepted: dict[Architecture, Candidate] = {}
-    correction_ms = 0.0
-    for _ in range(rounds):
-        found = [space.architecture(choice) for choice in islice(solutions(program, [target_ms - correction_ms]), 2 * count)]
-        candidates = [c for c in _sum_up(found, program, model) if c is not None]
-        accepted |= {c.architecture: c for c in candidates if c.table.ms <= target_ms}
+    for share in (1.0, 0.5, 0.0, -0.5, -1.0, -2.0):
+        room = share * model.card.workload_error.worst_fraction
+        answers = islice(solutions(program, [target_ms * (1 + room)]), LOWERED_PER_TARGET)
+        while len(accepted) < count and (some := list(islice(answers, LOWERED_TOGETHER))):
+            summed = _sum_up([space.architecture(choice) for choice in some], program, model)
+            accepted |= {c.architecture: c for c in summed if c and c.table.ms <= target_ms}
         if len(accepted) >= count:
             break
-        errors = [c.table.ms - c.workload_ms for c in candidates]
-        correction_ms = max(errors) if errors and max(errors) > correction_ms else correction_ms + 0.005 * target_ms
     if not accepted:
         bounds = latency_range(space, model)
-        raise BudgetError(
-            f"no network of {space.name} fits {target_ms:.4g} ms: the fastest takes "
-            f"{bounds.lowest.table.ms:.4g} ms, the slowest {bounds.highest.table.ms:.4g} ms; raise --latency-budget"
-        )
+        if bounds.lowest.table.ms > target_ms:
+            raise BudgetError(
+                f"no network of {space.name} fits {target_ms:.4g} ms: the fastest found takes "
+                f"{bounds.lowest.table.ms:.4g} ms, the slowest {bounds.highest.table.ms:.4g} ms; raise --latency-budget"
+            )
+        lowest = bounds.lowest.architecture
+        accepted[lowest] = replace(bounds.lowest, score=score_of(program, lowest))
     return sorted(accepted.values(), key=lambda c: -c.score)[:count]
 
 
@@ -180,18 +186,18 @@ def _latency_or_none(model: TableModel, architecture: Architecture) -> Predictio
 
 @dataclass(frozen=True)
 class LatencyRange:
-    """The fastest and the slowest network of a space, by table latency."""
+    """The fastest and the slowest network of a space that were found, by table latency."""
 
     lowest: Candidate
     highest: Candidate
 
 
-def latency_range(space: SearchSpace, model: TableModel, candidates: int = 4) -> LatencyRange:
-    """Bounds of the space: the extremes by linear cost, of which the ``candidates`` most extreme are summed whole."""
+def latency_range(space: SearchSpace, model: TableModel) -> LatencyRange:
+    """Bounds of the space: of the ``LOWERED_PER_TARGET`` most extreme networks by linear cost the extreme whole sums."""
     ends = []
     for sign in (-1.0, 1.0):
         program = space.derivation_program(extreme_scores(model.option_costs, sign), [model.option_costs])
-        found = [space.architecture(choice) for choice in islice(solutions(program), candidates)]
+        found = [space.architecture(choice) for choice in islice(solutions(program), LOWERED_PER_TARGET)]
         summed = [c for c in _sum_up(found, program, model) if c is not None]
         ends.append(max(summed, key=lambda c: sign * c.table.ms))
     return LatencyRange(*ends)

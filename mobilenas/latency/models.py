@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.workload import Kernel
+from mobilenas.errors import DocumentError
 from mobilenas.latency.table import LatencyTable, SpaceCard
 from mobilenas.spaces.base import OptionCosts, Probabilities, SearchSpace
 
@@ -65,7 +66,14 @@ class TableModel:
     _known: dict[Architecture, Prediction] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        costs = self.space.option_costs(self.table.workload_costs[self.space.key].costs_ms)
+        costs_ms = self.table.workload_costs[self.space.key].costs_ms
+        missing = sorted(self.space.workloads() - costs_ms.keys())
+        if missing:
+            raise DocumentError(
+                f"the table of {self.table.card.key.device} lacks the cost of {len(missing)} workloads of {self.space.key}, "
+                f"first {missing[0]}: profile the space again"
+            )
+        costs = self.space.option_costs(costs_ms)
         scale = self.card.scale
         self.option_costs = OptionCosts(
             fixed=scale * (costs.fixed + self.table.card.session_ms) + self.card.offset_ms,

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,6 +21,9 @@ from mobilenas.core.workload import Kernel, Workload
 from mobilenas.errors import DocumentError, MissingKernelError, nearest_names
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e4)]
+"""A time as tables hold it; ten seconds for one kernel would be another unit by mistake."""
 
 SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 1
 
@@ -41,11 +44,11 @@ class TableRow(msgspec.Struct, frozen=True):
     """One kernel's latency: ``value_ms = (t8_ms - t2_ms) / 6``, the slope between models of 8 and of 2 copies."""
 
     kernel: Kernel
-    value_ms: float
-    low_ms: float
-    high_ms: float
-    t2_ms: float
-    t8_ms: float
+    value_ms: Milliseconds
+    low_ms: Milliseconds
+    high_ms: Milliseconds
+    t2_ms: Milliseconds
+    t8_ms: Milliseconds
     sweeps: int
     converged: bool
 
@@ -70,7 +73,6 @@ class WorkloadCosts(msgspec.Struct, frozen=True):
     """
 
     costs_ms: dict[Workload, float]
-    networks: int
     error: ErrorReport
 
 
@@ -93,7 +95,7 @@ class SpaceCard(msgspec.Struct, frozen=True):
 
     space: str
     options: dict[str, OptionValue]
-    scale: float
+    scale: Annotated[float, msgspec.Meta(gt=0)]
     offset_ms: float
     """A network takes ``scale * (sum of its kernels) + offset_ms``."""
     table_error: ErrorReport
@@ -117,7 +119,7 @@ class TableCard(msgspec.Struct, frozen=True):
     estimator: str
     protocol: int
     environment: Environment
-    session_ms: float
+    session_ms: Milliseconds
     """Cost of one call of the runtime, whatever the model."""
     rows: int
     rows_not_converged: int
@@ -163,11 +165,11 @@ class LatencyTable:
             ) from None
 
     def profile_command(self) -> str:
-        """The command that measures with this table's key."""
+        """The command that measures more of what this table is about, with this table's key."""
         key = self.card.key
         return (
             f"mobilenas profile --device {key.device.partition('-')[0]} --runtime {key.runtime} "
-            f"--precision {key.precision} --threads {key.threads}"
+            f"--precision {key.precision} --threads {key.threads} --plan strict"
         )
 
     # ---- files -----------------------------------------------------------------------------------------------------
@@ -191,7 +193,6 @@ class LatencyTable:
         card = {
             "schema": f"mobilenas/{SCHEMA_NAME}@{SCHEMA_VERSION}",
             **msgspec.to_builtins(self.card),
-            "workload_fit": {key: {"networks": c.networks, "error": c.error} for key, c in self.workload_costs.items()},
             "sha256": {name: _sha256(content) for name, content in files.items()},
         }
         write_atomic(folder / "card.json", documents.dump_json(card))
@@ -203,33 +204,37 @@ class LatencyTable:
         data = documents.check_schema(
             documents.parse_json(documents.read_text(folder / "card.json"), where), SCHEMA_NAME, SCHEMA_VERSION, where
         )
-        digests, fits = data.pop("sha256", {}), data.pop("workload_fit", {})
+        digests = documents.convert(data.pop("sha256", {}), dict[str, str], f"{where}: sha256")
         card = documents.convert(data, TableCard, where)
         texts = {}
         for name in ("kernels.csv", "workloads.csv", "networks.csv"):
             texts[name] = documents.read_text(folder / name)
             if digests.get(name) != _sha256(texts[name]):
                 raise DocumentError(f"{folder / name}: changed since it was measured (SHA-256 differs from card.json's)")
-        rows = _rows_from_csv(TableRow, texts["kernels.csv"], folder / "kernels.csv")
-        costs: dict[str, dict[Workload, float]] = {}
-        for row in _rows_from_csv(_WorkloadRow, texts["workloads.csv"], folder / "workloads.csv"):
-            costs.setdefault(row.space, {})[row.workload] = row.cost_ms
+        rows: dict[Kernel, TableRow] = {}
+        for row in _rows_from_csv(TableRow, texts["kernels.csv"], folder / "kernels.csv"):
+            if row.kernel in rows:
+                raise DocumentError(
+                    f"{folder / 'kernels.csv'}: two rows of the kernel {row.kernel.key}: {rows[row.kernel].value_ms} and "
+                    f"{row.value_ms} ms; keep one"
+                )
+            rows[row.kernel] = row
+        costs: dict[str, dict[Workload, float]] = {key: {} for key in card.spaces}
+        for cost in _rows_from_csv(_WorkloadRow, texts["workloads.csv"], folder / "workloads.csv"):
+            known = costs.get(cost.space)
+            if known is None or cost.workload in known:
+                what = "is of a space that the card does not know" if known is None else "stands twice"
+                raise DocumentError(f"{folder / 'workloads.csv'}: the workload {cost.workload} of {cost.space} {what}")
+            known[cost.workload] = cost.cost_ms
         networks = _rows_from_csv(NetworkRow, texts["networks.csv"], folder / "networks.csv")
-        workload_costs = {
-            key: documents.convert({"costs_ms": {}, **fits[key]}, WorkloadCosts, f"{where}: workload_fit") for key in costs
-        }
-        return cls(
-            card,
-            {row.kernel: row for row in rows},
-            {key: msgspec.structs.replace(fit, costs_ms=costs[key]) for key, fit in workload_costs.items()},
-            tuple(networks),
-        )
+        workload_costs = {key: WorkloadCosts(costs[key], space.workload_error) for key, space in card.spaces.items()}
+        return cls(card, rows, workload_costs, tuple(networks))
 
 
 class _WorkloadRow(msgspec.Struct, frozen=True):
     space: str
     workload: Workload
-    cost_ms: float
+    cost_ms: Milliseconds
 
 
 def _sha256(text: str) -> str:
@@ -256,6 +261,7 @@ def _rows_from_csv(kind: type[T], text: str, path: Path) -> list[T]:
     reader = csv.reader(io.StringIO(text))
     fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
     rows: list[T] = []
+    wrong: list[str] = []
     for cells in reader:
         where = f"{path}, line {reader.line_num}"
         if reader.line_num == 1:
@@ -268,7 +274,13 @@ def _rows_from_csv(kind: type[T], text: str, path: Path) -> list[T]:
             name: cell if _is_text(kind_of) else documents.parse_json(cell, where)
             for (name, kind_of), cell in zip(fields.items(), cells, strict=True)
         }
-        rows.append(documents.convert(values, kind, where))
+        try:
+            rows.append(documents.convert(values, kind, where))
+        except DocumentError as error:
+            wrong.append(str(error))
+    if wrong:
+        more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise DocumentError(f"{len(wrong)} of the rows are wrong: {'; '.join(wrong[:10])}{more}")
     return rows
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,7 +22,7 @@ from mobilenas import network, onnx_model
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import ESTIMATOR, Measurement, MeasurementPlan, detect_environment
-from mobilenas.core.run_directory import Journal, write_atomic
+from mobilenas.core.run_directory import Journal, locked, write_atomic
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
@@ -125,6 +126,17 @@ class Campaign:
             ),
         }
 
+    @contextmanager
+    def running(self) -> Iterator[Campaign]:
+        """Hold the campaign's folder alone; raises ``UsageError`` if another process works in it.
+
+        Left without an error it sets the finished campaign aside, so that the same command measures anew; the records
+        are kept.
+        """
+        with locked(self.folder):
+            yield self
+            self.folder.rename(self.folder.with_name(f"{self.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
+
     def run(self, progress: Callable[[CampaignProgress], None] = lambda _: None) -> LatencyTable:
         """Lower, measure, fit. Raises ``DeviceError`` and ``MeasurementError`` kinds; what was measured stays."""
         scale_networks, test_networks, lowered_only = self.networks
@@ -150,10 +162,6 @@ class Campaign:
                 progress=on_sweep,
             )
         return self._table(distinct, kernels, measurements, hello)
-
-    def close(self) -> None:
-        """Set a finished campaign aside, so that the same command measures anew; its records are kept."""
-        self.folder.rename(self.folder.with_name(f"{self.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
 
     def _lower(
         self, networks: Sequence[Architecture], link: Link, progress: Callable[[CampaignProgress], None]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -29,14 +30,19 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     write_atomic(path, safetensors.torch.save(plain, metadata))
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; raises ``DocumentError`` if it is damaged."""
+def load_tensors(path: Path, fingerprint: str | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file; raises ``DocumentError`` if it is damaged or says another ``fingerprint`` than asked for."""
     try:
-        return safetensors.torch.load(path.read_bytes())
+        with safetensors.safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get("fingerprint")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise DocumentError(f"{path}: no such file") from error
     except Exception as error:  # the library raises a bare exception type of its own
         raise DocumentError(f"{path}: not a whole safetensors file: {error}") from error
+    if fingerprint is not None and found != fingerprint:
+        raise DocumentError(f"{path}: the weights are of the architecture {found}, not of {fingerprint}: train it again")
+    return tensors
 
 
 class Checkpoints:

@@ -360,9 +360,13 @@ def keep_two_probabilities(strengths: Tensor, temperature: float) -> Tensor:
 
     With p the normalised powers, ``p_e + sum over j != e of p_j p_e / (1 - p_j)``. The sum is 2 for two edges or more.
     """
-    p = (strengths.clamp_min(1e-12).log() / temperature).softmax(dim=0)
-    ratio = p / (1 - p).clamp_min(1e-12)
-    return p + p * (ratio.sum() - ratio)
+    logits = strengths.clamp_min(1e-12).log() / temperature
+    log_p = logits.log_softmax(dim=0)
+    itself = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    # 1 - p_j as the sum of the others: a difference would lose an edge whose rival is nearly certain
+    log_rest = log_p.expand(len(logits), -1).masked_fill(itself, -torch.inf).logsumexp(dim=1)
+    second = (log_p[:, None] + (log_p - log_rest)[None, :]).masked_fill(itself, -torch.inf).exp()
+    return log_p.exp() + second.sum(dim=1)
 
 
 def _edge(kind: str, source: int, node: int) -> str:

@@ -79,7 +79,7 @@ def make_table(space: SearchSpace, scale: float = 1.1, networks: int = 3, seed: 
     return LatencyTable(
         card=_card(space, scale, len(rows)),
         rows=rows,
-        workload_costs={space.key: WorkloadCosts(costs_ms, networks, _exact(networks))},
+        workload_costs={space.key: WorkloadCosts(costs_ms, _exact(networks))},
         networks=_networks(space, scale, networks, seed),
     )
 
