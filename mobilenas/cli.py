@@ -104,7 +104,11 @@ def profile(
     ]
     _show(result, json, "profile", rows)
     following = SearchConfig(
-        device=cfg.device, space=cfg.space, data=DataConfig(name=cfg.data or "digits"), latency_budget="40%"
+        device=cfg.device,
+        space=cfg.space,
+        data=DataConfig(name=cfg.data or "digits"),
+        latency_budget="40%",
+        table=cfg.output,
     )
     _next(json, command_line("search", following))
 
@@ -162,7 +166,9 @@ def search(
         parse_latency_target(cfg.latency_budget)
     from mobilenas import workflows
 
-    result = _with_listener(quiet or json, lambda told: workflows.search(cfg, output, told))
+    folder = output or workflows.default_run("search")
+    resume = "the same command" if output else f"the same command with --output {folder}"
+    result = _with_listener(quiet or json, lambda told: workflows.search(cfg, folder, told), resume)
     rows = [
         *(_budget_rows(result.budgets[0]) if result.budgets else [("budget", "none")]),
         ("parameters", f"{result.params:,}"),
@@ -202,7 +208,7 @@ def train(
 @app.command()
 def export(
     run: Run,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX model (the default).")] = True,
+    onnx: Annotated[bool | None, typer.Option("--onnx", help="Write an ONNX model (the default).")] = None,
     device: DeviceName = None,
     no_device: Annotated[bool, typer.Option("--no-device", help="Do not measure the exported model.")] = False,
     plan: Plan = None,
@@ -222,12 +228,9 @@ def export(
     result = _with_listener(quiet or json, lambda told: workflows.export(run, cfg, told))
     rows = [] if result.budget is None else _budget_rows(result.budget)
     if result.measured is not None:
-        rows.append(
-            (
-                "measured, exported",
-                f"{result.measured.value_ms:.4g} ms, repeatable within {percent(result.measured.repeatability_fraction)}",
-            )
-        )
+        repeats = _repeats(result.measured.repeatability_fraction, result.measured.converged)
+        met = {None: "", True: "; the budget is met", False: "; OVER THE BUDGET"}[result.budget_met]
+        rows.append(("measured, exported", f"{result.measured.value_ms:.4g} ms, {repeats}{met}"))
     agreement = result.agreement
     rows += [
         ("parameters", f"{result.params:,}"),
@@ -295,9 +298,13 @@ def _root(
     pass
 
 
-def _with_listener(quiet: bool, work: Callable[[ConsoleListener], R]) -> R:
-    with ConsoleListener(quiet) as told:
-        return work(told)
+def _with_listener(quiet: bool, work: Callable[[ConsoleListener], R], resume: str = "the same command") -> R:
+    try:
+        with ConsoleListener(quiet) as told:
+            return work(told)
+    except KeyboardInterrupt:
+        print(f"interrupted; {resume} goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def _budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
@@ -305,10 +312,8 @@ def _budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
         measured = "not verified on target"
     else:
         over = budget.measured_ms / budget.target_ms - 1
-        measured = (
-            f"{budget.measured_ms:.4g} ms ({over:+.1%} of the budget), "
-            f"repeatable within {percent(budget.measured_repeatability_fraction)}"
-        )
+        repeats = _repeats(budget.measured_repeatability_fraction, bool(budget.measured_converged))
+        measured = f"{budget.measured_ms:.4g} ms ({over:+.1%} of the budget), {repeats}"
     return [
         (
             "budget",
@@ -318,6 +323,10 @@ def _budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
         ("table", f"{budget.table_ms:.4g} ms ({budget.table_low_ms:.4g} to {budget.table_high_ms:.4g})"),
         ("measured", measured),
     ]
+
+
+def _repeats(fraction: float, converged: bool) -> str:
+    return f"repeatable within {percent(fraction)}" + ("" if converged else ", which is not yet settled: measure longer")
 
 
 def _show(result: Any, json: bool, title: str, rows: list[tuple[str, str]]) -> None:
@@ -344,9 +353,6 @@ def main() -> None:
     except MobileNASError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

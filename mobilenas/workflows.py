@@ -232,6 +232,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
             bounds = latency_range(space, model)
             budget = _budget(cfg, model, bounds, told)
         with directory.running(config.dump_config(cfg), _environment()):
+            told.note(f"run directory {directory.path}")
             engine = SearchEngine(
                 space=space,
                 method=method,
@@ -473,6 +474,8 @@ def _check_data_fits(space: SearchSpace, data: ImageData) -> None:
 def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> ExportResult:
     """Export the architecture of ``run``, trained if ``train`` was run, into ``run/export``: checked and measured."""
     told = listener or Silent()
+    if not cfg.onnx:
+        raise UsageError("nothing to export: say --onnx")
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
     search_cfg = config.load_config(SearchConfig, run / "config.toml", [], {})

@@ -51,7 +51,33 @@ def test_loader_goes_on_with_the_very_next_batch() -> None:
     resumed = CyclingLoader(images, 100, seed=3)
     resumed.load_state(loader.state())
     for _ in range(4):
-        assert torch.equal(loader.next()[1], resumed.next()[1])
+        for tensor, again in zip(loader.next(), resumed.next(), strict=True):
+            assert torch.equal(tensor, again)
+
+
+def test_workers_and_interruptions_change_no_batch_and_no_random_state() -> None:
+    images = load_data("digits").train
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    plain, several = CyclingLoader(images, 400, seed=3), CyclingLoader(images, 400, seed=3, workers=2)
+    for step in range(7):
+        if step == 4:  # in mid-pass
+            resumed = CyclingLoader(images, 400, seed=3, workers=1)
+            resumed.load_state(several.state())
+            several = resumed
+        for tensor, again in zip(plain.next(), several.next(), strict=True):
+            assert torch.equal(tensor, again)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_pass_has_its_own_order_and_augmentation() -> None:
+    images = load_data("digits").train
+    loader = CyclingLoader(images, len(images), seed=0)
+    first, second = loader.next(), loader.next()
+    assert not torch.equal(first[1], second[1])
+    assert torch.equal(first[1].sort().values, second[1].sort().values)
+    sums = [images.flatten(1).sum(1).sort().values for images, _ in (first, second)]
+    assert not torch.allclose(*sums), "the same crops in both passes"
 
 
 def test_bad_names_and_sizes_are_refused() -> None:

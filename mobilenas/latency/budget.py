@@ -16,8 +16,10 @@ from mobilenas.errors import BudgetError, MissingKernelError
 from mobilenas.latency.models import Prediction, TableModel, extreme_scores
 from mobilenas.spaces.base import DerivationProgram, SearchSpace
 
-LOWERED_PER_TARGET, LOWERED_TOGETHER = 48, 16
+LOWERED_PER_TARGET, LOWERED_TOGETHER = 32, 16
 """How many answers of a derivation program are lowered for one target at most, and how many in one go."""
+EXTREMES_LOWERED = 48
+"""How many of the cheapest and of the dearest networks by linear cost are lowered to find a space's bounds."""
 
 
 @dataclass(frozen=True)
@@ -136,15 +138,15 @@ def derive(space: SearchSpace, scores: Mapping[str, np.ndarray], budget: Budget,
     """At most ``count`` networks with ``table_ms <= target``, best score first; at least one.
 
     The program sees linear costs; what counts is the sum of the whole lowered network. So the program first gets as much
-    room above the target as its costs may be wrong by, and its answers are lowered in order of score: the first that fits
-    is the best of all. Where none of ``LOWERED_PER_TARGET`` answers fits the room is cut, step by step, below the target.
+    room above the target as its costs are wrong by in nine of ten networks, and its answers are lowered in order of score:
+    the first that fits is the best of all. Where too few of ``LOWERED_PER_TARGET`` fit, the room is cut step by step.
     Raises ``BudgetError`` with both bounds if nothing fits.
     """
     model, target_ms = budget.model, budget.target_ms
     program = space.derivation_program(scores, [model.option_costs])
     accepted: dict[Architecture, Candidate] = {}
-    for share in (1.0, 0.5, 0.0, -0.5, -1.0, -2.0):
-        room = share * model.card.workload_error.worst_fraction
+    for share in (1.0, 0.0, -1.0, -2.0, -4.0):
+        room = share * model.card.workload_error.p90_fraction
         answers = islice(solutions(program, [target_ms * (1 + room)]), LOWERED_PER_TARGET)
         while len(accepted) < count and (some := list(islice(answers, LOWERED_TOGETHER))):
             summed = _sum_up([space.architecture(choice) for choice in some], program, model)
@@ -193,11 +195,11 @@ class LatencyRange:
 
 
 def latency_range(space: SearchSpace, model: TableModel) -> LatencyRange:
-    """Bounds of the space: of the ``LOWERED_PER_TARGET`` most extreme networks by linear cost the extreme whole sums."""
+    """Bounds of the space: of the ``EXTREMES_LOWERED`` most extreme networks by linear cost the extreme whole sums."""
     ends = []
     for sign in (-1.0, 1.0):
         program = space.derivation_program(extreme_scores(model.option_costs, sign), [model.option_costs])
-        found = [space.architecture(choice) for choice in islice(solutions(program), LOWERED_PER_TARGET)]
+        found = [space.architecture(choice) for choice in islice(solutions(program), EXTREMES_LOWERED)]
         summed = [c for c in _sum_up(found, program, model) if c is not None]
         ends.append(max(summed, key=lambda c: sign * c.table.ms))
     return LatencyRange(*ends)

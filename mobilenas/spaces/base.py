@@ -161,7 +161,7 @@ class SearchSpace(ABC):
         return options_key(self.name, self.options)
 
 
-def check_at_least(value: int, minimum: int, what: str) -> None:
-    """Raise ``UsageError`` naming ``what`` if ``value`` is below ``minimum``."""
-    if value < minimum:
-        raise UsageError(f"{what} is {value}; it must be at least {minimum}")
+def check_range(value: int, minimum: int, what: str, maximum: int = 10_000) -> None:
+    """Raise ``UsageError`` naming ``what`` if ``value`` is no whole number from ``minimum`` to ``maximum``."""
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+        raise UsageError(f"{what} is {value!r}; it must be a whole number, at least {minimum} and at most {maximum}")

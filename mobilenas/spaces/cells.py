@@ -27,7 +27,7 @@ from mobilenas.spaces.base import (
     Probabilities,
     SearchSpace,
     SupernetSize,
-    check_at_least,
+    check_range,
 )
 from mobilenas.spaces.cell_supernet import CellSupernet
 from mobilenas.supernet import NO_OPERATOR, MixedOpBuilder, SearchedPool, Supernet
@@ -92,13 +92,13 @@ class CellSpace(SearchSpace):
     traits: ClassVar[frozenset[str]] = frozenset({"cells"})
 
     def __post_init__(self) -> None:
-        check_at_least(self.channels, 2, "space.channels")
-        check_at_least(self.layers, 3, "space.layers")
-        check_at_least(self.image_size, 8 if self.stem == "cifar" else 32, "space.image_size")
-        check_at_least(self.image_channels, 1, "space.image_channels")
-        check_at_least(self.classes, 2, "space.classes")
-        check_at_least(self.nodes, 1, "space.nodes")
-        check_at_least(self.batch, 1, "space.batch")
+        check_range(self.channels, 2, "space.channels")
+        check_range(self.layers, 3, "space.layers")
+        check_range(self.image_size, 8 if self.stem == "cifar" else 32, "space.image_size")
+        check_range(self.image_channels, 1, "space.image_channels")
+        check_range(self.classes, 2, "space.classes")
+        check_range(self.nodes, 1, "space.nodes")
+        check_range(self.batch, 1, "space.batch")
         if self.stem not in STEMS:
             raise UsageError(f"space.stem is {self.stem!r}; available: {', '.join(STEMS)}")
         for operator in self.operators:

@@ -60,7 +60,7 @@ def test_additive_networks_are_recovered() -> None:
     assert list(found.costs_ms) == WORKLOADS
     assert min(found.costs_ms.values()) >= 0
     assert sums_of(unseen, found.costs_ms) == pytest.approx(sums_of(unseen, TRUTH), rel=0.01)
-    assert found.error.networks == 50
+    assert found.error.networks == 250
     assert found.error.mape_fraction < 0.005
     assert found.error.spearman > 0.99
 
