@@ -28,7 +28,7 @@ class ProfileResult(msgspec.Struct, frozen=True):
     duration_s: float
 
 
-class BudgetOutcome(msgspec.Struct, frozen=True):
+class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One budget and the four numbers that stand beside it, in milliseconds."""
 
     text: str
@@ -67,7 +67,7 @@ class SearchResult(msgspec.Struct, frozen=True):
     duration_s: float
 
 
-class TrainResult(msgspec.Struct, frozen=True):
+class TrainResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``train`` reached; ``result.json`` of the run's ``train`` folder."""
 
     weights: str

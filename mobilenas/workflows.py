@@ -478,7 +478,7 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
         raise UsageError("nothing to export: say --onnx")
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
-    search_cfg = config.load_config(SearchConfig, run / "config.toml", [], {})
+    search_cfg = search_config_of(run)
     data = data_from_config(search_cfg.data, search_cfg.seed)
     _check_data_fits(space, data)
     plan = plan_named(cfg.plan)
@@ -527,6 +527,13 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     return result
 
 
+def search_config_of(run: Path) -> SearchConfig:
+    """The configuration that a run was searched with; raises ``DocumentError`` where ``run`` is no run directory."""
+    path = run / "config.toml"
+    documents.read_text(path)
+    return config.load_config(SearchConfig, path, [], {})
+
+
 def _network_of(run: Path, space: SearchSpace, architecture: Architecture) -> tuple[Network, float | None]:
     """The network with its trained weights and their test accuracy, or untrained and ``None``."""
     network = space.build(architecture)
@@ -535,7 +542,9 @@ def _network_of(run: Path, space: SearchSpace, architecture: Architecture) -> tu
         initialise_for_timing(network, space.image_shape)
         return network.eval(), None
     network.load_state_dict(load_tensors(weights, architecture.fingerprint))
-    return network.eval(), float(RunDirectory(run / "train").read_document(RESULT)["test_accuracy"])
+    path = str(run / "train" / RESULT)
+    trained = documents.check_schema(RunDirectory(run / "train").read_document(RESULT), "train-result", 1, path)
+    return network.eval(), documents.convert(trained, TrainResult, path).test_accuracy
 
 
 def _budget_of(run: Path) -> BudgetOutcome | None:

@@ -23,7 +23,7 @@ class Decision(msgspec.Struct, frozen=True):
     kind: DecisionKind
 
 
-class Architecture(msgspec.Struct, frozen=True):
+class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A network of a search space: the space's options and the option chosen at each decision.
 
     A decision that is not in ``choices`` is off (a dropped edge, a block off the path). Never mutate the mappings.

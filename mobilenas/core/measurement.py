@@ -20,7 +20,7 @@ WALL_CLOCK_LIMIT_MS = 2.0
 """Runs shorter than this fit into a scheduler's time slice: their wall-clock minimum is undisturbed on a shared host."""
 
 
-class MeasurementPlan(msgspec.Struct, frozen=True):
+class MeasurementPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much is measured. A *sweep* times every model once, in shuffled order, in a fresh process."""
 
     name: str
@@ -66,7 +66,7 @@ def plan_named(name: str) -> MeasurementPlan:
     return PLANS[name]
 
 
-class SweepRecord(msgspec.Struct, frozen=True):
+class SweepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a runner said of one model in one sweep; times in milliseconds."""
 
     wall_ms: tuple[float, ...]
@@ -76,7 +76,7 @@ class SweepRecord(msgspec.Struct, frozen=True):
     peak_memory_mib: float | None
 
 
-class Measurement(msgspec.Struct, frozen=True):
+class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The latency of one model on one device. ``value_ms`` is the estimator's; ``low_ms`` to ``high_ms`` its interval.
 
     The floor cannot be over-estimated by less than nothing, so the interval starts at the value and its width is the
@@ -174,7 +174,7 @@ def _repeatability_fraction(floors: Sequence[float]) -> float:
     return sum(w * floor for w, floor in zip(ways, others, strict=True)) / sum(ways) / ordered[0] - 1
 
 
-class Environment(msgspec.Struct, frozen=True):
+class Environment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The state of a machine while something was measured on it."""
 
     machine: str

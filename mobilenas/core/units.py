@@ -37,7 +37,7 @@ def parse_latency_target(text: str, flag: str = "--latency-budget") -> LatencyTa
     number, unit = float(match[1]), match[2]
     if unit == "%":
         if not 0 <= number <= 100:
-            raise UsageError(f"{flag} is {text!r}: a share of the space's range lies between 0% and 100%")
+            raise UsageError(f"{flag} is {text!r}: a share of the space's range lies between 0% and 100%; {accepted}")
         return LatencyTarget(text.strip(), range_fraction=number / 100)
     value_ms = number * _LATENCY_MS[unit]
     if not math.isfinite(value_ms) or not 0 < value_ms <= MAXIMUM_MS:

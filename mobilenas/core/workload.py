@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 
-class Workload(msgspec.Struct, frozen=True, order=True):
+class Workload(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """One operator at one input shape, as a search space states it, before any runtime has fused anything.
 
     ``height`` and ``width`` are those of the operator's input, in pixels; the output is ``ceil(height / stride)``.
@@ -81,7 +81,7 @@ class Blueprint(msgspec.Struct, frozen=True):
         return Counter(layer.workload for layer in self.layers)
 
 
-class TensorSpec(msgspec.Struct, frozen=True, order=True):
+class TensorSpec(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """Shape, element type and constancy of one tensor of a kernel; ``values`` only for scalars and small integer constants."""
 
     shape: tuple[int, ...]
@@ -90,7 +90,7 @@ class TensorSpec(msgspec.Struct, frozen=True, order=True):
     values: tuple[int | float, ...] | None = None
 
 
-class Kernel(msgspec.Struct, frozen=True, order=True):
+class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """What a runtime executes after its own fusion: one node of its optimised graph. The key of a table's rows.
 
     ``operator`` carries its domain (``com.microsoft.nchwc::Conv``), which with ONNX Runtime also tells the layout.

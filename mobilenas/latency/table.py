@@ -28,7 +28,7 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e4)]
 SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 1
 
 
-class TableKey(msgspec.Struct, frozen=True):
+class TableKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a table is about; numbers of two tables with different keys are never mixed."""
 
     device: str
@@ -40,7 +40,7 @@ class TableKey(msgspec.Struct, frozen=True):
     batch: int
 
 
-class TableRow(msgspec.Struct, frozen=True):
+class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One kernel's latency: ``value_ms = (t8_ms - t2_ms) / 6``, the slope between models of 8 and of 2 copies."""
 
     kernel: Kernel
@@ -53,7 +53,7 @@ class TableRow(msgspec.Struct, frozen=True):
     converged: bool
 
 
-class ErrorReport(msgspec.Struct, frozen=True):
+class ErrorReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How predictions compare with the truth on networks that nothing was fitted on; fractions, not percent."""
 
     networks: int
@@ -66,7 +66,7 @@ class ErrorReport(msgspec.Struct, frozen=True):
     spearman: float
 
 
-class WorkloadCosts(msgspec.Struct, frozen=True):
+class WorkloadCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A cost per workload, so that a network is a sum over its workloads; fitted on kernel sums, unscaled.
 
     ``error`` compares with the kernel sums of networks that were not fitted on.
@@ -76,7 +76,7 @@ class WorkloadCosts(msgspec.Struct, frozen=True):
     error: ErrorReport
 
 
-class NetworkRow(msgspec.Struct, frozen=True):
+class NetworkRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole network of the space, measured; ``role`` tells whether the scale was fitted on it or it tested the table."""
 
     architecture: Architecture
@@ -90,7 +90,7 @@ class NetworkRow(msgspec.Struct, frozen=True):
     converged: bool
 
 
-class SpaceCard(msgspec.Struct, frozen=True):
+class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the table knows of one space. Fields of errors are on the test networks."""
 
     space: str
@@ -109,7 +109,7 @@ class SpaceCard(msgspec.Struct, frozen=True):
         return max(0.0, self.scale * kernel_sum_ms + self.offset_ms)
 
 
-class TableCard(msgspec.Struct, frozen=True):
+class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Provenance of a table. ``origin`` is ``"measured"`` only where ``mobilenas profile`` itself measured it."""
 
     origin: Literal["measured", "estimated"]
@@ -231,7 +231,7 @@ class LatencyTable:
         return cls(card, rows, workload_costs, tuple(networks))
 
 
-class _WorkloadRow(msgspec.Struct, frozen=True):
+class _WorkloadRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     space: str
     workload: Workload
     cost_ms: Milliseconds

@@ -255,7 +255,7 @@ class Campaign:
         return LatencyTable(card, rows, {self.space.key: costs}, tuple(networks))
 
 
-class LoweredNetworks(msgspec.Struct, frozen=True):
+class LoweredNetworks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which kernels each network is made of, as a campaign writes it down."""
 
     kernels: tuple[Kernel, ...]

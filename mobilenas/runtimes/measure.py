@@ -27,7 +27,7 @@ EXTRA_PAUSE_S = 10.0
 """Longest pause before the extra sweeps of models that have not converged."""
 
 
-class JournalEntry(msgspec.Struct, frozen=True):
+class JournalEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model's record in one sweep, as the journal keeps it."""
 
     sweep: int

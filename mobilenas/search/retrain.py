@@ -36,7 +36,7 @@ class TrainSettings(msgspec.Struct, frozen=True):
     seed: int
 
 
-class TrainReport(msgspec.Struct, frozen=True):
+class TrainReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one epoch of training did; a line of metrics.jsonl."""
 
     epoch: int

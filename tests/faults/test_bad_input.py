@@ -1,0 +1,333 @@
+"""Bad input is one clear paragraph and the right exit code; nothing half-written stays (cases of tables, runs, values)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobilenas import workflows
+from mobilenas.testing import fakes
+from tests.faults.conftest import SMALL, Outcome
+
+SEARCH = ("search", "--latency-budget", "40%", *SMALL, "--no-measure", "-q", "-o", "out", "--table")
+
+
+def check(outcome: Outcome, code: int, *said: str) -> None:
+    assert outcome.code == code, outcome.err
+    for text in said:
+        assert text in outcome.err
+    assert "Traceback" not in outcome.err
+    assert sum(line.startswith("error: ") for line in outcome.err.splitlines()) == 1
+    assert outcome.out == ""
+
+
+def edit_card(table: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    card = json.loads((table / "card.json").read_text())
+    change(card)
+    (table / "card.json").write_text(json.dumps(card))
+
+
+def edit_csv(table: Path, name: str, change: Callable[[list[str]], list[str]]) -> None:
+    """Edit the lines and the checksum that the card holds of them, as one who knows how would."""
+    lines = change((table / name).read_text().splitlines())
+    text = "".join(line + "\n" for line in lines)
+    (table / name).write_text(text)
+    edit_card(table, lambda card: card["sha256"].update({name: hashlib.sha256(text.encode()).hexdigest()}))
+
+
+def with_value(line: str, column: int, value: str) -> str:
+    import csv
+    import io
+
+    cells = next(csv.reader([line]))
+    cells[column] = value
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(cells)
+    return buffer.getvalue()
+
+
+BAD_TABLES: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
+    "1 truncated": (lambda t: (t / "card.json").write_text((t / "card.json").read_text()[:300]), 3, ("card.json", "line")),
+    "1 not JSON": (lambda t: (t / "card.json").write_text("latency: 5"), 3, ("card.json", "not JSON")),
+    "1 UTF-16": (lambda t: (t / "card.json").write_bytes((t / "card.json").read_text().encode("utf-16")), 3, ("not UTF-8",)),
+    "1 empty": (lambda t: (t / "card.json").write_text(""), 3, ("card.json",)),
+    "1 a list": (lambda t: (t / "card.json").write_text("[]"), 3, ("JSON object",)),
+    "2 edited": (lambda t: (t / "kernels.csv").write_text((t / "kernels.csv").read_text() + "\n"), 3, ("SHA-256",)),
+    "2 no checksums": (lambda t: edit_card(t, lambda c: c.pop("sha256")), 3, ("SHA-256",)),
+    "2 checksums a list": (lambda t: edit_card(t, lambda c: c.update(sha256=[])), 3, ("sha256",)),
+    "3 NaN": (lambda t: edit_csv(t, "kernels.csv", lambda ls: [*ls[:2], with_value(ls[2], 1, "NaN"), *ls[3:]]), 3, ("line 3",)),
+    "3 negative, two of them": (
+        lambda t: edit_csv(t, "kernels.csv", lambda ls: [ls[0], *(with_value(line, 1, "-1.0") for line in ls[1:3]), *ls[3:]]),
+        3,
+        ("2 of the rows", "line 2", "line 3", "value_ms"),
+    ),
+    "3 text": (
+        lambda t: edit_csv(t, "kernels.csv", lambda ls: [*ls[:2], with_value(ls[2], 1, "fast"), *ls[3:]]),
+        3,
+        ("line 3",),
+    ),
+    "3 another unit": (
+        lambda t: edit_csv(t, "kernels.csv", lambda ls: [*ls[:2], with_value(ls[2], 1, "50000.0"), *ls[3:]]),
+        3,
+        ("line 3", "10000"),
+    ),
+    "3 a missing cell": (
+        lambda t: edit_csv(t, "kernels.csv", lambda ls: [*ls[:2], ls[2].rpartition(",")[0], *ls[3:]]),
+        3,
+        ("line 3", "cells"),
+    ),
+    "4 workloads missing": (
+        lambda t: edit_csv(t, "workloads.csv", lambda ls: ls[: len(ls) // 2]),
+        3,
+        ("lacks the cost of", "profile"),
+    ),
+    "4 another space": (
+        lambda t: edit_card(t, lambda c: c.update(spaces={})) or edit_csv(t, "workloads.csv", lambda ls: ls[:1]),
+        3,
+        ("does not cover the space", "mobilenas profile"),
+    ),
+    "5 a row twice": (
+        lambda t: edit_csv(t, "kernels.csv", lambda ls: [*ls, with_value(ls[1], 1, "7.5")]),
+        3,
+        ("two rows", "7.5"),
+    ),
+    "5 a name twice": (
+        lambda t: (t / "card.json").write_text((t / "card.json").read_text().replace('"rows":', '"rows": 7, "rows":')),
+        3,
+        ("'rows' stands twice", "7"),
+    ),
+    "6 newer": (lambda t: edit_card(t, lambda c: c.update(schema="mobilenas/latency-table@9")), 3, ("upgrade",)),
+    "7 deep": (lambda t: (t / "card.json").write_text("[" * 100_000), 3, ("card.json",)),
+    "8 another device": (lambda t: edit_card(t, lambda c: c["key"].update(device="phone")), 2, ("phone", "mobilenas profile")),
+    "8 another number of threads": (lambda t: edit_card(t, lambda c: c["key"].update(threads=4)), 2, ("threads",)),
+    "an unknown key": (lambda t: edit_card(t, lambda c: c.update(scales=1)), 3, ("scales",)),
+    "a scale that is not positive": (
+        lambda t: edit_card(t, lambda c: next(iter(c["spaces"].values())).update(scale=-1.0)),
+        3,
+        ("scale",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_a_bad_table_is_refused_before_anything_is_trained(
+    case: str, table: Path, command: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    spoil, code, said = BAD_TABLES[case]
+    spoil(table)
+    check(command(*SEARCH, table), code, *said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_is_never_opened_as_a_table(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    import pickle
+
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "opened",))
+
+    (tmp_path / "lut.pkl").write_bytes(pickle.dumps(Bomb()))
+    check(command(*SEARCH, tmp_path / "lut.pkl"), 3, "lut.pkl")
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_missing_table_names_the_profile_command(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    check(command("search", "--latency-budget", "40%", *SMALL, "-o", "out"), 3, "mobilenas profile", "--channels 4 --layers 3")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "budget", ["5", "-1ms", "0ms", "abc", "5mss", "nan%", "nanms", "150%", "-3%", "ms", "", "infms", "1e999ms"]
+)
+def test_a_bad_budget_says_the_accepted_form(budget: str, command: Callable[..., Outcome], tmp_path: Path) -> None:
+    check(command("search", "--latency-budget", budget, *SMALL, "-o", "out"), 2, "5ms")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_infeasible_budget_names_both_bounds(
+    command: Callable[..., Outcome], table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_synthetic_costs(monkeypatch)
+    outcome = command("search", "--latency-budget", "1us", *SMALL, "-o", "out", "--table", str(table), "-q")
+    check(outcome, 5, "below what the space can do", " to ", "fastest", "normal.0-2")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_above_the_slowest_network_is_a_warning(
+    command: Callable[..., Outcome], table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_synthetic_costs(monkeypatch)
+    outcome = command(
+        "search", "--latency-budget", "1e6ms", *SMALL, "-o", "out", "--table", str(table), "--no-measure", "--epochs", "1",
+        "--set", "supernet.channels=2", "--set", "supernet.layers=3", "--set", "data.train_fraction=0.1",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "does not bind" in outcome.err
+    assert "not verified on target" in outcome.out
+
+
+def use_synthetic_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs without asking the engine, which knows nothing of the synthetic table's kernels."""
+    monkeypatch.setattr(workflows, "table_model", lambda cfg, space, target, link: fakes.make_model(space))
+
+
+BAD_VALUES = [
+    ("search --epochs 0", "epochs"),
+    ("search --epochs -3", "epochs"),
+    ("search --set rounds=0", "rounds"),
+    ("search --set candidates=0", "candidates"),
+    ("search --set seed=99999999999999999999999", "seed"),
+    ("search --seed -1", "seed"),
+    ("search --set weights.lr=-1", "lr"),
+    ("search --set weights.momentum=1", "momentum"),
+    ("search --set weights.lr=fast", "lr"),
+    ("search --set architecture.beta1=2", "beta1"),
+    ("search --set warmup_epochs=-3", "warmup_epochs"),
+    ("search --set compute.threads=-1", "threads"),
+    ("search --set compute.accelerator=abacus", "abacus"),
+    ("search --set compute.precision=3", "precision"),
+    ("search --set data.workers=-1", "workers"),
+    ("search --set data.batch=0", "batch"),
+    ("search --set space.options.classes=5", "of 5 classes"),
+    ("search --set space.options.image_channels=3", "3 x 8 x 8"),
+    ("search --set space.options.image_size=32", "1 x 32 x 32"),
+    ("search --set space.options.chanels=3", "channels"),
+    ("search --set space.options.operators=[\"non\"]", "none"),
+    ("search --set a.b.c=1", "a"),
+    ("search --threads 0", "threads"),
+    ("search --precision fp17", "fp32"),
+    ("search --device phone", "local"),
+    ("search --runtime onnxrt", "onnxruntime"),
+    ("search --method dart", "darts"),
+    ("search --space cell", "cells"),
+    ("search --data digit", "digits"),
+    ("search --plan fast", "quick"),
+    ("profile --plan fast", "quick"),
+    ("profile --set space.options.batch=4", "device.batch"),
+    ("profile --channels 1000000000", "channels"),
+    ("profile --seed -1", "seed"),
+    ("profile --set data=5", "data"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "said"), BAD_VALUES)
+def test_a_bad_value_names_its_setting(line: str, said: str, command: Callable[..., Outcome], tmp_path: Path) -> None:
+    arguments = line.split()
+    if arguments[0] == "search":
+        arguments += ["-o", "out"]
+    check(command(*arguments), 2, said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_work(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    for place in ("file", "file/below", "/proc/none"):
+        check(command("search", "-o", place, "--epochs", "1"), 8, "cannot be written")
+        check(command("profile", "-o", place), 8, "cannot be written")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def other_operator(data: dict[str, Any]) -> None:
+    name, operator = next(iter(data["choices"].items()))
+    data["choices"][name] = "max_pool_3x3" if operator != "max_pool_3x3" else "avg_pool_3x3"
+
+
+BAD_RUNS: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
+    "17 unknown operator": (
+        lambda r: edit_json(r / "architecture.json", lambda d: d["choices"].update({next(iter(d["choices"])): "sep_conv_3x4"})),
+        3,
+        ("sep_conv_3x4", "sep_conv_3x3"),
+    ),
+    "17 unknown edge": (
+        lambda r: edit_json(r / "architecture.json", lambda d: d["choices"].update({"normal.9-9": "skip_connect"})),
+        3,
+        ("normal.9-9",),
+    ),
+    "17 an edge too few": (
+        lambda r: edit_json(r / "architecture.json", lambda d: d["choices"].pop(next(iter(d["choices"])))),
+        3,
+        ("incoming edges",),
+    ),
+    "17 a huge network": (
+        lambda r: edit_json(r / "architecture.json", lambda d: d["space_options"].update(channels=10**9)),
+        2,
+        ("channels",),
+    ),
+    "17 another space": (lambda r: edit_json(r / "architecture.json", lambda d: d.update(space="cell")), 2, ("cells",)),
+    "17 choices a list": (lambda r: edit_json(r / "architecture.json", lambda d: d.update(choices=[])), 3, ("choices",)),
+    "17 other images": (
+        lambda r: edit_json(r / "architecture.json", lambda d: d["space_options"].update(image_channels=3)),
+        2,
+        ("3 x 8 x 8",),
+    ),
+    "weights of another network": (
+        lambda r: edit_json(r / "architecture.json", other_operator),
+        3,
+        ("weights", "train it again"),
+    ),
+    "10 truncated weights": (
+        lambda r: (r / "train/weights.safetensors").write_bytes((r / "train/weights.safetensors").read_bytes()[:999]),
+        3,
+        ("weights.safetensors",),
+    ),
+    "10 a header of 2^63 bytes": (
+        lambda r: (r / "train/weights.safetensors").write_bytes((2**63).to_bytes(8, "little") + b"x" * 99),
+        3,
+        ("weights.safetensors",),
+    ),
+    "no result": (lambda r: (r / "result.json").unlink(), 3, ("result.json",)),
+    "a result that is a list": (lambda r: (r / "result.json").write_text("[]"), 3, ("result.json",)),
+    "a result without budgets": (lambda r: (r / "result.json").write_text("{}"), 3, ("budgets",)),
+    "no architecture": (lambda r: (r / "architecture.json").unlink(), 3, ("architecture.json",)),
+    "no configuration": (lambda r: (r / "config.toml").unlink(), 3, ("config.toml",)),
+    "a training result without accuracy": (
+        lambda r: edit_json(r / "train/result.json", lambda d: d.pop("test_accuracy")),
+        3,
+        ("test_accuracy",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RUNS)
+def test_a_bad_run_is_not_exported(case: str, run: Path, command: Callable[..., Outcome]) -> None:
+    spoil, code, said = BAD_RUNS[case]
+    spoil(run)
+    check(command("export", "run", "--no-device", "-q"), code, *said)
+    assert not (run / "export").exists()
+
+
+def test_the_valid_run_is_exported(run: Path, command: Callable[..., Outcome]) -> None:
+    outcome = command("export", "run", "--no-device", "-q", "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["trained"]
+
+
+@pytest.mark.parametrize("verb", ["train", "export"])
+def test_a_run_that_is_not_there(verb: str, command: Callable[..., Outcome], tmp_path: Path) -> None:
+    check(command(verb, "nowhere"), 3, "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_another_configuration_is_refused_with_the_difference(run: Path, command: Callable[..., Outcome]) -> None:
+    assert command("train", "run", "--epochs", "1", "--set", "data.train_fraction=0.1", "-q").code == 0
+    before = (run / "train" / "weights.safetensors").read_bytes()
+    outcome = command("train", "run", "--epochs", "2", "--set", "data.train_fraction=0.1", "-q")
+    check(outcome, 2, "- epochs = 1", "+ epochs = 2", "remove this folder")
+    assert (run / "train" / "weights.safetensors").read_bytes() == before
+
+
+def test_a_start_that_failed_does_not_bind_the_folder(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    small = ("--set", "supernet.channels=2", "--set", "supernet.layers=3", "--epochs", "1", *SMALL, "-q", "-o", "out")
+    check(command("search", *small, "--set", "data.batch=5000"), 2, "data.batch")
+    assert command("search", *small, "--set", "data.train_fraction=0.1").code == 0

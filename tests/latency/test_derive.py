@@ -1,0 +1,101 @@
+"""The derivation against brute force where whole networks cost something else than the linear costs say."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.workload import Kernel
+from mobilenas.errors import BudgetError
+from mobilenas.latency.budget import Budget, derive, latency_range, score_of
+from mobilenas.latency.models import TableModel
+from mobilenas.spaces.cells import CellSpace
+from mobilenas.testing import fakes
+
+SPACE = CellSpace(nodes=2, operators=("none", "max_pool_3x3", "sep_conv_3x3"), channels=4, layers=3, image_size=8)
+
+
+def model_off_by(share: float) -> TableModel:
+    """A table model whose networks take up to ``share`` more than the linear costs say, by a hash of their choices."""
+    table = fakes.make_table(SPACE)
+    exact = fakes.make_lower(SPACE)
+    kernel, row = next(iter(table.rows.items()))
+    extra = msgspec.structs.replace(kernel, attributes='{"extra":1}')
+    typical_ms = table.networks[0].kernel_sum_ms
+    rows = {**table.rows, extra: msgspec.structs.replace(row, kernel=extra, value_ms=typical_ms * share / 100)}
+
+    def lower(architectures: Sequence[Architecture]) -> list[Counter[Kernel]]:
+        lowered = exact(architectures)
+        for architecture, kernels in zip(architectures, lowered, strict=True):
+            kernels[extra] += random.Random(architecture.fingerprint).randrange(101)
+        return lowered
+
+    card = table.card.spaces[SPACE.key]
+    error = msgspec.structs.replace(card.workload_error, p90_fraction=0.9 * share)
+    spaces = {SPACE.key: msgspec.structs.replace(card, workload_error=error)}
+    return TableModel(replace(table, rows=rows, card=msgspec.structs.replace(table.card, spaces=spaces)), SPACE, lower)
+
+
+@pytest.fixture(scope="module")
+def model() -> TableModel:
+    return model_off_by(0.06)
+
+
+@pytest.fixture(scope="module")
+def everything(model: TableModel) -> dict[Architecture, float]:
+    """Table latency of all 2,304 networks."""
+    generator = random.Random(0)
+    found = list({SPACE.random_architecture(generator): None for _ in range(30_000)})
+    assert len(found) == 2304
+    return {a: p.ms for a, p in zip(found, model.latencies(found), strict=True)}
+
+
+def test_bounds_are_those_of_all_networks(model: TableModel, everything: dict[Architecture, float]) -> None:
+    bounds = latency_range(SPACE, model)
+    assert bounds.lowest.table.ms == min(everything.values())
+    assert bounds.highest.table.ms == max(everything.values())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.003, 0.02, 0.1, 0.3, 0.6, 0.9, 1.0])
+def test_what_is_derived_fits_and_nothing_that_fits_scores_much_higher(
+    model: TableModel, everything: dict[Architecture, float], share: float
+) -> None:
+    low, high = min(everything.values()), max(everything.values())
+    target_ms = low + share * (high - low)
+    ranks = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        scores = {d.name: np.log(rng.dirichlet(np.ones(3))) for d in SPACE.decisions}
+        found = derive(SPACE, scores, Budget(model, target_ms), count=3)
+        program = SPACE.derivation_program(scores, [model.option_costs])
+        fitting = sorted((-score_of(program, a) for a, ms in everything.items() if ms <= target_ms))
+        assert all(c.table.ms <= target_ms for c in found)
+        assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+        assert found[0].score == pytest.approx(score_of(program, found[0].architecture))
+        ranks.append(sum(s < -found[0].score - 1e-9 for s in fitting))
+    assert sum(rank == 0 for rank in ranks) >= 4, f"ranks among the fitting networks: {ranks}"
+
+
+def test_exact_costs_give_the_best_network(everything: dict[Architecture, float]) -> None:
+    model = fakes.make_model(SPACE)
+    latencies = dict(zip(everything, (p.ms for p in model.latencies(list(everything))), strict=True))
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        scores = {d.name: np.log(rng.dirichlet(np.ones(3))) for d in SPACE.decisions}
+        target_ms = float(np.quantile(list(latencies.values()), rng.uniform(0.0, 1.0)))
+        [found] = derive(SPACE, scores, Budget(model, target_ms))
+        program = SPACE.derivation_program(scores, [model.option_costs])
+        best = max(score_of(program, a) for a, ms in latencies.items() if ms <= target_ms)
+        assert found.score == pytest.approx(best)
+
+
+def test_below_the_fastest_network_both_bounds_are_named(model: TableModel, everything: dict[Architecture, float]) -> None:
+    low, high = min(everything.values()), max(everything.values())
+    scores = {d.name: np.zeros(3) for d in SPACE.decisions}
+    with pytest.raises(BudgetError, match=rf"{low:.4g} ms.*{high:.4g} ms"):
+        derive(SPACE, scores, Budget(model, 0.999 * low))
