@@ -84,7 +84,8 @@ def _fragment(workload: Workload) -> onnx.GraphProto:
     """The exported and slimmed graph of one operator; inputs ``x0``, ``x1``, ..., output ``y``."""
     inputs = ops.example_inputs(workload, torch.Generator().manual_seed(0))
     names = [f"x{index}" for index in range(len(inputs))]
-    module = ops.build_operator(workload)
+    with torch.random.fork_rng(devices=[]):  # a search that is lowering decoded networks has random numbers to draw
+        module = ops.build_operator(workload)
     return slim(onnx_from_module(module, inputs, input_names=names, output_name="y")).graph
 
 

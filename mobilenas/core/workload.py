@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -118,4 +119,4 @@ class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True
 
 def weighted_sum(counts: Mapping[Workload, int], cost: Mapping[Workload, float]) -> float:
     """``sum(count * cost)``; a workload without a cost raises ``KeyError``: missing never counts as zero."""
-    return sum(count * cost[workload] for workload, count in counts.items())
+    return math.fsum(count * cost[workload] for workload, count in counts.items())

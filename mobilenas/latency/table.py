@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -150,8 +151,11 @@ class LatencyTable:
         return row
 
     def kernel_sum_ms(self, kernels: Counter[Kernel]) -> float:
-        """The call's own cost and the rows of one network's kernels, unscaled; raises ``MissingKernelError``."""
-        return self.card.session_ms + sum(count * self.lookup(kernel).value_ms for kernel, count in kernels.items())
+        """The call's own cost and the rows of one network's kernels, unscaled; raises ``MissingKernelError``.
+
+        The same to the last bit in whatever order the kernels come.
+        """
+        return math.fsum([self.card.session_ms, *(n * self.lookup(kernel).value_ms for kernel, n in kernels.items())])
 
     def space_card(self, space_key: str) -> SpaceCard:
         """What is known of a space; raises ``DocumentError`` with the profile command if it was not profiled."""

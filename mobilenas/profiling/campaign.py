@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -214,7 +215,7 @@ class Campaign:
             for kernel in distinct
         }
         session_ms = measurements[SESSION].value_ms
-        kernel_sums = np.array([sum(n * rows[kernel].value_ms for kernel, n in counts.items()) for counts in kernels])
+        kernel_sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in kernels])
         scale_networks, test_networks, lowered_only = self.networks
         networks = [
             _network_row(self.space, architecture, role, measurements[architecture.fingerprint], float(total))

@@ -37,6 +37,14 @@ def test_composed_model_lowers_to_the_kernels_of_the_exported_network() -> None:
         assert sum(one.values()) > 50
 
 
+def test_composing_draws_no_random_numbers() -> None:
+    onnx_model._fragment.cache_clear()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    onnx_model.compose(SPACE.blueprint(SPACE.random_architecture(random.Random(9))))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_kernel_models_execute_that_kernel_so_many_times() -> None:
     runtime = OnnxRuntime()
     architecture = SPACE.random_architecture(random.Random(0))

@@ -1,0 +1,189 @@
+"""Kill a profile, a search and a training at random moments, run each again until it ends, and compare with one never killed.
+
+python tests/benchmarks/kill_and_resume.py --kills 5 --output /tmp/kills
+python tests/benchmarks/kill_and_resume.py --kills 5 --output /tmp/kills --channels 16 --layers 8 --epochs 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a thing is killed."""
+
+    channels: int = 4
+    layers: int = 3
+    epochs: int = 3
+    train_fraction: float = 0.4
+
+    @property
+    def space(self) -> list[str]:
+        return ["--channels", str(self.channels), "--layers", str(self.layers)]
+
+
+class Commands:
+    """Runs commands in ``home``, the folder that also holds the user's data of these runs."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        home.mkdir(parents=True, exist_ok=True)
+        self.environment = {**os.environ, "MOBILENAS_HOME": str(home / "data"), "OMP_NUM_THREADS": "1"}
+
+    def start(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "mobilenas", *arguments]
+        with open(self.home / "log.txt", "ab") as log:
+            return subprocess.Popen(argv, cwd=self.home, env=self.environment, stdout=log, stderr=log)
+
+    def run(self, arguments: Sequence[str]) -> float:
+        """Run to the end; returns the seconds it took."""
+        begin = time.monotonic()
+        code = self.start(arguments).wait()
+        assert code == 0, (self.home / "log.txt").read_text()[-3000:]
+        return time.monotonic() - begin
+
+    def run_with_kills(
+        self, arguments: Sequence[str], kills: int, working: Path, duration_s: float, generator: random.Random
+    ) -> int:
+        """Kill it ``kills`` times while it works, that is after ``working`` has changed; returns how often that hit."""
+        hits = 0
+        for _ in range(kills):
+            before = _stamp(working)
+            process = self.start(arguments)
+            while process.poll() is None and _stamp(working) == before:
+                time.sleep(0.01)
+            try:
+                process.wait(generator.uniform(0, duration_s / kills))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                hits += 1
+            else:
+                assert process.returncode == 0, (self.home / "log.txt").read_text()[-3000:]
+                break
+        self.run(arguments)
+        return hits
+
+
+def _stamp(path: Path) -> tuple[str, ...]:
+    """What tells that work has gone on: names and sizes of the files below ``path``."""
+    found = path.rglob("*") if path.is_dir() else [path]
+    stamps = []
+    for file in found:
+        try:
+            stamps.append(f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}")
+        except FileNotFoundError:
+            continue
+    return tuple(sorted(stamps))
+
+
+def profile(folder: Path, size: Size, kills: int, seed: int) -> int:
+    """Every model is recorded once per sweep, whatever was killed; returns the number of kills that hit."""
+    commands = Commands(folder)
+    arguments = ["profile", "--data", "digits", *size.space, "-o", str(folder / "table")]
+    hits = commands.run_with_kills(arguments, kills, folder / "data" / "campaigns", 20.0, random.Random(seed))
+    [journal] = (folder / "data" / "campaigns").glob("*/rows.jsonl")
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    records = Counter((e["sweep"], e["model"]) for e in entries if "record" in e and e["model"] != "sentinel")
+    assert max(records.values()) == 1, "something was measured again"
+    card = json.loads((folder / "table" / "card.json").read_text())
+    assert card["environment"]["versions"]["engine"] != "unknown"
+    assert card["rows"] > 20
+    return hits
+
+
+def search(folder: Path, table: Path, size: Size, kills: int, seed: int) -> int:
+    """Logits, weights and architecture are those of a search that was never killed, bit for bit."""
+    arguments = [
+        "search", "--data", "digits", *size.space, "--latency-budget", "40%", "--no-measure", "--table", str(table),
+        "--epochs", str(size.epochs), "--set", "supernet.channels=4", "--set", "supernet.layers=3",
+        "--set", f"data.train_fraction={size.train_fraction}", "--set", "architecture.lr=0.02", "-o",
+    ]  # fmt: skip
+    commands = Commands(folder)
+    duration_s = commands.run([*arguments, "whole"])
+    working = folder / "killed" / "metrics.jsonl"
+    hits = commands.run_with_kills([*arguments, "killed"], kills, working, duration_s, random.Random(seed))
+    whole, killed = folder / "whole", folder / "killed"
+    assert (whole / "architecture.json").read_bytes() == (killed / "architecture.json").read_bytes()
+    assert (whole / "logits.safetensors").read_bytes() == (killed / "logits.safetensors").read_bytes()
+    _assert_same_tensors(_last_checkpoint(whole), _last_checkpoint(killed))
+    _assert_same_metrics(whole, killed)
+    return hits
+
+
+def train(folder: Path, run: Path, size: Size, kills: int, seed: int) -> int:
+    """The weights are those of a training that was never killed, bit for bit."""
+    arguments = ["train", "run", "--epochs", str(size.epochs), "--set", f"data.train_fraction={size.train_fraction}"]
+    whole, killed = folder / "whole", folder / "killed"
+    for each in (whole, killed):
+        each.mkdir(parents=True)
+        _copy_run(run, each / "run")
+    duration_s = Commands(whole).run(arguments)
+    working = killed / "run" / "train" / "metrics.jsonl"
+    hits = Commands(killed).run_with_kills(arguments, kills, working, duration_s, random.Random(seed))
+    name = Path("run", "train", "weights.safetensors")
+    assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    _assert_same_metrics(whole / "run" / "train", killed / "run" / "train")
+    return hits
+
+
+def _copy_run(run: Path, to: Path) -> None:
+    to.mkdir()
+    for name in ("architecture.json", "config.toml", "result.json"):
+        (to / name).write_bytes((run / name).read_bytes())
+
+
+def _last_checkpoint(run: Path) -> Path:
+    return max((run / "checkpoints").rglob("*.safetensors"))
+
+
+def _assert_same_tensors(one: Path, other: Path) -> None:
+    a, b = load_file(one), load_file(other)
+    assert a.keys() == b.keys()
+    assert all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def _assert_same_metrics(one: Path, other: Path) -> None:
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
+    for line in (*lines[0], *lines[1]):
+        del line["duration_s"]
+    assert lines[0] == lines[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--channels", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--train-fraction", type=float, default=0.4)
+    a = parser.parse_args()
+    size = Size(a.channels, a.layers, a.epochs, a.train_fraction)
+    output = a.output.resolve()
+    begin = time.monotonic()
+    print(f"profile: {profile(output / 'profile', size, a.kills, a.seed)} kills, nothing measured twice", flush=True)
+    table = output / "profile" / "table"
+    print(f"search: {search(output / 'search', table, size, a.kills, a.seed)} kills, same bits", flush=True)
+    run = output / "search" / "whole"
+    print(f"train: {train(output / 'train', run, size, a.kills, a.seed)} kills, same bits", flush=True)
+    print(f"{time.monotonic() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
