@@ -164,6 +164,30 @@ class ExportConfig(Strict):
     """Largest difference of any logit between torch and the runtime, relative to the largest logit."""
 
 
+class DescribeConfig(Strict):
+    """``mobilenas describe`` of a space."""
+
+    space: SpaceConfig = SpaceConfig()
+    data: str | None = "digits"
+    batch: Count = 1
+
+
+class EvaluateConfig(Strict):
+    """``mobilenas evaluate``."""
+
+    data: str | None = None
+    """Data set; the one that the network was trained on by default."""
+    batch: Count = 256
+    compute: ComputeConfig = ComputeConfig()
+
+
+class VerifyConfig(Strict):
+    """``mobilenas verify``."""
+
+    device: str = "local"
+    plan: str = "quick"
+
+
 def load_config(kind: type[C], file: Path | None, sets: Sequence[str] | None, flags: Mapping[str, Any]) -> C:
     """Defaults, then the TOML ``file``, then ``flags`` (dotted key -> value, ``None`` where not given), then ``--set``.
 

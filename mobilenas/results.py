@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from mobilenas.core.architecture import Architecture
+from mobilenas.core.architecture import Architecture, Decision, OptionValue
 from mobilenas.core.measurement import Measurement
 from mobilenas.export.verify import Agreement
 from mobilenas.search.selection import Selection
@@ -76,6 +76,67 @@ class TrainResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train_accuracy: float
     epochs: int
     duration_s: float
+
+
+class SpaceDescription(msgspec.Struct, frozen=True):
+    """A search space with its options filled in."""
+
+    space: str
+    key: str
+    options: dict[str, OptionValue]
+    input_shape: tuple[int, ...]
+    decisions: tuple[Decision, ...]
+    workloads: int
+
+
+class OperatorShare(msgspec.Struct, frozen=True):
+    """What one operator of the catalogue adds to a network, over all places where it stands."""
+
+    operator: str
+    count: int
+    madds: int
+    params: int
+
+
+class NetworkDescription(msgspec.Struct, frozen=True):
+    """A network of a space and what it is made of, the dearest operator first."""
+
+    space: str
+    options: dict[str, OptionValue]
+    fingerprint: str
+    choices: dict[str, str]
+    input_shape: tuple[int, ...]
+    params: int
+    madds: int
+    operators: tuple[OperatorShare, ...]
+
+
+class EvaluateResult(msgspec.Struct, frozen=True):
+    """How a trained network does on test images; accuracies are fractions, ``top_5_accuracy`` from six classes on."""
+
+    weights: str
+    data: str
+    images: int
+    accuracy: float
+    top_5_accuracy: float | None
+    cross_entropy: float
+    worst_class: str
+    worst_class_accuracy: float
+
+
+class VerifyResult(msgspec.Struct, frozen=True):
+    """A measurement made after the search, beside what the search had predicted and measured."""
+
+    run: str
+    record: str
+    fingerprint: str
+    exported: bool
+    """Whether the exported model was measured, or an untrained network of the architecture."""
+    device: str
+    budget: BudgetOutcome | None
+    measured: Measurement
+    within_interval: bool | None
+    budget_met: bool | None
 
 
 class ExportResult(msgspec.Struct, frozen=True):

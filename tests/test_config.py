@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mobilenas import cli
+from mobilenas.cli import jobs
 from mobilenas.config import (
     DataConfig,
     DeviceConfig,
@@ -58,19 +59,19 @@ def parsed(command: str) -> Any:
     options = group.commands[verb].make_context(verb, arguments).params  # type: ignore[attr-defined]
     caught: list[Any] = []
     kind = {"profile": ProfileConfig, "search": SearchConfig}[verb]
-    original = cli.load_config
+    original = jobs.load_config
 
     def keep(*loaded: Any) -> Any:
         caught.append(original(*loaded))
         raise KeyboardInterrupt
 
-    cli.load_config = keep  # type: ignore[assignment]
+    jobs.load_config = keep  # type: ignore[assignment]
     try:
-        getattr(cli, verb)(**options)
+        getattr(jobs, verb)(**options)
     except KeyboardInterrupt:
         pass
     finally:
-        cli.load_config = original
+        jobs.load_config = original
     assert isinstance(caught[0], kind)
     return caught[0]
 

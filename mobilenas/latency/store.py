@@ -38,18 +38,27 @@ def find_table(path: Path | None, key: TableKey, space_key: str, profile_command
             )
         table.space_card(space_key)
         return table
-    for root in (user_data_directory() / "latency_tables", shipped("latency_tables")):
-        found = [t for t in _tables(root) if _same_target(t.card.key, key) and space_key in t.card.spaces]
+    for root in _roots():
+        found = [t for _, t in _tables(root) if _same_target(t.card.key, key) and space_key in t.card.spaces]
         if found:
             return max(found, key=lambda table: table.card.created)
     raise MissingDataError(f"no latency table of {_words(key)} covers the space {space_key}; measure one: {profile_command}")
 
 
-def _tables(root: Path) -> Iterator[LatencyTable]:
+def known_tables() -> list[tuple[Path, LatencyTable]]:
+    """Folder and table of every table that a search looks through, the user's own first."""
+    return [found for root in _roots() for found in _tables(root)]
+
+
+def _roots() -> tuple[Path, Path]:
+    return user_data_directory() / "latency_tables", shipped("latency_tables")
+
+
+def _tables(root: Path) -> Iterator[tuple[Path, LatencyTable]]:
     """Every table below ``root`` that can be read; naming one by its path says what is wrong with it."""
     for card in sorted(root.glob("**/card.json")):
         try:
-            yield LatencyTable.load(card.parent)
+            yield card.parent, LatencyTable.load(card.parent)
         except DocumentError:
             continue
 

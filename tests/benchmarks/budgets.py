@@ -12,6 +12,7 @@ import msgspec
 
 from mobilenas import BudgetError, SearchConfig, load_config, workflows
 from mobilenas.data import load_data
+from mobilenas.results import SearchResult
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     print(f"| none | | {table_ms(cfg, unbudgeted):.4f} | | | | | {unbudgeted.madds:,} | 0 |")
 
 
-def table_ms(cfg: SearchConfig, found: workflows.SearchResult) -> float:
+def table_ms(cfg: SearchConfig, found: SearchResult) -> float:
     """What the table says of a network that was searched without a budget."""
     space = workflows.space_from_config(cfg.space, load_data(cfg.data.name), cfg.device.batch)
     target = workflows.Target.from_config(cfg.device)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from mobilenas import workflows
 from mobilenas.testing import fakes
-from tests.faults.conftest import SMALL, Outcome
+from mobilenas.workflows import run_search
+from tests.conftest import SMALL, Outcome
 
 SEARCH = ("search", "--latency-budget", "40%", *SMALL, "--no-measure", "-q", "-o", "out", "--table")
 
@@ -173,7 +173,7 @@ def test_a_budget_above_the_slowest_network_is_a_warning(
 
 def use_synthetic_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs without asking the engine, which knows nothing of the synthetic table's kernels."""
-    monkeypatch.setattr(workflows, "table_model", lambda cfg, space, target, link: fakes.make_model(space))
+    monkeypatch.setattr(run_search, "table_model", lambda cfg, space, target, link: fakes.make_model(space))
 
 
 BAD_VALUES = [

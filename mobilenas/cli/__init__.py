@@ -1,0 +1,70 @@
+"""The command line: options -> configuration -> workflow; renders results and errors, sets exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from mobilenas.cli import jobs, looks
+from mobilenas.errors import MobileNASError
+
+app = typer.Typer(
+    name="mobilenas",
+    help="Find a neural network for a latency budget on a real device, and prove it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+COMMANDS: tuple[Callable[..., None], ...] = (
+    jobs.profile,
+    jobs.search,
+    jobs.train,
+    jobs.evaluate,
+    jobs.export,
+    jobs.verify,
+    looks.describe,
+    looks.report,
+    looks.env,
+)
+for command in COMMANDS:
+    app.command()(command)
+app.add_typer(looks.table)
+app.add_typer(looks.devices)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(version("mobilenas"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are one paragraph and their own exit code, bugs keep their traceback."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(standalone_mode=True)
+    except MobileNASError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,289 @@
+"""The commands that work: profile, search, train, evaluate, export, verify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mobilenas.cli.options import (
+    Channels,
+    ConfigFile,
+    DataName,
+    DeviceName,
+    Epochs,
+    Json,
+    Layers,
+    Plan,
+    Precision,
+    Quiet,
+    Run,
+    RuntimeName,
+    Seed,
+    Sets,
+    SpaceName,
+    Threads,
+)
+from mobilenas.cli.output import budget_rows, repeats_of, say_next, show, with_listener
+from mobilenas.config import (
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    ProfileConfig,
+    SearchConfig,
+    TrainConfig,
+    VerifyConfig,
+    command_line,
+    load_config,
+)
+from mobilenas.console import percent
+from mobilenas.errors import BudgetError
+
+
+def profile(
+    device: DeviceName = None,
+    runtime: RuntimeName = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    space: SpaceName = None,
+    channels: Channels = None,
+    layers: Layers = None,
+    data: DataName = None,
+    plan: Plan = None,
+    seed: Seed = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the table.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be measured.")] = False,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a search space on a device: a latency lookup table with its error and where it came from.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    flags = {
+        "device.name": device,
+        "device.runtime": runtime,
+        "device.precision": precision,
+        "device.threads": threads,
+        "space.name": space,
+        "space.options.channels": channels,
+        "space.options.layers": layers,
+        "data": data,
+        "plan": plan,
+        "seed": seed,
+        "output": str(output) if output else None,
+    }
+    cfg = load_config(ProfileConfig, config, sets, flags)
+    from mobilenas import workflows
+
+    if dry_run:
+        described = workflows.campaign_from_config(cfg).describe()
+        show(described, json, "profile, not run", [(key, str(value)) for key, value in described.items()])
+        return
+    result = with_listener(quiet or json, lambda told: workflows.profile(cfg, told))
+    rows = [
+        ("table", result.table),
+        ("kernels", f"{result.kernels} measured, {result.kernels_not_converged} not converged"),
+        ("networks", f"{result.scale:.3f} x the sum of their kernels {1000 * result.offset_ms:+.1f} us"),
+        ("error of the table", f"{percent(result.table_mape_fraction)}, worst {percent(result.table_worst_fraction)}"),
+        ("error of a * MAdds + b", percent(result.baseline_mape_fraction)),
+        ("repeatability", f"{percent(result.repeatability_fraction)} (of the measurements that judge)"),
+        ("workload costs", f"{percent(result.workload_mape_fraction)} off the kernel sums"),
+        ("took", f"{result.duration_s:.0f} s"),
+    ]
+    show(result, json, "profile", rows)
+    following = SearchConfig(
+        device=cfg.device,
+        space=cfg.space,
+        data=DataConfig(name=cfg.data or "digits"),
+        latency_budget="40%",
+        table=cfg.output,
+    )
+    say_next(json, command_line("search", following))
+
+
+def search(
+    latency_budget: Annotated[
+        str | None,
+        typer.Option("--latency-budget", help="As 5ms, 800us, or 40% of the space's range.", metavar="BUDGET"),
+    ] = None,
+    budget_statistic: Annotated[str | None, typer.Option("--budget-statistic", help="What the budget binds: floor.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="Search method: darts.")] = None,
+    space: SpaceName = None,
+    channels: Channels = None,
+    layers: Layers = None,
+    data: DataName = None,
+    epochs: Epochs = None,
+    device: DeviceName = None,
+    runtime: RuntimeName = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    table: Annotated[Path | None, typer.Option("--table", help="Folder of the latency table.")] = None,
+    plan: Plan = None,
+    no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure candidates.")] = False,
+    seed: Seed = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory.")] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for an architecture that meets a latency budget; measure what was found on the device."""
+    flags = {
+        "latency_budget": latency_budget,
+        "budget_statistic": budget_statistic,
+        "method": method,
+        "space.name": space,
+        "space.options.channels": channels,
+        "space.options.layers": layers,
+        "data.name": data,
+        "epochs": epochs,
+        "device.name": device,
+        "device.runtime": runtime,
+        "device.precision": precision,
+        "device.threads": threads,
+        "table": str(table) if table else None,
+        "plan": plan,
+        "measure": False if no_measure else None,
+        "seed": seed,
+    }
+    cfg = load_config(SearchConfig, config, sets, flags)
+    if cfg.latency_budget is not None:
+        from mobilenas.core.units import parse_latency_target
+
+        parse_latency_target(cfg.latency_budget)
+    from mobilenas import workflows
+
+    folder = output or workflows.default_run("search")
+    resume = "the same command" if output else f"the same command with --output {folder}"
+    result = with_listener(quiet or json, lambda told: workflows.search(cfg, folder, told), resume)
+    rows = [
+        *(budget_rows(result.budgets[0]) if result.budgets else [("budget", "none")]),
+        ("parameters", f"{result.params:,}"),
+        ("MAdds", f"{result.madds:,}"),
+        ("architecture", f"{result.run}/architecture.json ({result.fingerprint})"),
+        ("took", f"{result.duration_s:.0f} s"),
+    ]
+    show(result, json, "search", rows)
+    say_next(json, f"mobilenas train {result.run} --data {cfg.data.name}")
+
+
+def train(
+    run: Run,
+    data: DataName = None,
+    epochs: Epochs = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the found architecture from scratch."""
+    cfg = load_config(TrainConfig, config, sets, {"data.name": data, "epochs": epochs, "seed": seed})
+    from mobilenas import workflows
+
+    result = with_listener(quiet or json, lambda told: workflows.train(run, cfg, told))
+    rows = [
+        ("test accuracy", f"{result.test_accuracy:.2%}"),
+        ("weights", result.weights),
+        ("took", f"{result.duration_s:.0f} s"),
+    ]
+    show(result, json, "train", rows)
+    say_next(json, f"mobilenas export {run} --onnx")
+
+
+def export(
+    run: Run,
+    onnx: Annotated[bool | None, typer.Option("--onnx", help="Write an ONNX model (the default).")] = None,
+    device: DeviceName = None,
+    no_device: Annotated[bool, typer.Option("--no-device", help="Do not measure the exported model.")] = False,
+    plan: Plan = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export the network, check it against torch, and measure it on the device: predicted beside measured."""
+    cfg = load_config(ExportConfig, config, sets, {"onnx": onnx, "device": device, "plan": plan})
+    from mobilenas import workflows
+
+    if no_device:
+        import msgspec
+
+        cfg = msgspec.structs.replace(cfg, device=None)
+    result = with_listener(quiet or json, lambda told: workflows.export(run, cfg, told))
+    rows = [] if result.budget is None else budget_rows(result.budget)
+    if result.measured is not None:
+        met = {None: "", True: "; the budget is met", False: "; OVER THE BUDGET"}[result.budget_met]
+        rows.append(("measured, exported", f"{result.measured.value_ms:.4g} ms, {repeats_of(result.measured)}{met}"))
+    agreement = result.agreement
+    rows += [
+        ("parameters", f"{result.params:,}"),
+        ("MAdds", f"{result.madds:,}"),
+        ("test accuracy", "untrained" if result.test_accuracy is None else f"{result.test_accuracy:.2%}"),
+        (
+            "against torch",
+            f"largest difference {agreement.maximum_difference:.2g}, same class for "
+            f"{agreement.top_1_agreement_fraction:.0%} of {agreement.inputs} images",
+        ),
+        ("model", result.model),
+        ("report", f"{result.folder}/report.json"),
+        ("look further", f"{run}/result.json, {run}/metrics.jsonl; netron {result.model}"),
+    ]
+    show(result, json, "export", rows)
+
+
+def evaluate(
+    run: Run,
+    data: DataName = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Test the trained network on the test images of its data set, or of another one of the same shape."""
+    cfg = load_config(EvaluateConfig, config, sets, {"data": data})
+    from mobilenas import workflows
+
+    result = with_listener(quiet or json, lambda told: workflows.evaluate(run, cfg, told))
+    rows = [
+        ("accuracy", f"{result.accuracy:.2%} of {result.images} test images of {result.data}"),
+        ("top 5", "-" if result.top_5_accuracy is None else f"{result.top_5_accuracy:.2%}"),
+        ("cross entropy", f"{result.cross_entropy:.4f}"),
+        ("worst class", f"{result.worst_class} ({result.worst_class_accuracy:.1%})"),
+    ]
+    show(result, json, "evaluate", rows)
+
+
+def verify(
+    run: Run,
+    device: DeviceName = None,
+    plan: Plan = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the network of a run on a device again: predicted beside measured. Ends with 5 if it is over its budget."""
+    cfg = load_config(VerifyConfig, config, sets, {"device": device, "plan": plan})
+    from mobilenas import workflows
+
+    result = with_listener(quiet or json, lambda told: workflows.verify(run, cfg, told))
+    within = {None: "", True: ", in the table's interval", False: ", outside the table's interval"}[result.within_interval]
+    rows = [] if result.budget is None else budget_rows(result.budget)
+    rows += [
+        ("measured now", f"{result.measured.value_ms:.4g} ms, {repeats_of(result.measured)}{within}"),
+        ("model", "the exported one" if result.exported else "of the architecture, untrained"),
+        ("device", result.device),
+        ("record", result.record),
+    ]
+    show(result, json, "verify", rows)
+    if result.budget and result.budget_met is False:
+        raise BudgetError(
+            f"the network takes {result.measured.value_ms:.4g} ms on {result.device}; its budget is "
+            f"{result.budget.target_ms:.4g} ms: search again with a lower --latency-budget, or profile again if the device "
+            "has changed"
+        )

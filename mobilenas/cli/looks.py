@@ -1,0 +1,180 @@
+"""The commands that only look: env, describe, table, devices, report."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mobilenas.cli.options import Channels, DataName, Json, Layers, Sets, SpaceName
+from mobilenas.cli.output import show
+from mobilenas.config import DescribeConfig, load_config
+from mobilenas.console import percent
+
+
+def env(json: Json = False) -> None:
+    """Versions, devices and folders: what to paste into a bug report."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from mobilenas.core.measurement import detect_environment
+    from mobilenas.core.resources import shipped, user_data_directory
+
+    packages = ("mobilenas", "torch", "torchvision", "lightning-fabric", "onnx", "onnxruntime", "scikit-learn", "numpy")
+    optional = ("tensorrt-rtx", "tensorrt", "ray", "tensorboard")
+    versions = {}
+    for name in (*packages, *optional):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    environment = detect_environment(versions)
+    home = user_data_directory()
+    facts: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "system": environment.system,
+        "cpu": f"{environment.cpu_model}, {environment.cpu_count} cores",
+        "governor": environment.governor or "unknown",
+        "load": " ".join(f"{load:.2f}" for load in environment.load_average),
+        "ssh": shutil.which("ssh") or "not found",
+        "adb": shutil.which("adb") or "not found",
+        "user data": str(home),
+        "free disk": f"{shutil.disk_usage(next(p for p in (home, *home.parents) if p.exists())).free / 2**30:.1f} GiB",
+        "latency tables": str(shipped("latency_tables")),
+        "runners": str(shipped("export") / "runners"),
+        **versions,
+    }
+    show(facts, json, "environment", [(name, str(value)) for name, value in facts.items()])
+
+
+def describe(
+    path: Annotated[Path | None, typer.Argument(help="Run directory or architecture.json.", metavar="[PATH]")] = None,
+    space: SpaceName = None,
+    channels: Channels = None,
+    layers: Layers = None,
+    data: DataName = None,
+    sets: Sets = None,
+    json: Json = False,
+) -> None:
+    """What a network is made of (PATH), or what a search space may choose (without PATH)."""
+    flags = {"space.name": space, "space.options.channels": channels, "space.options.layers": layers, "data": data}
+    cfg = load_config(DescribeConfig, None, sets, flags)
+    from mobilenas import workflows
+    from mobilenas.results import NetworkDescription
+
+    found = workflows.describe(path, cfg)
+    options = ", ".join(f"{name} {value}" for name, value in found.options.items() if name != "operators")
+    rows = [("space", f"{found.space} ({options})"), ("input", " x ".join(map(str, found.input_shape)))]
+    if isinstance(found, NetworkDescription):
+        rows += [
+            ("fingerprint", found.fingerprint),
+            ("parameters", f"{found.params:,}"),
+            ("MAdds", f"{found.madds:,}"),
+            *found.choices.items(),
+            *((f"{o.count} x {o.operator}", f"{o.madds:,} MAdds, {o.params:,} parameters") for o in found.operators),
+        ]
+    else:
+        rows += [("decisions", str(len(found.decisions))), ("workloads", str(found.workloads))]
+        rows += [(decision.name, ", ".join(decision.options)) for decision in found.decisions]
+    show(found, json, "network" if isinstance(found, NetworkDescription) else "space", rows)
+
+
+def report(run: Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")], json: Json = False) -> None:
+    """What is known of a run: search, training, export and later measurements, from its own files."""
+    from mobilenas.report.summary import summarise
+
+    summary = summarise(run)
+    show(summary.document, json, f"report of {run}", summary.rows)
+
+
+table = typer.Typer(name="table", help="Look at latency tables.", no_args_is_help=True, rich_markup_mode=None)
+TablePath = Annotated[Path, typer.Argument(help="Folder of a latency table.")]
+
+
+@table.command("list")
+def table_list(json: Json = False) -> None:
+    """The tables that a search would find: your own and the shipped ones."""
+    from mobilenas.latency.store import known_tables
+
+    found = known_tables()
+    rows = [
+        (str(path), f"{t.card.created}, {', '.join(t.card.spaces)}, {t.card.key.device} {t.card.key.runtime}")
+        for path, t in found
+    ]
+    document = [
+        {"path": str(path), "created": t.card.created, "key": t.card.key, "spaces": list(t.card.spaces)} for path, t in found
+    ]
+    show(document, json, "latency tables", rows or [("none", "mobilenas profile makes one")])
+
+
+@table.command("show")
+def table_show(path: TablePath, json: Json = False, top: Annotated[int, typer.Option(help="Kernels to list.")] = 10) -> None:
+    """Where a table comes from, how far it can be trusted, and its dearest kernels."""
+    from mobilenas.latency.table import LatencyTable
+
+    found = LatencyTable.load(path)
+    card = found.card
+    dearest = sorted(found.rows.values(), key=lambda row: -row.value_ms)[: max(0, top)]
+    rows = [
+        ("of", f"{card.key.device}, {card.key.runtime} {card.key.runtime_version}, {card.key.provider}, {card.key.precision}"),
+        ("threads, batch", f"{card.key.threads}, {card.key.batch}"),
+        ("origin", f"{card.origin}, {card.created}, plan {card.plan.name}, estimator {card.estimator}"),
+        ("machine", f"{card.environment.cpu_model}, {card.environment.system}"),
+        ("kernels", f"{card.rows}, {card.rows_not_converged} of them not converged"),
+    ]
+    for key, space in card.spaces.items():
+        rows += [
+            (key, f"networks take {space.scale:.3f} x the sum of their kernels {1000 * space.offset_ms:+.1f} us"),
+            ("  error", f"{percent(space.table_error.mape_fraction)}, worst {percent(space.table_error.worst_fraction)}"),
+            ("  of a * MAdds + b", percent(space.madds_baseline_error.mape_fraction)),
+            ("  repeatability", percent(space.repeatability_fraction)),
+        ]
+    rows += [(f"{row.value_ms:.5f} ms", row.kernel.key) for row in dearest]
+    show({"card": card, "dearest": dearest}, json, str(path), rows)
+
+
+@table.command("diff")
+def table_diff(
+    before: TablePath, after: TablePath, json: Json = False, top: Annotated[int, typer.Option(help="Kernels to list.")] = 10
+) -> None:
+    """What has moved between two tables: software, clocks and temperature do drift."""
+    from mobilenas.latency.diff import difference
+
+    found = difference(before, after)
+    rows = [
+        ("key", "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in found.key.items()) or "the same"),
+        ("kernels", f"{found.common} in both, {len(found.only_before)} only before, {len(found.only_after)} only after"),
+        ("median", f"{found.median_ratio:.3f} x"),
+        ("moved over 10 %", f"{percent(found.moved_fraction)} of the kernels"),
+        *((name, f"{old:.4g} -> {new:.4g}") for name, (old, new) in found.scales.items()),
+        *(
+            (f"{move.ratio:.2f} x", f"{move.before_ms:.5f} -> {move.after_ms:.5f} ms  {move.kernel}")
+            for move in found.moves[:top]
+        ),
+    ]
+    show(found, json, f"{before} -> {after}", rows)
+
+
+devices = typer.Typer(name="devices", help="Look at devices.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@devices.command("list")
+def devices_list(json: Json = False) -> None:
+    """The devices that --device takes, and the engines found on them."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from mobilenas.devices.device import LOCAL, find_device
+    from mobilenas.runtimes import RUNTIMES
+
+    engines = {}
+    for name in RUNTIMES:
+        try:
+            engines[name] = version(name)
+        except PackageNotFoundError:
+            engines[name] = "not installed"
+    card = find_device(LOCAL).card
+    document = [{"device": LOCAL, "card": card, "runtimes": engines}]
+    words = ", ".join(f"{name} {found}" for name, found in engines.items())
+    show(document, json, "devices", [(LOCAL, f"{card.name}: {card.cpu_model}, {card.cpu_count} cores, {card.system}; {words}")])

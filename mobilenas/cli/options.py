@@ -1,0 +1,25 @@
+"""The options that several commands share, spelled once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file of settings.", metavar="FILE")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, as --set weights.lr=0.05.", metavar="KEY=VALUE")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout, nothing else there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
+DeviceName = Annotated[str | None, typer.Option("--device", help="Where to measure: local is this host.")]
+RuntimeName = Annotated[str | None, typer.Option("--runtime", help="Engine that runs the network: onnxruntime.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="Number format: fp32.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the engine, 1 by default.")]
+SpaceName = Annotated[str | None, typer.Option("--space", help="Search space: cells.")]
+Channels = Annotated[int | None, typer.Option("--channels", help="Channels of the deployed network.")]
+Layers = Annotated[int | None, typer.Option("--layers", help="Cells of the deployed network.")]
+Plan = Annotated[str | None, typer.Option("--plan", help="How much to measure: quick, standard or strict.")]
+DataName = Annotated[str | None, typer.Option("--data", help="Data set: digits or fashion-mnist.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the data.")]
+Run = Annotated[Path, typer.Argument(help="Run directory of a search.", metavar="RUN")]

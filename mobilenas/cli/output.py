@@ -1,0 +1,69 @@
+"""What a command prints: results on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mobilenas.console import ConsoleListener, percent, print_table
+from mobilenas.core import documents
+
+if TYPE_CHECKING:
+    from mobilenas.core.measurement import Measurement
+    from mobilenas.results import BudgetOutcome
+
+R = TypeVar("R")
+
+
+def with_listener(quiet: bool, work: Callable[[ConsoleListener], R], resume: str = "the same command") -> R:
+    """Do ``work`` with progress on stderr; an interruption says how to go on and ends with 130."""
+    try:
+        with ConsoleListener(quiet) as told:
+            return work(told)
+    except KeyboardInterrupt:
+        print(f"interrupted; {resume} goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
+    """A budget and the three latencies that stand beside it."""
+    if budget.measured_ms is None or budget.measured_repeatability_fraction is None:
+        measured = "not verified on target"
+    else:
+        over = budget.measured_ms / budget.target_ms - 1
+        repeated = repeats(budget.measured_repeatability_fraction, bool(budget.measured_converged))
+        measured = f"{budget.measured_ms:.4g} ms ({over:+.1%} of the budget), {repeated}"
+    return [
+        (
+            "budget",
+            f"{budget.target_ms:.4g} ms ({budget.text}; the space: {budget.lowest_ms:.4g} to {budget.highest_ms:.4g} ms)",
+        ),
+        ("expected", f"{budget.expected_ms:.4g} ms (supernet, last epoch)"),
+        ("table", f"{budget.table_ms:.4g} ms ({budget.table_low_ms:.4g} to {budget.table_high_ms:.4g})"),
+        ("measured", measured),
+    ]
+
+
+def repeats_of(measured: Measurement) -> str:
+    """How well a measurement repeats, in words."""
+    return repeats(measured.repeatability_fraction, measured.converged)
+
+
+def repeats(fraction: float, converged: bool) -> str:
+    """The same from its parts."""
+    return f"repeatable within {percent(fraction)}" + ("" if converged else ", which is not yet settled: measure longer")
+
+
+def show(result: Any, json: bool, title: str, rows: list[tuple[str, str]]) -> None:
+    """Print ``result`` as one JSON object, or ``rows`` for people."""
+    if json:
+        print(documents.dump_json(result), end="")
+    else:
+        print_table(title, rows)
+
+
+def say_next(json: bool, command: str) -> None:
+    """Print the command that comes next."""
+    if not json:
+        print(f"next: {command}")

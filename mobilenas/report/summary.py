@@ -1,0 +1,96 @@
+"""A run directory in a few lines: search, training, export and later measurements. Reads documents, loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobilenas.core import documents
+from mobilenas.core.run_directory import RunDirectory
+from mobilenas.errors import DocumentError
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``document`` is for ``--json``, ``rows`` are names and values for people."""
+
+    document: dict[str, Any]
+    rows: list[tuple[str, str]]
+
+
+def summarise(run: Path) -> Summary:
+    """Read what there is of ``run``; raises ``DocumentError`` if it is no run directory or a document is damaged."""
+    directory = RunDirectory(run)
+    if not (run / "config.toml").exists():
+        raise DocumentError(f"{run}: no run directory (it has no config.toml): name what search was given as --output")
+    document: dict[str, Any] = {
+        "run": str(run),
+        "status": documents.read_text(run / "STATUS").strip() if (run / "STATUS").exists() else "unknown",
+        "config": documents.parse_toml(documents.read_text(run / "config.toml"), str(run / "config.toml")),
+        "epochs": directory.metrics.read(),
+        "search": _document(run / "result.json"),
+        "train": _document(run / "train" / "result.json"),
+        "export": _document(run / "export" / "report.json"),
+        "verified": [_document(path) for path in sorted((run / "verified").glob("*.json"))],
+    }
+    rows = [("status", document["status"].replace("\n", ": "))]
+    for name, tell in (("search", _search_rows), ("train", _train_rows), ("export", _export_rows)):
+        if document[name] is not None:
+            rows += _told(run, name, tell, document[name])
+    if document["epochs"] and document["search"] is None:
+        rows += _told(run, "metrics.jsonl", _epoch_rows, document["epochs"][-1])
+    for verification in document["verified"]:
+        rows += _told(run, "verified", _verified_rows, verification)
+    return Summary(document, rows)
+
+
+def _document(path: Path) -> Any:
+    return documents.parse_json(documents.read_text(path), str(path)) if path.exists() else None
+
+
+def _told(run: Path, name: str, tell: Callable[[Any], list[tuple[str, str]]], document: Any) -> list[tuple[str, str]]:
+    try:
+        return tell(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DocumentError(f"{run}: the document of {name} lacks what it should hold ({error!r})") from error
+
+
+def _search_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("method", f"{result['method']}, {result['epochs']} epochs, {result['duration_s']:.0f} s"),
+        ("network", f"{result['fingerprint']}, {result['params']:,} parameters, {result['madds']:,} MAdds"),
+    ]
+    for budget in result["budgets"]:
+        rows += [
+            ("budget", f"{budget['target_ms']:.4g} ms ({budget['text']})"),
+            ("table", f"{budget['table_ms']:.4g} ms ({budget['table_low_ms']:.4g} to {budget['table_high_ms']:.4g})"),
+            (
+                "measured",
+                "not verified on target"
+                if budget["measured_ms"] is None
+                else f"{budget['measured_ms']:.4g} ms ({budget['measured_ms'] / budget['target_ms'] - 1:+.1%} of the budget)",
+            ),
+        ]
+    return rows
+
+
+def _epoch_rows(epoch: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("epoch", f"{epoch['epoch'] + 1} of {epoch['epochs']}, cross entropy {epoch['train_cross_entropy']:.3f}")]
+
+
+def _train_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("trained", f"{result['epochs']} epochs, test accuracy {result['test_accuracy']:.2%}")]
+
+
+def _export_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("exported", f"{result['model']}, largest difference from torch {result['agreement']['maximum_difference']:.2g}")]
+    if result["measured"] is not None:
+        rows.append(("measured, exported", f"{result['measured']['value_ms']:.4g} ms"))
+    return rows
+
+
+def _verified_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    met = {None: "", True: ", the budget is met", False: ", over the budget"}[result["budget_met"]]
+    return [("verified", f"{result['measured']['value_ms']:.4g} ms on {result['device']}{met} ({result['record']})")]

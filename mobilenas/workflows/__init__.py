@@ -1,0 +1,39 @@
+"""The composition root: the only place where names become objects. One function per command, callable from Python."""
+
+from mobilenas.workflows.naming import (
+    Listener,
+    Silent,
+    Target,
+    data_from_config,
+    default_run,
+    search_config_of,
+    space_from_config,
+    space_of,
+)
+from mobilenas.workflows.run_describe import describe
+from mobilenas.workflows.run_evaluate import evaluate
+from mobilenas.workflows.run_export import export
+from mobilenas.workflows.run_profile import campaign_from_config, profile
+from mobilenas.workflows.run_search import search, table_model
+from mobilenas.workflows.run_train import train
+from mobilenas.workflows.run_verify import verify
+
+__all__ = [
+    "Listener",
+    "Silent",
+    "Target",
+    "campaign_from_config",
+    "data_from_config",
+    "default_run",
+    "describe",
+    "evaluate",
+    "export",
+    "profile",
+    "search",
+    "search_config_of",
+    "space_from_config",
+    "space_of",
+    "table_model",
+    "train",
+    "verify",
+]

@@ -1,0 +1,200 @@
+"""Where names become objects: what all workflows need of configurations, data, spaces, targets and runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from mobilenas import config
+from mobilenas.config import DataConfig, DeviceConfig, SearchConfig, SpaceConfig
+from mobilenas.core import documents
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.measurement import Environment, detect_environment
+from mobilenas.core.run_directory import RunDirectory
+from mobilenas.data import ImageData, load_data
+from mobilenas.devices.device import Device, find_device
+from mobilenas.errors import DocumentError, IncompatibleError, UsageError, nearest_names
+from mobilenas.latency.table import TableKey
+from mobilenas.network import Network, initialise_for_timing
+from mobilenas.results import BudgetOutcome, TrainResult
+from mobilenas.runtimes import RUNTIMES
+from mobilenas.runtimes.base import RunSettings, Runtime
+from mobilenas.runtimes.measure import MeasureProgress
+from mobilenas.search.checkpoints import load_tensors
+from mobilenas.search.engine import SgdSettings
+from mobilenas.spaces import SPACES
+from mobilenas.spaces.base import SearchSpace
+
+ARCHITECTURE, RESULT, WEIGHTS = "architecture.json", "result.json", "weights.safetensors"
+VERIFIED_INPUTS = 64
+"""Test images that an exported model is compared on."""
+
+
+class Listener(Protocol):
+    """Told what goes on; the command line draws it, a script may ignore it."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """``done`` of ``total`` in a stage that has a name for people."""
+
+    def note(self, text: str) -> None:
+        """One line that stays."""
+
+
+class Silent:
+    """A listener that says nothing."""
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device with the runtime and its settings: where latency is measured."""
+
+    device: Device
+    runtime: Runtime
+    settings: RunSettings
+
+    @classmethod
+    def from_config(cls, cfg: DeviceConfig) -> Target:
+        """Resolve the names; raises ``UnknownNameError`` and ``IncompatibleError``."""
+        runtime = RUNTIMES.get(cfg.runtime)()
+        settings = RunSettings(cfg.precision, cfg.provider, cfg.threads, cfg.batch)
+        runtime.check(settings)
+        return cls(find_device(cfg.name), runtime, settings)
+
+    @property
+    def table_key(self) -> TableKey:
+        """What a latency table for this target is of; the engine's version, known only on the device, stays open."""
+        return TableKey(
+            device=self.device.card.name, runtime=self.runtime.name, runtime_version="", **msgspec.to_builtins(self.settings)
+        )
+
+
+def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> SearchSpace:
+    """The deployed space: the data set gives image size, image channels and classes unless the options say otherwise."""
+    kind: Any = SPACES.get(cfg.name)
+    if cfg.options.get("batch", batch) != batch:
+        raise UsageError(
+            f"space.options.batch is {cfg.options['batch']}, device.batch {batch}: say --set device.batch=... only"
+        )
+    options: dict[str, Any] = {"batch": batch}
+    if data is not None:
+        options |= {
+            "image_size": data.preprocessing.image_size,
+            "image_channels": data.preprocessing.channels,
+            "classes": len(data.class_names),
+        }
+    options |= cfg.options
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in options:
+        if key not in known:
+            near = nearest_names(key, known)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UsageError(f"the space {cfg.name} has no option {key!r}: {hint}it has {', '.join(known)}")
+    try:
+        space: SearchSpace = kind(**options)
+    except TypeError as error:
+        raise UsageError(f"the options of the space {cfg.name} do not fit: {error}") from error
+    return space
+
+
+def data_from_config(cfg: DataConfig, seed: int) -> ImageData:
+    """The data set that a configuration names; its images are read when first asked for."""
+    return load_data(cfg.name, Path(cfg.root) if cfg.root else None, cfg.image_size).reduced(cfg.train_fraction, seed)
+
+
+def space_of(architecture: Architecture) -> SearchSpace:
+    """The space that an architecture document names; raises ``UsageError`` kinds."""
+    options = architecture.space_options
+    batch = options.get("batch", 1)
+    if not isinstance(batch, int):
+        raise DocumentError(f"architecture: space_options.batch is {batch!r}; it must be a whole number")
+    return space_from_config(SpaceConfig(name=architecture.space, options=options), None, batch)
+
+
+def run_environment() -> Environment:
+    """This host with the versions that every run records."""
+    return detect_environment({"mobilenas": version("mobilenas"), "torch": str(torch.__version__)})
+
+
+def fabric_from_config(cfg: config.ComputeConfig) -> Fabric:
+    """What trains; raises ``UsageError`` for an accelerator or a precision that this host does not have."""
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    precision: Any = cfg.precision
+    try:
+        fabric = Fabric(accelerator=cfg.accelerator, devices=1, precision=precision)
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise UsageError(f"compute.accelerator {cfg.accelerator!r} with compute.precision {precision!r}: {error}") from error
+    fabric.launch()
+    return fabric
+
+
+def default_run(verb: str) -> Path:
+    """``runs/<verb>-<time>-<4 hex>``: a new folder for a run that was not given one."""
+    return Path("runs") / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def check_data_fits(space: SearchSpace, data: ImageData) -> None:
+    """Raise ``IncompatibleError`` if the space's networks cannot read the data set's images or name its classes."""
+    _, channels, height, _ = space.image_shape
+    found = (data.preprocessing.channels, data.preprocessing.image_size, len(data.class_names))
+    wanted = (channels, height, space.options["classes"])
+    if found != wanted:
+        raise IncompatibleError(
+            f"the network reads {wanted[0]} x {wanted[1]} x {wanted[1]} images of {wanted[2]} classes; {data.name} has "
+            f"{found[0]} x {found[1]} x {found[1]} of {found[2]}: name the data set of the search with --data"
+        )
+
+
+def search_config_of(run: Path) -> SearchConfig:
+    """The configuration that a run was searched with; raises ``DocumentError`` where ``run`` is no run directory."""
+    path = run / "config.toml"
+    documents.read_text(path)
+    return config.load_config(SearchConfig, path, [], {})
+
+
+def network_of(run: Path, space: SearchSpace, architecture: Architecture) -> tuple[Network, float | None]:
+    """The network with its trained weights and their test accuracy, or untrained and ``None``."""
+    network = space.build(architecture)
+    weights = run / "train" / WEIGHTS
+    if not weights.exists():
+        initialise_for_timing(network, space.image_shape)
+        return network.eval(), None
+    network.load_state_dict(load_tensors(weights, architecture.fingerprint))
+    path = str(run / "train" / RESULT)
+    trained = documents.check_schema(RunDirectory(run / "train").read_document(RESULT), "train-result", 1, path)
+    return network.eval(), documents.convert(trained, TrainResult, path).test_accuracy
+
+
+def sgd_settings(cfg: config.WeightsConfig) -> SgdSettings:
+    """The engine's settings of the weight optimiser."""
+    return SgdSettings(**msgspec.to_builtins(cfg))
+
+
+def tell_sweep(told: Listener, stage: str, p: MeasureProgress) -> None:
+    """Pass on how far a measurement is."""
+    told.progress(f"{stage}, {p.text}", p.done, p.total)
+
+
+def budget_of(run: Path) -> BudgetOutcome | None:
+    """What a search reached for its budget, ``None`` if it had none; raises ``DocumentError`` if ``run`` holds no search."""
+    path = run / RESULT
+    result = documents.parse_json(documents.read_text(path), str(path))
+    if not isinstance(result, dict) or not isinstance(result.get("budgets"), list):
+        raise DocumentError(f"{path}: not the result of a search: it has no list of budgets")
+    return documents.convert(result["budgets"][0], BudgetOutcome, str(path)) if result["budgets"] else None

@@ -1,0 +1,66 @@
+"""``mobilenas evaluate``: a trained network on test images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from mobilenas import config
+from mobilenas.config import EvaluateConfig, TrainConfig
+from mobilenas.core import documents
+from mobilenas.core.architecture import Architecture
+from mobilenas.errors import MissingDataError
+from mobilenas.results import EvaluateResult
+from mobilenas.workflows.naming import (
+    ARCHITECTURE,
+    WEIGHTS,
+    Listener,
+    Silent,
+    check_data_fits,
+    data_from_config,
+    fabric_from_config,
+    network_of,
+    space_of,
+)
+
+
+def evaluate(run: Path, cfg: EvaluateConfig, listener: Listener | None = None) -> EvaluateResult:
+    """Test the weights of ``run/train``. Raises ``MissingDataError`` if the run was not trained."""
+    told = listener or Silent()
+    weights, trained_with = run / "train" / WEIGHTS, run / "train" / "config.toml"
+    if not weights.exists():
+        raise MissingDataError(f"{weights}: no such file: train the network first (mobilenas train {run})")
+    architecture = Architecture.load(run / ARCHITECTURE)
+    space = space_of(architecture)
+    documents.read_text(trained_with)
+    data_cfg = config.load_config(TrainConfig, trained_with, [], {"data.name": cfg.data}).data
+    data = data_from_config(data_cfg, 0)
+    check_data_fits(space, data)
+    network, _ = network_of(run, space, architecture)
+    fabric = fabric_from_config(cfg.compute)
+    fabric.to_device(network)
+    loader = DataLoader(data.test, cfg.batch, num_workers=data_cfg.workers)
+    logits, labels = [], []
+    with torch.no_grad():
+        for index, (images, some) in enumerate(loader):
+            told.progress("evaluating", index, len(loader))
+            logits.append(network(fabric.to_device(images)).cpu())
+            labels.append(some)
+    outputs, truth = torch.cat(logits), torch.cat(labels)
+    hits = outputs.argmax(1) == truth
+    by_class = [float(hits[truth == label].float().mean()) for label in range(len(data.class_names))]
+    worst = min(range(len(by_class)), key=lambda label: by_class[label])
+    top_5 = (outputs.topk(5).indices == truth[:, None]).any(1).float().mean() if len(by_class) > 5 else None
+    return EvaluateResult(
+        weights=str(weights),
+        data=data.name,
+        images=len(truth),
+        accuracy=float(hits.float().mean()),
+        top_5_accuracy=None if top_5 is None else float(top_5),
+        cross_entropy=float(functional.cross_entropy(outputs, truth)),
+        worst_class=data.class_names[worst],
+        worst_class_accuracy=by_class[worst],
+    )

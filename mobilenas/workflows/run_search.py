@@ -1,0 +1,229 @@
+"""``mobilenas search``: logits become one network that meets its budget."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from mobilenas import config, onnx_model
+from mobilenas.config import ProfileConfig, SearchConfig
+from mobilenas.core import documents
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.measurement import Measurement, plan_named
+from mobilenas.core.run_directory import Journal, RunDirectory
+from mobilenas.core.units import parse_latency_target
+from mobilenas.core.workload import Kernel
+from mobilenas.devices.links import Link
+from mobilenas.errors import BudgetError, IncompatibleError
+from mobilenas.latency.budget import Budget, LatencyRange, latency_range
+from mobilenas.latency.models import TableModel
+from mobilenas.latency.store import find_table
+from mobilenas.methods import METHODS
+from mobilenas.profiling.campaign import network_for_timing
+from mobilenas.results import BudgetOutcome, SearchResult
+from mobilenas.runtimes.measure import measure
+from mobilenas.search.checkpoints import save_tensors
+from mobilenas.search.engine import AdamSettings, EngineSettings, EpochReport, SearchEngine
+from mobilenas.search.selection import Selection, select
+from mobilenas.search.task import Classification
+from mobilenas.spaces.base import SearchSpace, SupernetSize
+from mobilenas.workflows.naming import (
+    ARCHITECTURE,
+    RESULT,
+    Listener,
+    Silent,
+    Target,
+    check_data_fits,
+    data_from_config,
+    default_run,
+    fabric_from_config,
+    run_environment,
+    sgd_settings,
+    space_from_config,
+    tell_sweep,
+)
+
+
+def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | None = None) -> SearchResult:
+    """Search under the budget and write the run directory. Raises ``BudgetError`` before any training if it is infeasible."""
+    told = listener or Silent()
+    begin = time.monotonic()
+    method = METHODS.get(cfg.method)()
+    if cfg.budget_statistic != "floor":
+        raise IncompatibleError(
+            f"--budget-statistic {cfg.budget_statistic}: tables hold the floor so far; say --budget-statistic floor"
+        )
+    data = data_from_config(cfg.data, cfg.seed)
+    space = space_from_config(cfg.space, data, cfg.device.batch)
+    check_data_fits(space, data)
+    target = Target.from_config(cfg.device)
+    plan_named(cfg.plan)
+    fabric = fabric_from_config(cfg.compute)
+    directory = RunDirectory(output or default_run("search"))
+    with target.device.open() as link:
+        bounds, budget = None, None
+        if cfg.latency_budget is not None:
+            model = table_model(cfg, space, target, link)
+            bounds = latency_range(space, model)
+            budget = _budget(cfg, model, bounds, told)
+        with directory.running(config.dump_config(cfg), run_environment()):
+            told.note(f"run directory {directory.path}")
+            engine = SearchEngine(
+                space=space,
+                method=method,
+                task=Classification(),
+                halves=data.halves(cfg.seed),
+                budgets=[budget] if budget else [],
+                settings=_engine_settings(cfg),
+                fabric=fabric,
+                directory=directory,
+                on_epoch=lambda report: _tell_epoch(told, report),
+                on_note=told.note,
+            )
+            parameters = engine.run()
+            probabilities = {name: row.detach() for name, row in parameters.softmax().items()}
+            selection = None
+            if budget is None:
+                architecture = method.decode(space, parameters)
+            else:
+                told.progress("deriving", 0, 1)
+                measure_networks = _measure_networks(cfg.plan, space, target, link, directory, told)
+                selection = select(
+                    space,
+                    method.scores(space, parameters),
+                    budget,
+                    measure=measure_networks if cfg.measure else None,
+                    candidates=cfg.candidates,
+                    rounds=cfg.rounds,
+                )
+                architecture = selection.architecture
+            result = SearchResult(
+                run=str(directory.path),
+                method=cfg.method,
+                architecture=architecture,
+                fingerprint=architecture.fingerprint,
+                params=space.params(architecture),
+                madds=space.madds(architecture),
+                budgets=(
+                    (_outcome(cfg, budget, bounds, selection, float(budget.model.expected_ms(probabilities, 0.05))),)
+                    if budget and bounds and selection
+                    else ()
+                ),
+                verified_on_target=bool(selection and selection.verdict),
+                selection=selection,
+                latency_model=budget.model.describe() if budget else None,
+                epochs=cfg.epochs,
+                duration_s=time.monotonic() - begin,
+            )
+            save_tensors(directory.path / "logits.safetensors", parameters.softmax())
+            directory.write_document(ARCHITECTURE, documents.parse_json(architecture.to_json(), ARCHITECTURE))
+            directory.write_document(RESULT, {"schema": "mobilenas/search-result@1", **msgspec.to_builtins(result)})
+    return result
+
+
+def table_model(cfg: SearchConfig, space: SearchSpace, target: Target, link: Link) -> TableModel:
+    """The latency model of a search, while ``link`` is open. Raises ``DocumentError`` kinds where no table fits."""
+    path = Path(cfg.table) if cfg.table else None
+    table = find_table(path, target.table_key, space.key, _profile_command(cfg))
+
+    def lower(architectures: Sequence[Architecture]) -> list[Counter[Kernel]]:
+        models = [onnx_model.compose(space.blueprint(architecture)) for architecture in architectures]
+        return target.runtime.kernels(models, link, target.settings)
+
+    return TableModel(table, space, lower)
+
+
+def _profile_command(cfg: SearchConfig) -> str:
+    return config.command_line("profile", ProfileConfig(device=cfg.device, space=cfg.space, data=cfg.data.name))
+
+
+def _budget(cfg: SearchConfig, model: TableModel, bounds: LatencyRange, told: Listener) -> Budget:
+    assert cfg.latency_budget is not None
+    lowest_ms, highest_ms = bounds.lowest.table.ms, bounds.highest.table.ms
+    target_ms = parse_latency_target(cfg.latency_budget).resolve_ms(lowest_ms, highest_ms)
+    if target_ms < lowest_ms:
+        raise BudgetError(
+            f"--latency-budget {cfg.latency_budget} is below what the space can do: its networks take {lowest_ms:.4g} "
+            f"to {highest_ms:.4g} ms on {model.table.card.key.device} by the table; the fastest is "
+            f"{bounds.lowest.architecture.choices}. Raise the budget, or make the deployed network smaller "
+            "(--set space.options.channels=...)"
+        )
+    if target_ms > highest_ms:
+        told.note(f"warning: the budget does not bind: the slowest network of the space takes {highest_ms:.4g} ms")
+    told.note(f"budget {target_ms:.4g} ms; the space's networks take {lowest_ms:.4g} to {highest_ms:.4g} ms")
+    return Budget(model, target_ms, cfg.budget_statistic)
+
+
+def _engine_settings(cfg: SearchConfig) -> EngineSettings:
+    return EngineSettings(
+        supernet=SupernetSize(cfg.supernet.channels, cfg.supernet.layers),
+        epochs=cfg.epochs,
+        warmup_epochs=cfg.warmup_epochs,
+        batch_size=cfg.data.batch,
+        workers=cfg.data.workers,
+        weights=sgd_settings(cfg.weights),
+        architecture=AdamSettings(**msgspec.to_builtins(cfg.architecture)),
+        seed=cfg.seed,
+    )
+
+
+def _tell_epoch(told: Listener, report: EpochReport) -> None:
+    told.progress("searching", report.epoch + 1, report.epochs)
+    accuracy = "-" if report.valid_accuracy is None else f"{report.valid_accuracy:.1%}"
+    budgets = "".join(
+        f", expected {b.expected_ms:.4g} ms, decoded {'-' if b.table_ms is None else f'{b.table_ms:.4g} ms'} "
+        f"of {b.target_ms:.4g} ms, multiplier {b.multiplier:.3g}"
+        for b in report.budgets
+    )
+    told.note(
+        f"epoch {report.epoch + 1}/{report.epochs}: cross entropy {report.train_cross_entropy:.3f}, "
+        f"valid accuracy {accuracy}{budgets}"
+    )
+
+
+def _measure_networks(
+    plan: str, space: SearchSpace, target: Target, link: Link, directory: RunDirectory, told: Listener
+) -> Callable[[Sequence[Architecture], str], list[Measurement]]:
+    """Measure untrained networks as a campaign does; each label has a journal of its own in the run directory."""
+
+    def measure_networks(architectures: Sequence[Architecture], label: str) -> list[Measurement]:
+        models = {
+            a.fingerprint: target.runtime.prepare(network_for_timing(space, a), target.settings)
+            for a in dict.fromkeys(architectures)
+        }
+        measurements, _ = measure(
+            models,
+            link,
+            target.runtime,
+            target.settings,
+            plan_named(plan),
+            journal=Journal(directory.path / "measurements" / f"{label}.jsonl"),
+            progress=lambda p: tell_sweep(told, "measuring candidates" if "round" in label else "final measurement", p),
+        )
+        return [measurements[a.fingerprint] for a in architectures]
+
+    return measure_networks
+
+
+def _outcome(
+    cfg: SearchConfig, budget: Budget, bounds: LatencyRange, selection: Selection, expected_ms: float
+) -> BudgetOutcome:
+    verdict = selection.verdict
+    return BudgetOutcome(
+        text=cfg.latency_budget or "",
+        statistic=budget.statistic,
+        target_ms=budget.target_ms,
+        lowest_ms=bounds.lowest.table.ms,
+        highest_ms=bounds.highest.table.ms,
+        expected_ms=expected_ms,
+        table_ms=selection.table_ms,
+        table_low_ms=selection.table_low_ms,
+        table_high_ms=selection.table_high_ms,
+        measured_ms=verdict.value_ms if verdict else None,
+        measured_repeatability_fraction=verdict.repeatability_fraction if verdict else None,
+        measured_converged=verdict.converged if verdict else None,
+    )

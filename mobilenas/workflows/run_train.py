@@ -1,0 +1,87 @@
+"""``mobilenas train``: an architecture is trained from scratch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import torch
+
+from mobilenas import config
+from mobilenas.config import TrainConfig
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.run_directory import RunDirectory
+from mobilenas.results import TrainResult
+from mobilenas.search.checkpoints import save_tensors
+from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings
+from mobilenas.search.task import Classification
+from mobilenas.workflows.naming import (
+    ARCHITECTURE,
+    RESULT,
+    WEIGHTS,
+    Listener,
+    Silent,
+    check_data_fits,
+    data_from_config,
+    fabric_from_config,
+    run_environment,
+    sgd_settings,
+    space_of,
+)
+
+
+def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> TrainResult:
+    """Train the architecture of ``run`` from scratch into ``run/train``."""
+    told = listener or Silent()
+    begin = time.monotonic()
+    architecture = Architecture.load(run / ARCHITECTURE)
+    space = space_of(architecture)
+    data = data_from_config(cfg.data, cfg.seed)
+    check_data_fits(space, data)
+    torch.manual_seed(cfg.seed)
+    network = space.build(architecture, auxiliary=cfg.auxiliary_weight > 0)
+    fabric = fabric_from_config(cfg.compute)
+    directory = RunDirectory(run / "train")
+
+    def on_epoch(report: TrainReport) -> None:
+        told.progress("training", report.epoch + 1, report.epochs)
+        told.note(
+            f"epoch {report.epoch + 1}/{report.epochs}: cross entropy {report.train_cross_entropy:.3f}, "
+            f"test accuracy {report.test_accuracy:.1%}"
+        )
+
+    with directory.running(f"# architecture {architecture.fingerprint}\n{config.dump_config(cfg)}", run_environment()):
+        trainer = Trainer(
+            network=network,
+            data=data,
+            task=Classification(),
+            settings=TrainSettings(
+                epochs=cfg.epochs,
+                batch_size=cfg.data.batch,
+                workers=cfg.data.workers,
+                weights=sgd_settings(cfg.weights),
+                drop_path_fraction=cfg.drop_path_fraction,
+                auxiliary_weight=cfg.auxiliary_weight,
+                cutout=cfg.cutout,
+                seed=cfg.seed,
+            ),
+            fabric=fabric,
+            directory=directory,
+            on_epoch=on_epoch,
+            on_note=told.note,
+        )
+        report = trainer.run()
+        weights = directory.path / WEIGHTS
+        tensors = {k: v for k, v in network.state_dict().items() if not k.startswith("auxiliary.")}
+        save_tensors(weights, tensors, {"fingerprint": architecture.fingerprint})
+        result = TrainResult(
+            weights=str(weights),
+            fingerprint=architecture.fingerprint,
+            test_accuracy=report.test_accuracy,
+            train_accuracy=report.train_accuracy,
+            epochs=cfg.epochs,
+            duration_s=time.monotonic() - begin,
+        )
+        directory.write_document(RESULT, {"schema": "mobilenas/train-result@1", **msgspec.to_builtins(result)})
+    return result

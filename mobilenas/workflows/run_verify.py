@@ -1,0 +1,66 @@
+"""``mobilenas verify``: the network of a run is measured on a device again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+
+from mobilenas.config import VerifyConfig
+from mobilenas.core import documents
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.measurement import plan_named
+from mobilenas.core.run_directory import write_atomic
+from mobilenas.profiling.campaign import network_for_timing
+from mobilenas.results import VerifyResult
+from mobilenas.runtimes.measure import measure
+from mobilenas.workflows.naming import (
+    ARCHITECTURE,
+    Listener,
+    Silent,
+    Target,
+    budget_of,
+    search_config_of,
+    space_of,
+    tell_sweep,
+)
+
+
+def verify(run: Path, cfg: VerifyConfig, listener: Listener | None = None) -> VerifyResult:
+    """Measure the exported model of ``run``, or its architecture where nothing was exported, by the path of all numbers.
+
+    The record is kept in ``run/verified``.
+    """
+    told = listener or Silent()
+    architecture = Architecture.load(run / ARCHITECTURE)
+    space = space_of(architecture)
+    plan = plan_named(cfg.plan)
+    budget = budget_of(run)
+    target = Target.from_config(msgspec.structs.replace(search_config_of(run).device, name=cfg.device))
+    exported = run / "export" / "model.onnx"
+    model = exported.read_bytes() if exported.exists() else network_for_timing(space, architecture)
+    with target.device.open() as link:
+        measurements, _ = measure(
+            {architecture.fingerprint: target.runtime.prepare(model, target.settings)},
+            link,
+            target.runtime,
+            target.settings,
+            plan,
+            progress=lambda p: tell_sweep(told, "measuring", p),
+        )
+    measured = measurements[architecture.fingerprint]
+    record = run / "verified" / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
+    result = VerifyResult(
+        run=str(run),
+        record=str(record),
+        fingerprint=architecture.fingerprint,
+        exported=exported.exists(),
+        device=target.device.card.name,
+        budget=budget,
+        measured=measured,
+        within_interval=budget.table_low_ms <= measured.value_ms <= budget.table_high_ms if budget else None,
+        budget_met=budget.is_met_by(measured) if budget else None,
+    )
+    write_atomic(record, documents.dump_json({"schema": "mobilenas/verification@1", **msgspec.to_builtins(result)}))
+    return result

@@ -1,0 +1,158 @@
+"""The commands that only look, and those that look again: describe, report, table, devices, evaluate, verify."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mobilenas.core import documents
+from mobilenas.latency.table import LatencyTable
+from mobilenas.results import BudgetOutcome
+from tests.conftest import SMALL, Outcome, space
+
+Command = Callable[..., Outcome]
+
+
+def one_object(outcome: Outcome) -> dict:
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    return found
+
+
+def test_describe_a_space(command: Command) -> None:
+    found = one_object(command("describe", *SMALL, "--json"))
+    assert found["input_shape"] == [1, 1, 8, 8]
+    assert [d["name"] for d in found["decisions"]] == [d.name for d in space().decisions]
+    assert found["workloads"] == len(space().workloads())
+
+
+@pytest.mark.parametrize("path", ["run", "run/architecture.json"])
+def test_describe_a_network(path: str, run: Path, command: Command) -> None:
+    found = one_object(command("describe", path, "--json"))
+    assert sum(o["madds"] for o in found["operators"]) == found["madds"]
+    assert sum(o["params"] for o in found["operators"]) == found["params"]
+    plain = command("describe", path).out
+    assert f"{found['madds']:,}" in plain
+    assert found["fingerprint"] in plain
+
+
+def test_table_list_and_show(table: Path, command: Command, home: Path) -> None:
+    assert one_object_or_list(command("table", "list", "--json")) == []
+    table.rename(_made(home / "latency_tables" / "mine"))
+    [listed] = one_object_or_list(command("table", "list", "--json"))
+    shown = one_object(command("table", "show", listed["path"], "--json", "--top", "3"))
+    values = [row["value_ms"] for row in shown["dearest"]]
+    assert len(values) == 3
+    assert values == sorted(values, reverse=True)
+    assert shown["card"]["origin"] == "estimated"
+    assert "networks take 1.100 x" in command("table", "show", listed["path"]).out
+
+
+def one_object_or_list(outcome: Outcome) -> list:
+    assert outcome.code == 0, outcome.err
+    return json.loads(outcome.out)
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_table_diff_names_what_moved(table: Path, command: Command, tmp_path: Path) -> None:
+    before = LatencyTable.load(table)
+    moved, gone, *_ = sorted(before.rows, key=lambda kernel: -before.rows[kernel].value_ms)
+    rows = {kernel: row for kernel, row in before.rows.items() if kernel != gone}
+    rows[moved] = msgspec.structs.replace(rows[moved], value_ms=2 * rows[moved].value_ms)
+    LatencyTable(before.card, rows, before.workload_costs, before.networks).save(tmp_path / "after")
+    found = one_object(command("table", "diff", "table", "after", "--json"))
+    assert found["moves"][0]["kernel"] == moved.key
+    assert found["moves"][0]["ratio"] == pytest.approx(2)
+    assert all(move["ratio"] == 1 for move in found["moves"][1:])
+    assert found["only_before"] == [gone.key]
+    assert found["median_ratio"] == 1
+    assert found["moved_fraction"] == pytest.approx(1 / len(found["moves"]))
+    assert "2.00 x" in command("table", "diff", "table", "after").out
+    assert command("table", "diff", "table", "nowhere").code == 3
+
+
+def test_devices_list_names_this_host_and_its_engines(command: Command) -> None:
+    [local] = one_object_or_list(command("devices", "list", "--json"))
+    assert local["device"] == "local"
+    assert local["card"]["cpu_count"] >= 1
+    assert local["runtimes"]["onnxruntime"] != "not installed"
+
+
+def test_report_tells_what_there_is(run: Path, command: Command) -> None:
+    (run / "result.json").write_text(documents.dump_json(_search_result()))
+    found = one_object(command("report", "run", "--json"))
+    assert found["train"]["test_accuracy"] == 0.5
+    assert found["export"] is None
+    plain = command("report", "run").out
+    assert "test accuracy 50.00%" in plain
+    assert "4.8 ms (-4.0% of the budget)" in plain
+    (run / "result.json").write_text("{}")
+    outcome = command("report", "run")
+    assert outcome.code == 3
+    assert "search" in outcome.err
+    assert command("report", "nowhere").code == 3
+
+
+def test_report_loads_no_torch(run: Path) -> None:
+    (run / "result.json").write_text(documents.dump_json(_search_result()))
+    code = (
+        "import sys; sys.argv = ['mobilenas', 'report', 'run']\n"
+        "from mobilenas import cli\n"
+        "try: cli.main()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=run.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _search_result() -> dict:
+    budget = BudgetOutcome("5ms", "floor", 5.0, 1.0, 9.0, 5.1, 4.9, 4.7, 5.0, 4.8, 0.01, True)
+    return {
+        "schema": "mobilenas/search-result@1",
+        "method": "darts",
+        "epochs": 3,
+        "duration_s": 7.0,
+        "fingerprint": "abc",
+        "params": 1000,
+        "madds": 2000,
+        "budgets": [msgspec.to_builtins(budget)],
+    }
+
+
+def test_evaluate(run: Path, command: Command) -> None:
+    assert command("evaluate", "run").code == 3, "the training's configuration is not there"
+    (run / "train" / "config.toml").write_text("")
+    found = one_object(command("evaluate", "run", "--json"))
+    assert found["images"] == 360
+    assert 0 <= found["worst_class_accuracy"] <= found["accuracy"] <= found["top_5_accuracy"] <= 1
+    assert command("evaluate", "run", "--data", "fashion-mnist").code == 2, "other images"
+    (run / "train" / "weights.safetensors").unlink()
+    outcome = command("evaluate", "run")
+    assert outcome.code == 3
+    assert "mobilenas train" in outcome.err
+
+
+@pytest.mark.serial
+def test_verify_measures_again_and_ends_with_5_over_the_budget(run: Path, command: Command) -> None:
+    found = one_object(command("verify", "run", "--json"))
+    assert found["measured"]["value_ms"] > 0
+    assert found["budget"] is None
+    assert found["budget_met"] is None
+    assert json.loads(Path(found["record"]).read_text())["fingerprint"] == found["fingerprint"]
+    low = msgspec.structs.replace(
+        BudgetOutcome("1us", "floor", 1e-3, 1e-3, 1.0, 1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 0.01, True), target_ms=1e-4
+    )
+    (run / "result.json").write_text(documents.dump_json({"budgets": [msgspec.to_builtins(low)]}))
+    outcome = command("verify", "run", "-q")
+    assert outcome.code == 5
+    assert "its budget is 0.0001 ms" in outcome.err
+    assert "measured now" in outcome.out
+    assert len(list((run / "verified").glob("*.json"))) == 2
