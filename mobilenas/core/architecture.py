@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from mobilenas.core import documents
+from mobilenas.errors import DocumentError
 
 DecisionKind = Literal["op", "input", "route", "width"]
 OptionValue = int | str | tuple[str, ...]
@@ -43,13 +44,25 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def to_json(self) -> str:
         """The versioned document that ``from_json`` reads."""
-        return documents.dump_json({"schema": "mobilenas/architecture@1", **msgspec.to_builtins(self)})
+        return documents.dump_json(
+            {"schema": "mobilenas/architecture@1", "fingerprint": self.fingerprint, **msgspec.to_builtins(self)}
+        )
 
     @classmethod
     def from_json(cls, text: str, where: str = "architecture") -> Architecture:
-        """Read ``to_json``'s text; raises ``DocumentError``. Whether the space allows the choices is the space's check."""
+        """Read ``to_json``'s text; raises ``DocumentError``. Whether the space allows the choices is the space's check.
+
+        A document without a fingerprint, as one writes it by hand, is taken as it is.
+        """
         data = documents.check_schema(documents.parse_json(text, where), "architecture", 1, where)
-        return documents.convert(data, cls, where)
+        fingerprint = data.pop("fingerprint", None)
+        found = documents.convert(data, cls, where)
+        if fingerprint not in (None, found.fingerprint):
+            raise DocumentError(
+                f"{where}: says the fingerprint {fingerprint}, its content has {found.fingerprint}: it was changed; leave the "
+                "fingerprint out if that was on purpose"
+            )
+        return found
 
     @classmethod
     def load(cls, path: Path) -> Architecture:

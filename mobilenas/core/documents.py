@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ def read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAXIMUM_BYTES:
             raise DocumentError(f"{path}: larger than {MAXIMUM_BYTES // 2**20} MiB, which no mobilenas document is")
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()
     except OSError as error:
         raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -86,6 +87,12 @@ def _field_names(kind: type) -> Iterable[str]:
 def dump_json(document: Any) -> str:
     """Pretty, sorted JSON with a final newline: diffable in review."""
     return json.dumps(msgspec.to_builtins(document), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def digest(data: Any) -> str:
+    """SHA-256 of plain data as canonical JSON: the same for the same values, however they are laid out in a file."""
+    plain = msgspec.to_builtins(data)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def check_schema(data: Any, name: str, version: int, where: str) -> dict[str, Any]:

@@ -199,17 +199,23 @@ class LatencyTable:
             **msgspec.to_builtins(self.card),
             "sha256": {name: _sha256(content) for name, content in files.items()},
         }
+        card["sha256"]["card.json"] = documents.digest(card)
         write_atomic(folder / "card.json", documents.dump_json(card))
 
     @classmethod
     def load(cls, folder: Path) -> LatencyTable:
         """Read what ``save`` wrote; raises ``DocumentError`` for a file that is missing, damaged or was edited."""
         where = str(folder / "card.json")
-        data = documents.check_schema(
-            documents.parse_json(documents.read_text(folder / "card.json"), where), SCHEMA_NAME, SCHEMA_VERSION, where
-        )
+        if folder.is_file():
+            raise DocumentError(
+                f"{folder} is a file; a latency table is a folder with card.json, as mobilenas profile makes it"
+            )
+        whole = documents.parse_json(documents.read_text(folder / "card.json"), where)
+        data = documents.check_schema(whole, SCHEMA_NAME, SCHEMA_VERSION, where)
         digests = documents.convert(data.pop("sha256", {}), dict[str, str], f"{where}: sha256")
         card = documents.convert(data, TableCard, where)
+        if digests.pop("card.json", None) != documents.digest({**whole, "sha256": digests}):
+            raise DocumentError(f"{where}: changed since it was measured (its SHA-256 is another)")
         texts = {}
         for name in ("kernels.csv", "workloads.csv", "networks.csv"):
             texts[name] = documents.read_text(folder / name)

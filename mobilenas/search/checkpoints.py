@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -60,11 +61,11 @@ class Checkpoints:
         number = max(self._numbers(), default=0) + 1
         tensors: dict[str, Tensor] = {}
         plain = _split(state, "", tensors)
-        save_tensors(self._folder / f"{number:06d}.safetensors", tensors)
-        write_atomic(
-            self._folder / f"{number:06d}.json",
-            documents.dump_json({"schema": "mobilenas/checkpoint@1", "state": plain}),
-        )
+        path = self._folder / f"{number:06d}.safetensors"
+        save_tensors(path, tensors)
+        sha256 = {"state": documents.digest(plain), "tensors": hashlib.sha256(path.read_bytes()).hexdigest()}
+        document = {"schema": "mobilenas/checkpoint@1", "sha256": sha256, "state": plain}
+        write_atomic(path.with_suffix(".json"), documents.dump_json(document))
         for old in self._numbers()[:-KEPT_GENERATIONS]:
             (self._folder / f"{old:06d}.json").unlink()
             (self._folder / f"{old:06d}.safetensors").unlink(missing_ok=True)
@@ -89,11 +90,12 @@ class Checkpoints:
 
     def _load(self, path: Path) -> Any:
         data = documents.check_schema(documents.parse_json(documents.read_text(path), str(path)), "checkpoint", 1, str(path))
-        tensors = load_tensors(path.with_suffix(".safetensors"))
-        try:
-            return _join(data["state"], tensors)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DocumentError(f"{path}: does not belong to its safetensors file ({error!r})") from error
+        tensors = path.with_suffix(".safetensors")
+        loaded = load_tensors(tensors)
+        found = {"state": documents.digest(data.get("state")), "tensors": hashlib.sha256(tensors.read_bytes()).hexdigest()}
+        if data.get("sha256") != found:
+            raise DocumentError(f"{path}: it or its safetensors file has changed since it was written (SHA-256)")
+        return _join(data["state"], loaded)
 
     def _numbers(self) -> list[int]:
         return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.json"))

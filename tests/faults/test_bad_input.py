@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mobilenas.core import documents
 from mobilenas.testing import fakes
 from mobilenas.workflows import run_search
 from tests.conftest import SMALL, Outcome
@@ -27,8 +28,12 @@ def check(outcome: Outcome, code: int, *said: str) -> None:
 
 
 def edit_card(table: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Edit the card and sign it anew, as one who knows how would."""
     card = json.loads((table / "card.json").read_text())
     change(card)
+    if isinstance(card.get("sha256"), dict):
+        del card["sha256"]["card.json"]
+        card["sha256"]["card.json"] = documents.digest(card)
     (table / "card.json").write_text(json.dumps(card))
 
 
@@ -58,6 +63,11 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
     "1 empty": (lambda t: (t / "card.json").write_text(""), 3, ("card.json",)),
     "1 a list": (lambda t: (t / "card.json").write_text("[]"), 3, ("JSON object",)),
     "2 edited": (lambda t: (t / "kernels.csv").write_text((t / "kernels.csv").read_text() + "\n"), 3, ("SHA-256",)),
+    "2 card edited": (
+        lambda t: (t / "card.json").write_text((t / "card.json").read_text().replace('"scale": 1.1', '"scale": 1.2')),
+        3,
+        ("card.json", "SHA-256"),
+    ),
     "2 no checksums": (lambda t: edit_card(t, lambda c: c.pop("sha256")), 3, ("SHA-256",)),
     "2 checksums a list": (lambda t: edit_card(t, lambda c: c.update(sha256=[])), 3, ("sha256",)),
     "3 NaN": (lambda t: edit_csv(t, "kernels.csv", lambda ls: [*ls[:2], with_value(ls[2], 1, "NaN"), *ls[3:]]), 3, ("line 3",)),
@@ -234,6 +244,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_work(command: Callab
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     data = json.loads(path.read_text())
+    if "choices" in data:
+        del data["fingerprint"]
     change(data)
     path.write_text(json.dumps(data))
 
@@ -285,6 +297,11 @@ BAD_RUNS: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
         lambda r: (r / "train/weights.safetensors").write_bytes((2**63).to_bytes(8, "little") + b"x" * 99),
         3,
         ("weights.safetensors",),
+    ),
+    "17 edited": (
+        lambda r: (r / "architecture.json").write_text((r / "architecture.json").read_text().replace("_3x3", "_5x5", 1)),
+        3,
+        ("architecture.json",),
     ),
     "no result": (lambda r: (r / "result.json").unlink(), 3, ("result.json",)),
     "a result that is a list": (lambda r: (r / "result.json").write_text("[]"), 3, ("result.json",)),

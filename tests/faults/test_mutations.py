@@ -1,0 +1,134 @@
+"""Valid documents, spoiled at random: refused with an error of ours, or read as what they were. 2,000 mutations in all."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from mobilenas.config import SearchConfig, dump_config, load_config
+from mobilenas.core import documents
+from mobilenas.core.architecture import Architecture
+from mobilenas.errors import MobileNASError
+from mobilenas.latency.table import LatencyTable
+from mobilenas.search.checkpoints import Checkpoints
+from tests.conftest import CONFIG, space
+
+CASES = 250
+"""Mutations of each of the eight kinds of file below."""
+
+
+def mutated(data: bytes, generator: random.Random) -> bytes:
+    """One to three edits: a byte changed, added or removed, a digit replaced, a line twice or gone, the end cut off."""
+    for _ in range(generator.randint(1, 3)):
+        at = generator.randrange(len(data)) if data else 0
+        digits = [i for i, byte in enumerate(data) if chr(byte).isdigit()]
+        lines = data.split(b"\n")
+        line = generator.randrange(len(lines))
+        edit = generator.randrange(7)
+        if edit == 0:
+            data = data[:at] + bytes([generator.randrange(256)]) + data[at + 1 :]
+        elif edit == 1:
+            data = data[:at] + bytes([generator.randrange(32, 127)]) + data[at:]
+        elif edit == 2:
+            data = data[:at] + data[at + 1 :]
+        elif edit == 3 and digits:
+            at = generator.choice(digits)
+            data = data[:at] + str(generator.randrange(10)).encode() + data[at + 1 :]
+        elif edit == 4:
+            data = b"\n".join([*lines[: line + 1], *lines[line:]])
+        elif edit == 5:
+            data = b"\n".join([*lines[:line], *lines[line + 1 :]])
+        elif edit == 6:
+            data = data[: len(data) - generator.randrange(1 + len(data) // 4)]
+    return data
+
+
+def survives(read: Callable[[], Any], same: Callable[[Any], bool]) -> bool:
+    """Whether it was read; what was read must be the same as before, what was not must say so in our words."""
+    try:
+        found = read()
+    except MobileNASError:
+        return False
+    assert same(found), "read with another meaning"
+    return True
+
+
+@pytest.mark.parametrize("name", ["card.json", "kernels.csv", "workloads.csv", "networks.csv"])
+def test_tables(name: str, valid_table: Path, tmp_path: Path) -> None:
+    table = LatencyTable.load(valid_table)
+    folder = Path(shutil.copytree(valid_table, tmp_path / "table"))
+    generator = random.Random(name)
+    read = 0
+    for _ in range(CASES):
+        (folder / name).write_bytes(mutated((valid_table / name).read_bytes(), generator))
+        read += survives(lambda: LatencyTable.load(folder), lambda found: found == table)
+    assert read < CASES / 10
+
+
+def test_architectures(tmp_path: Path) -> None:
+    architecture = space().random_architecture(random.Random(4))
+    path, generator = tmp_path / "architecture.json", random.Random(1)
+    for _ in range(CASES):
+        path.write_bytes(mutated(architecture.to_json().encode(), generator))
+        survives(lambda: space().blueprint(Architecture.load(path)), lambda found: found == space().blueprint(architecture))
+
+
+def test_configurations_say_what_their_toml_says(tmp_path: Path) -> None:
+    """What is accepted is exactly what an independent reading of the TOML gives: nothing dropped, nothing coerced."""
+    text, generator = dump_config(CONFIG).encode(), random.Random(2)
+    path = tmp_path / "config.toml"
+    for _ in range(CASES):
+        data = mutated(text, generator)
+        path.write_bytes(data)
+
+        def same(found: SearchConfig, data: bytes = data) -> bool:
+            flat, said = flatten(msgspec.to_builtins(found)), flatten(tomllib.loads(data.decode()))
+            return all(flat[key] == value and type(flat[key]) is type(value) for key, value in said.items() if value != {})
+
+        survives(lambda: load_config(SearchConfig, path, [], {}), same)
+
+
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_checkpoints(suffix: str, tmp_path: Path) -> None:
+    state = {"tensor": torch.arange(12.0), "numbers": [1, 2.5, {"a": None}], "step": 7}
+    Checkpoints(tmp_path).save(state)
+    path, generator = tmp_path / f"000001.{suffix}", random.Random(suffix)
+    valid = path.read_bytes()
+    expected = documents.digest({**state, "tensor": state["tensor"].tolist()})
+    for _ in range(CASES):
+        path.write_bytes(mutated(valid, generator))
+        survives(
+            lambda: Checkpoints(tmp_path).load_latest(),
+            lambda found: documents.digest({**found, "tensor": found["tensor"].tolist()}) == expected,
+        )
+
+
+def test_the_mutations_do_reach_deep(valid_table: Path) -> None:
+    """Mutations that stay valid JSON are among them, so that more than the parser is tried."""
+    generator, parsed = random.Random(0), 0
+    for _ in range(CASES):
+        try:
+            json.loads(mutated((valid_table / "card.json").read_bytes(), generator))
+        except ValueError:
+            continue
+        parsed += 1
+    assert parsed > CASES / 10
