@@ -42,7 +42,11 @@ def find_table(path: Path | None, key: TableKey, space_key: str, profile_command
         found = [t for _, t in _tables(root) if _same_target(t.card.key, key) and space_key in t.card.spaces]
         if found:
             return max(found, key=lambda table: table.card.created)
-    raise MissingDataError(f"no latency table of {_words(key)} covers the space {space_key}; measure one: {profile_command}")
+    unread = [error for root in _roots() for error in _unreadable(root)]
+    also = f" ({len(unread)} tables cannot be read; the first: {unread[0]})" if unread else ""
+    raise MissingDataError(
+        f"no latency table of {_words(key)} covers the space {space_key}; measure one: {profile_command}{also}"
+    )
 
 
 def known_tables() -> list[tuple[Path, LatencyTable]]:
@@ -61,6 +65,14 @@ def _tables(root: Path) -> Iterator[tuple[Path, LatencyTable]]:
             yield card.parent, LatencyTable.load(card.parent)
         except DocumentError:
             continue
+
+
+def _unreadable(root: Path) -> Iterator[DocumentError]:
+    for card in sorted(root.glob("**/card.json")):
+        try:
+            LatencyTable.load(card.parent)
+        except DocumentError as error:
+            yield error
 
 
 def _same_target(a: TableKey, b: TableKey) -> bool:

@@ -179,7 +179,10 @@ class LatencyTable:
     # ---- files -----------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write kernels.csv, workloads.csv, networks.csv and, last, card.json with their SHA-256."""
+        """Write kernels.csv, workloads.csv, networks.csv and, last, card.json with their SHA-256.
+
+        A card that was there goes first: a folder without a card is no table, whatever interrupts this.
+        """
         files = {
             "kernels.csv": _csv_from_rows(TableRow, self.rows.values()),
             "workloads.csv": _csv_from_rows(
@@ -192,6 +195,7 @@ class LatencyTable:
             ),
             "networks.csv": _csv_from_rows(NetworkRow, self.networks),
         }
+        (folder / "card.json").unlink(missing_ok=True)
         for name, content in files.items():
             write_atomic(folder / name, content)
         card = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -43,7 +44,7 @@ class Runtime(ABC):
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
     runner: ClassVar[str]
-    """File name in ``export/runners``."""
+    """File name of the program that runs on the device."""
 
     @abstractmethod
     def prepare(self, onnx: bytes, settings: RunSettings) -> PreparedModel:
@@ -65,6 +66,11 @@ class Runtime(ABC):
     @abstractmethod
     def session_model(self) -> PreparedModel:
         """A model that computes next to nothing: the cost of one call."""
+
+    @property
+    def runner_file(self) -> Path:
+        """The runner on this host: among the shipped ones, unless a plug-in brings its own."""
+        return shipped("export") / "runners" / self.runner
 
     def check(self, settings: RunSettings) -> None:
         """Raise ``IncompatibleError`` if the engine cannot run so."""
@@ -117,7 +123,7 @@ class Runtime(ABC):
         self, job: dict[str, Any], link: Link, settings: RunSettings, receive: Callable[[dict[str, Any]], None]
     ) -> None:
         job = {**job, "threads": settings.threads, "provider": settings.provider}
-        link.push(shipped("export") / "runners" / self.runner, self.runner)
+        link.push(self.runner_file, self.runner)
         link.push_bytes(documents.dump_json(job).encode(), "job.json")
         errors: list[str] = []
         done = False

@@ -32,13 +32,16 @@ from mobilenas.supernet import MixedOp, Mixture, SearchedPool
 
 
 @contextmanager
-def expect_error(kind: type[BaseException], what: str) -> Iterator[None]:
-    """Fail with ``what`` unless the block raises ``kind``."""
+def expect_error(kind: type[BaseException], what: str, *said: str) -> Iterator[None]:
+    """Fail with ``what`` unless the block raises ``kind`` with a message that holds each of ``said``."""
     try:
         yield
-    except kind:
-        return
-    raise AssertionError(f"no {kind.__name__} was raised: {what}")
+    except kind as error:
+        unsaid = [text for text in said if text not in str(error)]
+    else:
+        raise AssertionError(f"no {kind.__name__} was raised: {what}")
+    if unsaid:
+        raise AssertionError(f"the {kind.__name__} does not say {', '.join(map(repr, unsaid))}: {what}")
 
 
 def random_costs(space: SearchSpace, seed: int) -> dict[Workload, float]:

@@ -1,0 +1,174 @@
+"""Stand-ins for a device: an engine that computes nothing and times exactly, and a link that fails when it is told to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import onnx
+
+from mobilenas import onnx_model
+from mobilenas.core.measurement import MeasurementPlan, SweepRecord
+from mobilenas.core.workload import Kernel
+from mobilenas.devices.links import Link, LocalLink
+from mobilenas.errors import RunnerError
+from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings
+from mobilenas.runtimes.onnx_runtime import OnnxRuntime, kernels_from_graph
+
+PROVIDER = "FakeProvider"
+CALL_MS = 0.003
+"""What a call of the fake engine costs, whatever it runs."""
+
+
+def kernel_ms(kernel: Kernel) -> float:
+    """A made-up latency: a constant, and what the kernel reads and writes."""
+    elements = sum(_size(spec.shape) for spec in (*kernel.inputs, *kernel.outputs) if spec)
+    return 1e-3 + 1e-6 * elements
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size
+
+
+class FakeRuntime(OnnxRuntime):
+    """Executes nothing: each node of a model is a kernel, equal ones merged, and a model takes just the sum of its kernels.
+
+    ``slowdown`` maps the number of a sweep (from 0) to a factor on all its times: a device that heats up. ``version`` is
+    what it says of its engine.
+    """
+
+    name: ClassVar[str] = "fake"
+
+    def __init__(self, slowdown: Callable[[int], float] = lambda sweep: 1.0, version: str = "1") -> None:
+        self.slowdown, self.version = slowdown, version
+        self.sweeps = 0
+
+    def kernels(
+        self, models: Sequence[bytes], link: Link, settings: RunSettings, progress: Callable[[int], None] | None = None
+    ) -> list[Counter[Kernel]]:
+        self.check(settings)
+        return [_kernels(PreparedModel(model)) for model in models]
+
+    def time_models(
+        self,
+        models: Mapping[str, PreparedModel],
+        order: Sequence[str],
+        link: Link,
+        settings: RunSettings,
+        plan: MeasurementPlan,
+        on_record: Callable[[str, SweepRecord], None],
+        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
+        on_hello({"type": "hello", "protocol": PROTOCOL, "runner": "fake", "engine_version": self.version})
+        factor = self.slowdown(self.sweeps)
+        self.sweeps += 1
+        refused = []
+        for name in order:
+            try:
+                kernels = _kernels(models[name])
+            except Exception as error:  # as a runner does: one bad model must not end the others
+                refused.append(f"{name}: {error}")
+                continue
+            ms = factor * (CALL_MS + sum(count * kernel_ms(kernel) for kernel, count in kernels.items()))
+            times = (ms,) * plan.samples
+            on_record(name, SweepRecord(times, times, first_ms=2 * ms, load_ms=1.0, peak_memory_mib=None))
+        if refused:
+            raise RunnerError(f"fake refused {len(refused)} of {len(order)} models; first: {refused[0]}")
+
+
+def _kernels(model: PreparedModel) -> Counter[Kernel]:
+    """Every node of the model as a kernel, with the shapes that ONNX infers; identities go, equal nodes are merged."""
+    inferred = onnx.shape_inference.infer_shapes(onnx_model.parse_model(model.content, "model"), strict_mode=True)
+    graph = inferred.graph
+    if model.optimise:
+        _simplify(graph)
+    known = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.output)}
+    reported = []
+    for index, node in enumerate(graph.node):
+        node.name = f"node{index}"
+        outputs = [
+            [
+                "float" if known[name].elem_type == onnx.TensorProto.FLOAT else "int64",
+                [d.dim_value for d in known[name].shape.dim],
+            ]
+            if name in known
+            else None
+            for name in node.output
+        ]
+        reported.append({"name": node.name, "outputs": outputs, "provider": PROVIDER})
+    return kernels_from_graph(inferred.SerializeToString(), reported)
+
+
+def _simplify(graph: onnx.GraphProto) -> None:
+    constants: dict[bytes, str] = {}
+    renamed: dict[str, str] = {}
+    for tensor in graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        renamed[tensor.name] = constants.setdefault(str(array.shape).encode() + array.tobytes(), tensor.name)
+    first: dict[tuple[str, ...], onnx.NodeProto] = {}
+    kept = []
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+        if node.op_type == "Identity":
+            renamed[node.output[0]] = node.input[0]
+            continue
+        attributes = sorted(attribute.SerializeToString().hex() for attribute in node.attribute)
+        twin = first.setdefault((node.op_type, *node.input, *attributes), node)
+        if twin is node:
+            kept.append(node)
+        else:
+            renamed.update(zip(node.output, twin.output, strict=True))
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+class FakeLink(Link):
+    """This host, with errors on schedule: ``failures[n]`` is raised by the ``n``-th operation, counted from 0."""
+
+    def __init__(self, failures: Mapping[int, Exception] | None = None) -> None:
+        self.failures = dict(failures or {})
+        self.operations = 0
+        self._link = LocalLink()
+
+    def _step(self) -> None:
+        number, self.operations = self.operations, self.operations + 1
+        if number in self.failures:
+            raise self.failures[number]
+
+    @property
+    def python(self) -> str:
+        return self._link.python
+
+    def __enter__(self) -> Self:
+        self._link.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._link.__exit__(kind, error, traceback)
+
+    def push(self, source: Path, name: str) -> None:
+        self._step()
+        self._link.push(source, name)
+
+    def push_bytes(self, content: bytes, name: str) -> None:
+        self._step()
+        self._link.push_bytes(content, name)
+
+    def pull_bytes(self, name: str) -> bytes:
+        self._step()
+        return self._link.pull_bytes(name)
+
+    def remove(self, name: str) -> None:
+        self._step()
+        self._link.remove(name)
+
+    def run(self, argv: Sequence[str], *, timeout_s: float, on_line: Callable[[str], None]) -> None:
+        self._step()
+        self._link.run(argv, timeout_s=timeout_s, on_line=on_line)

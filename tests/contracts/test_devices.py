@@ -1,0 +1,24 @@
+"""The conformance kits on every link and every registered runtime."""
+
+import pytest
+
+from mobilenas.devices.links import Link, LocalLink
+from mobilenas.runtimes import RUNTIMES
+from mobilenas.runtimes.base import Runtime
+from mobilenas.runtimes.onnx_runtime import OnnxRuntime
+from mobilenas.testing.device_contracts import LinkContract, RuntimeContract
+
+
+class TestLocalLink(LinkContract):
+    def make(self) -> Link:
+        return LocalLink()
+
+
+@pytest.mark.serial
+class TestOnnxRuntime(RuntimeContract):
+    def make(self) -> Runtime:
+        return OnnxRuntime()
+
+
+def test_every_registered_runtime_is_tested_here() -> None:
+    assert set(RUNTIMES) == {"onnxruntime"}

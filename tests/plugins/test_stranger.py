@@ -1,0 +1,91 @@
+"""A stranger's method, space and runtime, as the how-tos write them: the kits pass, and the command line finds them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent / "stranger"
+sys.path.insert(0, str(HERE))
+
+from stranger.method import EntropyDarts  # noqa: E402
+from stranger.runtime import OnnxReference  # noqa: E402
+from stranger.space import ChainSpace  # noqa: E402
+
+sys.path.remove(str(HERE))  # only the commands below are to find the entry points
+
+from mobilenas.methods.base import SearchMethod  # noqa: E402
+from mobilenas.runtimes.base import RunSettings, Runtime  # noqa: E402
+from mobilenas.spaces.base import SearchSpace  # noqa: E402
+from mobilenas.testing.contracts import SpaceContract  # noqa: E402
+from mobilenas.testing.device_contracts import RuntimeContract  # noqa: E402
+from mobilenas.testing.search_contracts import MethodContract  # noqa: E402
+
+
+class TestEntropyDarts(MethodContract):
+    def make(self) -> SearchMethod:
+        return EntropyDarts()
+
+
+class TestChainSpace(SpaceContract):
+    def make(self) -> SearchSpace:
+        return ChainSpace()
+
+
+@pytest.mark.serial
+class TestOnnxReference(RuntimeContract):
+    settings = RunSettings()
+
+    def make(self) -> Runtime:
+        return OnnxReference()
+
+
+def mobilenas(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "MOBILENAS_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "mobilenas", *arguments], env=environment, cwd=home, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+def test_all_three_together_through_their_entry_points(tmp_path: Path) -> None:
+    """Profile the stranger's space on the stranger's engine, search it by the stranger's method, train, export, measure."""
+    space = ("--space", "chain", "--layers", "3", "--channels", "4")
+    engine = ("--runtime", "onnx-reference")
+    plan = ("--set", "plan=quick")
+    profiled = mobilenas(tmp_path, "profile", *space, *engine, *plan, "--json")
+    assert profiled.returncode == 0, profiled.stderr
+    assert json.loads(profiled.stdout)["kernels"] >= 5
+    searched = mobilenas(
+        tmp_path, "search", *space, *engine, "--method", "entropy-darts", "--latency-budget", "60%", "--epochs", "1",
+        "--set", "supernet.channels=4", "--set", "data.train_fraction=0.3", "--no-measure", "-o", "run", "--json",
+    )  # fmt: skip
+    assert searched.returncode == 0, searched.stderr
+    found = json.loads(searched.stdout)
+    assert found["method"] == "entropy-darts"
+    assert found["architecture"]["space"] == "chain"
+    assert found["budgets"][0]["table_ms"] <= found["budgets"][0]["target_ms"]
+    trained = mobilenas(tmp_path, "train", "run", "--epochs", "1", "--set", "data.train_fraction=0.3", "--json")
+    assert trained.returncode == 0, trained.stderr
+    exported = mobilenas(tmp_path, "export", "run", "--onnx", "--json")
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(exported.stdout)["measured"]["value_ms"] > 0
+
+
+def test_a_name_that_two_packages_claim_is_refused(tmp_path: Path) -> None:
+    twin = tmp_path / "twin-1.0.dist-info"
+    twin.mkdir()
+    (twin / "METADATA").write_text("Metadata-Version: 2.1\nName: twin\nVersion: 1.0\n")
+    (twin / "entry_points.txt").write_text("[mobilenas.spaces]\ncells = stranger.space:ChainSpace\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{HERE}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mobilenas", "describe"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "two packages provide the space 'cells'" in done.stderr

@@ -1,0 +1,107 @@
+"""A campaign on an engine whose times are exact: what the table says must then be exact too."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mobilenas.core.measurement import PLANS
+from mobilenas.devices.device import Device, find_device
+from mobilenas.errors import LinkError, MeasurementError, UsageError
+from mobilenas.profiling.campaign import Campaign
+from mobilenas.runtimes.base import RunSettings
+from mobilenas.spaces.cells import CellSpace
+from mobilenas.testing.fake_devices import CALL_MS, FakeLink, FakeRuntime, kernel_ms
+
+SPACE = CellSpace(channels=4, layers=3, image_size=8, image_channels=1)
+PLAN = msgspec.structs.replace(
+    PLANS["quick"], sweeps=3, maximum_sweeps=4, spread_s=0.0, scale_networks=4, test_networks=4, lowered_networks=30
+)
+
+
+def campaign(root: Path, runtime: FakeRuntime | None = None) -> Campaign:
+    device = Device(find_device("local").card, FakeLink)
+    return Campaign(SPACE, device, runtime or FakeRuntime(), RunSettings(), PLAN, root, seed=1)
+
+
+def test_exact_times_make_an_exact_table(tmp_path: Path) -> None:
+    table = campaign(tmp_path).run()
+    assert table.card.session_ms > CALL_MS
+    for kernel, row in table.rows.items():
+        assert row.value_ms == pytest.approx(kernel_ms(kernel), rel=1e-9)
+        assert row.converged
+    card = table.space_card(SPACE.key)
+    assert card.scale == pytest.approx(1, rel=1e-6)
+    assert card.table_error.worst_fraction < 1e-6
+    assert card.repeatability_fraction < 1e-12
+    assert {row.role for row in table.networks} == {"scale", "test"}
+    assert len({row.architecture for row in table.networks}) == 8
+
+
+def test_networks_that_fit_are_never_those_that_test(tmp_path: Path) -> None:
+    scale, test, lowered = campaign(tmp_path).networks
+    assert (len(scale), len(test), len(lowered)) == (4, 4, 30)
+    assert len({*scale, *test, *lowered}) == 38
+    assert campaign(tmp_path).networks == (scale, test, lowered)
+    assert replace(campaign(tmp_path), seed=2).networks != (scale, test, lowered)
+
+
+def test_a_slow_sweep_does_not_count_and_is_made_up_for(tmp_path: Path) -> None:
+    runtime = FakeRuntime(slowdown=lambda sweep: 1.5 if sweep == 1 else 1.0)
+    table = campaign(tmp_path, runtime).run()
+    assert runtime.sweeps == 4
+    assert all(row.sweeps == 3 for row in table.rows.values())
+    assert table.space_card(SPACE.key).table_error.worst_fraction < 1e-6
+
+
+def test_an_interrupted_campaign_measures_only_what_is_missing(tmp_path: Path) -> None:
+    class Interrupting(FakeRuntime):
+        def time_models(self, models, order, link, settings, plan, on_record, on_hello=lambda _: None):  # type: ignore[no-untyped-def]
+            def record(name, record):  # type: ignore[no-untyped-def]
+                if self.sweeps == 2 and name == order[len(order) // 2]:
+                    raise KeyboardInterrupt
+                on_record(name, record)
+
+            super().time_models(models, order, link, settings, plan, record, on_hello)
+
+    with pytest.raises(KeyboardInterrupt):
+        campaign(tmp_path, Interrupting()).run()
+    journal = campaign(tmp_path).folder / "rows.jsonl"
+    begun = journal.read_text()
+    table = campaign(tmp_path).run()
+    assert journal.read_text().startswith(begun)
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    seen = [(e["sweep"], e["model"]) for e in entries if "record" in e and e["model"] != "sentinel"]
+    assert len(seen) == len(set(seen))
+    assert table.card.key.runtime_version == "1"
+
+
+def test_a_campaign_does_not_go_on_with_another_engine(tmp_path: Path) -> None:
+    begun = campaign(tmp_path)
+    begun.run()
+    journal = begun.folder / "rows.jsonl"
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-2]))  # something is left to measure
+    with pytest.raises(MeasurementError, match="engine_version 1, the device now has 2"):
+        campaign(tmp_path, FakeRuntime(version="2")).run()
+
+
+def test_a_campaign_is_held_by_one_process_and_set_aside_when_done(tmp_path: Path) -> None:
+    with campaign(tmp_path).running():
+        with pytest.raises(UsageError, match="another process"), campaign(tmp_path).running():
+            pass
+        assert campaign(tmp_path).folder.exists()
+    assert not campaign(tmp_path).folder.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(ZeroDivisionError), campaign(tmp_path).running():
+        raise ZeroDivisionError
+    assert campaign(tmp_path).folder.exists(), "a campaign that failed stays where it is"
+
+
+def test_a_link_that_fails_leaves_what_was_measured(tmp_path: Path) -> None:
+    link = FakeLink({2: LinkError("unplugged")})
+    with link, pytest.raises(LinkError, match="unplugged"):
+        for _ in range(3):
+            link.push_bytes(b"x", "x")
+    assert link.operations == 3
