@@ -8,7 +8,7 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar, cast
 
-from mobilenas.errors import UnknownNameError, UsageError
+from mobilenas.errors import ResourceError, UnknownNameError, UsageError
 
 T = TypeVar("T")
 
@@ -38,16 +38,28 @@ class Registry(Generic[T]):
         return entries
 
     def get(self, name: str) -> T:
-        """The thing called ``name``; raises ``UnknownNameError`` with the nearest names."""
+        """The thing called ``name``.
+
+        Raises ``UnknownNameError`` with the nearest names, and ``ResourceError`` if a package that it needs is missing.
+        """
         try:
             entry = self._entries[name]
         except KeyError:
             raise UnknownNameError(self.kind, name, self._entries) from None
-        if isinstance(entry, EntryPoint):
-            return cast(T, entry.load())
-        if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            return cast(T, getattr(importlib.import_module(module), attribute))
+        try:
+            if isinstance(entry, EntryPoint):
+                return cast(T, entry.load())
+            if isinstance(entry, str):
+                module, _, attribute = entry.partition(":")
+                return cast(T, getattr(importlib.import_module(module), attribute))
+        except ModuleNotFoundError as error:
+            raise ResourceError(
+                f"the {self.kind} {name!r} needs the Python package {error.name!r}, which is not installed: "
+                f"pip install {error.name}"
+            ) from error
+        except (ImportError, AttributeError) as error:
+            value = entry.value if isinstance(entry, EntryPoint) else entry
+            raise ResourceError(f"the {self.kind} {name!r} cannot be loaded from {value}: {error}") from error
         return entry
 
     def __contains__(self, name: str) -> bool:

@@ -4,7 +4,7 @@ import pytest
 
 from mobilenas.core import registry
 from mobilenas.core.registry import Registry
-from mobilenas.errors import UnknownNameError, UsageError
+from mobilenas.errors import ResourceError, UnknownNameError, UsageError
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> list[str]:
@@ -31,8 +31,14 @@ def test_a_thing_and_a_path() -> None:
 def test_listing_imports_nothing() -> None:
     things: Registry = Registry("thing", {"broken": "no_such_package.module:thing"})
     assert list(things) == ["broken"]
-    with pytest.raises(ModuleNotFoundError):
+    with pytest.raises(ResourceError, match=r"thing 'broken' needs the Python package 'no_such_package'.*pip install"):
         things.get("broken")
+
+
+def test_a_plug_in_that_lacks_what_it_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, EntryPoint("pie", "math:pie", "mobilenas.things"))
+    with pytest.raises(ResourceError, match=r"'pie' cannot be loaded from math:pie"):
+        Registry("thing", {}).get("pie")
 
 
 def test_an_unknown_name_comes_with_the_nearest() -> None:

@@ -39,3 +39,19 @@ def test_commands_and_flags_exist(page: Path) -> None:
             assert shown.exit_code == 0, line
             for flag in re.findall(r"(?<!\S)(--[a-z-]+)", " ".join(words)):
                 assert flag in shown.output, line
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "how-to").glob("*.md")), ids=lambda p: p.name)
+def test_how_tos_show_the_code_that_is_tested(page: Path) -> None:
+    """Every listing with a file's name is that file of the stranger's package; every entry point is one of its own."""
+    stranger = ROOT / "tests" / "plugins" / "stranger"
+    shown = re.findall(r"```python\n# (stranger/\S+)\n(.*?)```", page.read_text(), re.S)
+    for name, code in shown:
+        assert code.strip() == (stranger / name).read_text().strip(), f"{page.name} shows another {name} than is tested"
+    known = (stranger / "stranger-1.0.dist-info" / "entry_points.txt").read_text().replace('"', "")
+    points = re.findall(r'entry-points\."(\S+)"\]\n(.*?)\n', page.read_text())
+    for group, line in points:
+        assert f"[{group}]\n{line.replace(chr(34), '')}" in known
+    if page.name.startswith("add-a-"):
+        assert shown
+        assert points

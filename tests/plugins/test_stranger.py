@@ -78,6 +78,21 @@ def test_all_three_together_through_their_entry_points(tmp_path: Path) -> None:
     assert json.loads(exported.stdout)["measured"]["value_ms"] > 0
 
 
+def test_a_plug_in_whose_package_is_missing_says_what_to_install(tmp_path: Path) -> None:
+    points = tmp_path / "lacking-1.0.dist-info"
+    points.mkdir()
+    (points / "METADATA").write_text("Metadata-Version: 2.1\nName: lacking\nVersion: 1.0\n")
+    (points / "entry_points.txt").write_text("[mobilenas.runtimes]\nlacking = lacking_engine:Runtime\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "MOBILENAS_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "mobilenas", "profile", "--runtime", "lacking"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 8, done.stderr
+    assert "pip install lacking_engine" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_name_that_two_packages_claim_is_refused(tmp_path: Path) -> None:
     twin = tmp_path / "twin-1.0.dist-info"
     twin.mkdir()
