@@ -106,7 +106,7 @@ def table_list(json: Json = False) -> None:
     document = [
         {"path": str(path), "created": t.card.created, "key": t.card.key, "spaces": list(t.card.spaces)} for path, t in found
     ]
-    show(document, json, "latency tables", rows or [("none", "mobilenas profile makes one")])
+    show({"tables": document}, json, "latency tables", rows or [("none", "mobilenas profile makes one")])
 
 
 @table.command("show")
@@ -177,4 +177,9 @@ def devices_list(json: Json = False) -> None:
     card = find_device(LOCAL).card
     document = [{"device": LOCAL, "card": card, "runtimes": engines}]
     words = ", ".join(f"{name} {found}" for name, found in engines.items())
-    show(document, json, "devices", [(LOCAL, f"{card.name}: {card.cpu_model}, {card.cpu_count} cores, {card.system}; {words}")])
+    show(
+        {"devices": document},
+        json,
+        "devices",
+        [(LOCAL, f"{card.name}: {card.cpu_model}, {card.cpu_count} cores, {card.system}; {words}")],
+    )

@@ -71,7 +71,12 @@ def select(
     history: list[Round] = []
     target_ms = budget.target_ms
     for number in range(rounds):
-        derived = _candidates(space, scores, budget, target_ms, candidates)
+        try:
+            derived = _candidates(space, scores, budget, target_ms, candidates)
+        except BudgetError:
+            if not history:
+                raise
+            break  # nothing is left below the corrected target: the error is about the user's own
         measurements = measure([c.architecture for c in derived], f"round{number}")
         listed = tuple(
             MeasuredCandidate(c.architecture.fingerprint, c.score, c.table.ms, m.value_ms, m.high_ms)
@@ -93,7 +98,7 @@ def select(
     last = history[-1]
     closest = min(c.measured_ms for c in last.candidates)
     raise BudgetError(
-        f"after {rounds} rounds no network was measured within {budget.target_ms:.4g} ms; the closest of the last "
+        f"after {len(history)} rounds no network was measured within {budget.target_ms:.4g} ms; the closest of the last "
         f"round took {closest:.4g} ms; raise --latency-budget, or profile again if the device has changed"
     )
 

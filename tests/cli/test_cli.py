@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -83,3 +85,23 @@ def test_env_is_one_json_object() -> None:
 
 def test_usage_error_carries_its_exit_code() -> None:
     assert UsageError("x").exit_code == 2
+
+
+def test_no_colour_where_none_is_wanted() -> None:
+    """Plain text in a pipe; on a terminal with NO_COLOR a drawn table, but no colour. The bar is what has colours."""
+    plain = mobilenas("devices", "list").stdout
+    assert "\x1b" not in plain
+    assert "local" in plain
+    code = (
+        "import os, pty, sys\n"
+        'talk = \'from mobilenas.console import ConsoleListener as C\\nwith C() as t: t.progress("x", 1, 2); t.note("done")\'\n'
+        "sys.exit(pty.spawn([sys.executable, '-c', talk]) >> 8)"
+    )
+    coloured = []
+    for environment in ({"NO_COLOR": "1"}, {}):
+        inherited = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+        wanted = {**inherited, "TERM": "xterm-256color", **environment}
+        done = subprocess.run([sys.executable, "-c", code], env=wanted, capture_output=True, text=True, check=True)
+        assert "done" in done.stdout
+        coloured.append(re.search(r"\x1b\[[0-9;]*[34]\d", done.stdout) is not None)
+    assert coloured == [False, True]

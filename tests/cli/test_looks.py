@@ -20,6 +20,7 @@ Command = Callable[..., Outcome]
 def one_object(outcome: Outcome) -> dict:
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
+    assert isinstance(found, dict)
     return found
 
 
@@ -41,20 +42,15 @@ def test_describe_a_network(path: str, run: Path, command: Command) -> None:
 
 
 def test_table_list_and_show(table: Path, command: Command, home: Path) -> None:
-    assert one_object_or_list(command("table", "list", "--json")) == []
+    assert one_object(command("table", "list", "--json")) == {"tables": []}
     table.rename(_made(home / "latency_tables" / "mine"))
-    [listed] = one_object_or_list(command("table", "list", "--json"))
+    [listed] = one_object(command("table", "list", "--json"))["tables"]
     shown = one_object(command("table", "show", listed["path"], "--json", "--top", "3"))
     values = [row["value_ms"] for row in shown["dearest"]]
     assert len(values) == 3
     assert values == sorted(values, reverse=True)
     assert shown["card"]["origin"] == "estimated"
     assert "networks take 1.100 x" in command("table", "show", listed["path"]).out
-
-
-def one_object_or_list(outcome: Outcome) -> list:
-    assert outcome.code == 0, outcome.err
-    return json.loads(outcome.out)
 
 
 def _made(path: Path) -> Path:
@@ -80,7 +76,7 @@ def test_table_diff_names_what_moved(table: Path, command: Command, tmp_path: Pa
 
 
 def test_devices_list_names_this_host_and_its_engines(command: Command) -> None:
-    [local] = one_object_or_list(command("devices", "list", "--json"))
+    [local] = one_object(command("devices", "list", "--json"))["devices"]
     assert local["device"] == "local"
     assert local["card"]["cpu_count"] >= 1
     assert local["runtimes"]["onnxruntime"] != "not installed"
