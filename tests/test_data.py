@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mobilenas import data
-from mobilenas.data import CyclingLoader, load_data
+from mobilenas.data import CyclingLoader, load_data, sets
 from mobilenas.errors import DocumentError, MissingDataError, UnknownNameError, UsageError
 
 
@@ -87,7 +87,7 @@ def test_bad_names_and_sizes_are_refused() -> None:
         CyclingLoader(load_data("digits").test, 10_000, seed=0)
 
 
-@pytest.mark.skipif(not list(data._DEBIAN_FASHION_MNIST.glob("*.gz")), reason="needs the Debian package dataset-fashion-mnist")
+@pytest.mark.skipif(not list(sets._DEBIAN_FASHION_MNIST.glob("*.gz")), reason="needs the Debian package dataset-fashion-mnist")
 def test_fashion_mnist_from_debians_files(tmp_path: Path) -> None:
     fashion = load_data("fashion-mnist", tmp_path)
     assert (len(fashion.train), len(fashion.test)) == (60_000, 10_000)
@@ -103,7 +103,7 @@ def test_missing_fashion_mnist_says_how_to_get_it(tmp_path: Path, monkeypatch: p
     def refuse(self: FashionMNIST) -> None:
         raise RuntimeError("no network")
 
-    monkeypatch.setattr(data, "_DEBIAN_FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(sets, "_DEBIAN_FASHION_MNIST", tmp_path)
     monkeypatch.setattr(FashionMNIST, "download", refuse)
     with pytest.raises(MissingDataError, match="dataset-fashion-mnist"):
         len(load_data("fashion-mnist", tmp_path / "data").train)

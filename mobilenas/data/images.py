@@ -1,0 +1,188 @@
+"""Images, where they come from, and the facts of their preprocessing; halves for a bilevel search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mobilenas.errors import DocumentError, UsageError
+
+
+class Preprocessing(msgspec.Struct, frozen=True):
+    """How raw pixels become the network's input: ``(pixel / 255 - mean) / std`` per channel, layout NCHW."""
+
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    colour: str
+    """``"grey"`` or ``"RGB"``."""
+
+
+class ImageSource(Protocol):
+    """Where raw images come from."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        """Pixels ``(C, H, W)`` uint8 and label of one image; raises ``DocumentError`` naming a file that is damaged."""
+        ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Pixels ``(N, C, H, W)`` uint8 and labels ``(N,)`` int64."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        return self.pixels[index], int(self.labels[index])
+
+
+@dataclass(frozen=True)
+class InFiles:
+    """RGB images of any size, decoded when they are read."""
+
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        try:
+            with Image.open(self.paths[index]) as image:
+                return pil_to_tensor(image.convert("RGB")), self.labels[index]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DocumentError(f"{self.paths[index]}: not a whole image: {error}") from error
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Images of ``source``, all or those at ``indices``, each passed through ``transform``."""
+
+    def __init__(self, source: ImageSource, transform: Callable[[Tensor], Tensor], indices: Tensor | None = None) -> None:
+        self.source, self.transform = source, transform
+        self.indices = torch.arange(len(source)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pixels, label = self.source.read(int(self.indices[index]))
+        return self.transform(pixels), label
+
+    def subset(self, positions: Tensor) -> Images:
+        """The images at ``positions`` of this set."""
+        return Images(self.source, self.transform, self.indices[positions])
+
+    def with_transform(self, transform: Callable[[Tensor], Tensor]) -> Images:
+        """The same images under another transform."""
+        return Images(self.source, transform, self.indices)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A classification data set: facts that are known at once, and images that are read when first asked for.
+
+    ``train`` passes through ``augment`` and then ``normalise``, ``test`` through ``fit`` and ``normalise``;
+    ``cutout_size`` (pixels) is for training from scratch.
+    """
+
+    name: str
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    read: Callable[[], tuple[ImageSource, ImageSource]]
+    """Reads the training and the test images; raises ``MissingDataError`` or ``DocumentError``."""
+    augment: tuple[Callable[[Tensor], Tensor], ...]
+    fit: tuple[Callable[[Tensor], Tensor], ...] = ()
+    cutout_size: int = 0
+
+    @cached_property
+    def _sources(self) -> tuple[ImageSource, ImageSource]:
+        return self.read()
+
+    @cached_property
+    def train(self) -> Images:
+        """The training images, augmented."""
+        return Images(self._sources[0], self._transform(self.augment))
+
+    @cached_property
+    def test(self) -> Images:
+        """The test images, as a device would see them."""
+        return Images(self._sources[1], self._transform(self.fit))
+
+    def _transform(self, first: tuple[Callable[[Tensor], Tensor], ...]) -> Callable[[Tensor], Tensor]:
+        from torchvision.transforms import v2
+
+        facts = self.preprocessing
+        normalise = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(facts.mean), list(facts.std))]
+        composed: Callable[[Tensor], Tensor] = v2.Compose([*first, *normalise])
+        return composed
+
+    def halves(self, seed: int) -> tuple[Images, Images]:
+        """Two disjoint random halves of the training images: one for the weights, one for the architecture."""
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        middle = len(order) // 2
+        return self.train.subset(order[:middle]), self.train.subset(order[middle:])
+
+    def with_cutout(self) -> Images:
+        """The training images, with a random square of ``cutout_size`` pixels blanked as the last augmentation."""
+        plain, cutout = self.train.transform, Cutout(self.cutout_size)
+        return self.train.with_transform(lambda image: cutout(plain(image)))
+
+    def reduced(self, fraction: float, seed: int) -> ImageData:
+        """The same data with a random ``fraction`` of its training images; raises ``UsageError`` outside 0 to 1."""
+        if not 0 < fraction <= 1:
+            raise UsageError(f"data.train_fraction is {fraction}; it must be above 0 and at most 1")
+        if fraction == 1:
+            return self
+
+        def read() -> tuple[ImageSource, ImageSource]:
+            train, test = self.read()
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+            return Subset(train, order[: max(2, round(fraction * len(train)))]), test
+
+        return replace(self, read=read)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The images of ``source`` at ``indices``."""
+
+    source: ImageSource
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> tuple[Tensor, int]:
+        return self.source.read(int(self.indices[index]))
+
+
+class Cutout:
+    """Zero one square at a random centre, cut at the border (DeVries, Taylor 2017, arXiv 1708.04552)."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        row, column = int(torch.randint(height, ())), int(torch.randint(width, ()))
+        half = self.size // 2
+        image = image.clone()
+        image[..., max(0, row - half) : row + half, max(0, column - half) : column + half] = 0
+        return image
