@@ -115,6 +115,8 @@ class SearchConfig(Strict):
     """``mobilenas search``."""
 
     method: str = "darts"
+    method_options: dict[str, bool | int | float | str] = {}
+    """Arguments of the method, as ``order = 2`` for darts."""
     space: SpaceConfig = SpaceConfig()
     supernet: SupernetConfig = SupernetConfig()
     data: DataConfig = DataConfig()

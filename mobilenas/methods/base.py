@@ -9,13 +9,14 @@ then calls ``architecture_gradient`` and, after the optimiser, ``after_architect
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import msgspec
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobilenas.core.architecture import Architecture, Decision, DecisionKind
 from mobilenas.spaces.base import SearchSpace, SupernetSize
@@ -58,10 +59,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Step:
-    """What a method may use in one architecture step; it fills the logits' gradients and mutates nothing else.
+    """What a method may use in one architecture step; it fills the logits' gradients and leaves all else as it was.
 
     ``loss(batch, mixture)`` is the task's loss of the supernet, ``constraint(mixture)`` the budgets' terms; both are
-    scalars. ``backward`` takes the place of ``Tensor.backward``.
+    scalars. ``backward`` takes the place of ``Tensor.backward``. ``weights`` are the supernet's; ``weights_after(gradients)``
+    is what the weight optimiser would make of them, without doing it, and ``weights_lr`` its learning rate now.
     """
 
     parameters: ArchitectureParameters
@@ -71,6 +73,21 @@ class Step:
     loss: Callable[[Batch, Mixture], Tensor]
     constraint: Callable[[Mixture], Tensor]
     backward: Callable[[Tensor], None]
+    weights: Sequence[nn.Parameter]
+    weights_after: Callable[[Sequence[Tensor]], list[Tensor]]
+    weights_lr: float
+
+
+@contextmanager
+def frozen(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No gradients for ``weights`` inside: a pass that needs those of the logits only takes a quarter less time."""
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 class SearchMethod:
@@ -82,7 +99,7 @@ class SearchMethod:
     needs: ClassVar[frozenset[str]] = frozenset()
     """Traits that a space must have."""
     mixed_op: MixedOpBuilder = MixedOp
-    order: ClassVar[tuple[StepKind, ...]] = ("architecture", "weights")
+    step_order: ClassVar[tuple[StepKind, ...]] = ("architecture", "weights")
     """The steps made with every pair of batches."""
 
     def stages(
@@ -94,7 +111,7 @@ class SearchMethod:
 
     def phases(self, stage: Stage, epoch: int) -> tuple[tuple[StepKind, ...], ...]:
         """Passes over the data in this epoch; each pass makes these steps with every batch."""
-        return (("weights",),) if epoch < stage.warmup_epochs else (self.order,)
+        return (("weights",),) if epoch < stage.warmup_epochs else (self.step_order,)
 
     def relax_weights(self, parameters: ArchitectureParameters, progress: Progress) -> Mixture:
         """The mixture of a weight step."""
@@ -106,8 +123,9 @@ class SearchMethod:
 
     def architecture_gradient(self, step: Step) -> None:
         """Add the gradient of the validation loss and the constraints to the logits (DARTS, section 2.3, xi = 0)."""
-        mixture = self.relax_architecture(step.parameters, step.progress)
-        step.backward(step.loss(step.valid, mixture) + step.constraint(mixture))
+        with frozen(step.weights):
+            mixture = self.relax_architecture(step.parameters, step.progress)
+            step.backward(step.loss(step.valid, mixture) + step.constraint(mixture))
 
     def after_architecture_step(self, parameters: ArchitectureParameters, progress: Progress) -> None:
         """Called after the optimiser moved the logits; may change them in place."""

@@ -34,7 +34,7 @@ class Gdas(SearchMethod):
 
     name: ClassVar[str] = "gdas"
     needs: ClassVar[frozenset[str]] = frozenset({"cells"})
-    order: ClassVar[tuple[StepKind, ...]] = ("weights", "architecture")
+    step_order: ClassVar[tuple[StepKind, ...]] = ("weights", "architecture")
 
     def __init__(self, noise: Callable[[Tensor], Tensor] = gumbel_noise) -> None:
         self.noise = noise

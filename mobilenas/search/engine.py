@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -244,18 +243,20 @@ class _StageRun:
 
     def _architecture_step(self, train: Batch, valid: Batch, progress: Progress, tally: Tally) -> None:
         self.architecture_optimiser.zero_grad()
-        with _frozen(self.weights):
-            self.engine.method.architecture_gradient(
-                Step(
-                    parameters=self.parameters,
-                    train=train,
-                    valid=valid,
-                    progress=progress,
-                    loss=lambda batch, mixture: self._loss(batch, mixture, tally),
-                    constraint=lambda mixture: self._constraint(mixture, progress),
-                    backward=self.engine.fabric.backward,
-                )
+        self.engine.method.architecture_gradient(
+            Step(
+                parameters=self.parameters,
+                train=train,
+                valid=valid,
+                progress=progress,
+                loss=lambda batch, mixture: self._loss(batch, mixture, tally if batch is valid else Tally()),
+                constraint=lambda mixture: self._constraint(mixture, progress),
+                backward=self.engine.fabric.backward,
+                weights=self.weights,
+                weights_after=self._weights_after,
+                weights_lr=self.weights_optimiser.param_groups[0]["lr"],
             )
+        )
         self.architecture_optimiser.step()
         with torch.no_grad():
             self.engine.method.after_architecture_step(self.parameters, progress)
@@ -265,6 +266,19 @@ class _StageRun:
         loss = self.engine.task.loss(logits, batch.labels)
         tally.add(loss, self.engine.task.correct(logits.detach(), batch.labels), len(batch.labels))
         return loss
+
+    def _weights_after(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """What an SGD step on ``gradients`` would make of the weights, as torch defines it: momentum without dampening."""
+        [group] = self.weights_optimiser.param_groups
+        state = self.weights_optimiser.state
+        after = []
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            direction = gradient + group["weight_decay"] * weight.detach()
+            momentum = state[weight].get("momentum_buffer") if weight in state else None
+            if momentum is not None:
+                direction = direction + group["momentum"] * momentum
+            after.append(weight.detach() - group["lr"] * direction)
+        return after
 
     def _constraint(self, mixture: Mixture, progress: Progress) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.engine.fabric.device)
@@ -321,18 +335,6 @@ class _StageRun:
         for loader, saved in zip(self.loaders, state["loaders"], strict=True):
             loader.load_state(saved)
         set_random_state(state["random"])
-
-
-@contextmanager
-def _frozen(weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    """No gradients for ``weights`` inside: an architecture step needs those of the logits only."""
-    for weight in weights:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)
 
 
 def temperature_at(progress: Progress) -> float:

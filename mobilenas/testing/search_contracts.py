@@ -128,7 +128,8 @@ class MethodContract(ABC):
             assert row.grad.abs().max() > 0, name
             assert torch.equal(row, logits[name]), "the optimiser moves logits, not the method"
         for name, weight in search.supernet.named_parameters():
-            assert torch.allclose(weight, weights[name], atol=1e-6), name
+            assert torch.equal(weight, weights[name]), f"{name} was not restored bit for bit"
+            assert weight.requires_grad, name
         for batch, before in zip((search.train, search.valid), batches, strict=True):
             assert torch.equal(batch.images, before.images)
             assert torch.equal(batch.labels, before.labels)
@@ -295,6 +296,12 @@ class _ToySearch:
             loss=lambda batch, mixture: functional.cross_entropy(self.supernet(batch.images, mixture), batch.labels),
             constraint=constraint,
             backward=torch.autograd.backward,
+            weights=list(self.supernet.parameters()),
+            weights_after=lambda gradients: [
+                weight.detach() - 0.05 * gradient
+                for weight, gradient in zip(self.supernet.parameters(), gradients, strict=True)
+            ],
+            weights_lr=0.05,
         )
 
 

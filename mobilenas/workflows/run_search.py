@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,11 +19,12 @@ from mobilenas.core.run_directory import Journal, RunDirectory
 from mobilenas.core.units import parse_latency_target
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
-from mobilenas.errors import BudgetError, IncompatibleError
+from mobilenas.errors import BudgetError, IncompatibleError, UsageError
 from mobilenas.latency.budget import Budget, LatencyRange, latency_range
 from mobilenas.latency.models import TableModel
 from mobilenas.latency.store import find_table
 from mobilenas.methods import METHODS
+from mobilenas.methods.base import SearchMethod
 from mobilenas.profiling.campaign import network_for_timing
 from mobilenas.results import BudgetOutcome, SearchResult
 from mobilenas.runtimes.measure import measure
@@ -52,7 +54,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     """Search under the budget and write the run directory. Raises ``BudgetError`` before any training if it is infeasible."""
     told = listener or Silent()
     begin = time.monotonic()
-    method = METHODS.get(cfg.method)()
+    method = method_from_config(cfg)
     if cfg.budget_statistic != "floor":
         raise IncompatibleError(
             f"--budget-statistic {cfg.budget_statistic}: tables hold the floor so far; say --budget-statistic floor"
@@ -123,6 +125,19 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
             directory.write_document(ARCHITECTURE, documents.parse_json(architecture.to_json(), ARCHITECTURE))
             directory.write_document(RESULT, {"schema": "mobilenas/search-result@1", **msgspec.to_builtins(result)})
     return result
+
+
+def method_from_config(cfg: SearchConfig) -> SearchMethod:
+    """The search method with its options; raises ``UsageError`` naming those that it has."""
+    kind = METHODS.get(cfg.method)
+    plain = ("bool", "int", "float", "str")
+    known = [name for name, parameter in inspect.signature(kind).parameters.items() if parameter.annotation in plain]
+    for name in cfg.method_options:
+        if name not in known:
+            raise UsageError(
+                f"the method {cfg.method} has no option {name!r} (method_options); it has {', '.join(known) or 'none'}"
+            )
+    return kind(**cfg.method_options)
 
 
 def table_model(cfg: SearchConfig, space: SearchSpace, target: Target, link: Link) -> TableModel:

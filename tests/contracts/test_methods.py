@@ -12,6 +12,16 @@ class TestDarts(MethodContract):
         return Darts()
 
 
+class TestSecondOrderDarts(MethodContract):
+    def make(self) -> SearchMethod:
+        return Darts(order=2)
+
+
+class TestExactSecondOrderDarts(MethodContract):
+    def make(self) -> SearchMethod:
+        return Darts(order=2, hessian="exact")
+
+
 class TestGdas(MethodContract):
     def make(self) -> SearchMethod:
         return Gdas()
