@@ -17,11 +17,11 @@ from mobilenas.errors import DocumentError, UsageError
 
 C = TypeVar("C", bound=msgspec.Struct)
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
-CountOrNone = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+CountOrNone = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 BelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
@@ -162,7 +162,7 @@ class ExportConfig(Strict):
     device: str | None = "local"
     """Where the exported model is measured; the runtime and its settings are those of the search."""
     plan: str = "quick"
-    tolerance: Positive = 1e-3
+    tolerance: Fraction = 1e-3
     """Largest difference of any logit between torch and the runtime, relative to the largest logit."""
 
 

@@ -105,7 +105,8 @@ class MixedOp(nn.Module):
             weights[index] * self.candidates[self.options[index]](x) for index in indices if self.options[index] != NO_OPERATOR
         ]
         if not outputs:
-            return torch.zeros_like(x[:, :, :: self._stride, :: self._stride])
+            # zero, and still a function of the weights: where every edge draws none their gradient is zero, not absent
+            return torch.zeros_like(x[:, :, :: self._stride, :: self._stride]) * weights.sum()
         return cast(Tensor, sum(outputs[1:], outputs[0]))
 
 

@@ -232,3 +232,32 @@ def test_a_truncated_image_is_named_when_it_is_read(tmp_path: Path) -> None:
 def test_an_image_size_is_only_for_image_folders() -> None:
     with pytest.raises(UsageError, match=r"data\.image_size is 32; digits has images of 8"):
         load_data("digits", image_size=32)
+
+
+def test_a_truncated_image_is_named_by_a_worker_too(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    file = root / "train" / "cat" / "1.png"
+    file.write_bytes(file.read_bytes()[:900])
+    for workers in (0, 2):
+        loader = CyclingLoader(load_data("image-folder", root, 32).train, 6, seed=0, workers=workers)
+        with pytest.raises(DocumentError) as error:
+            loader.next()
+        assert str(error.value).startswith(str(file)), "one line, no traceback of a worker"
+        assert "\n" not in str(error.value)
+
+
+def test_sixteen_bits_are_scaled_not_cut_off(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    ramp = (np.arange(40 * 40, dtype=np.uint32).reshape(40, 40) * 65535 // 1599).astype(np.uint16)
+    Image.fromarray(ramp).save(root / "train" / "cat" / "0.png")
+    (root / "train" / "cat" / "0.jpg").unlink()
+    source = load_data("image-folder", root, 32).train.source
+    pixels, _ = source.read(0)
+    assert pixels.shape == (3, 40, 40)
+    assert torch.equal(pixels[0], torch.as_tensor((ramp // 257).astype(np.uint8)))
+
+
+def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    assert load_data("image-folder", root, 32).class_names == ("cat", "dog")

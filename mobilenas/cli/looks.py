@@ -13,6 +13,7 @@ from mobilenas.cli.options import Channels, DataName, Json, Layers, Sets, SpaceN
 from mobilenas.cli.output import show
 from mobilenas.config import DescribeConfig, load_config
 from mobilenas.console import percent
+from mobilenas.errors import UsageError
 
 
 def env(json: Json = False) -> None:
@@ -59,6 +60,8 @@ def describe(
     json: Json = False,
 ) -> None:
     """What a network is made of (PATH), or what a search space may choose (without PATH)."""
+    if path is not None and (space or channels or layers or data or sets):
+        raise UsageError("describe PATH tells of the network that is there: leave the options of a space out")
     flags = {"space.name": space, "space.options.channels": channels, "space.options.layers": layers, "data": data}
     cfg = load_config(DescribeConfig, None, sets, flags)
     from mobilenas import workflows

@@ -19,7 +19,9 @@ SpaceName = Annotated[str | None, typer.Option("--space", help="Search space: ce
 Channels = Annotated[int | None, typer.Option("--channels", help="Channels of the deployed network.")]
 Layers = Annotated[int | None, typer.Option("--layers", help="Cells of the deployed network.")]
 Plan = Annotated[str | None, typer.Option("--plan", help="How much to measure: quick, standard or strict.")]
-DataName = Annotated[str | None, typer.Option("--data", help="Data set: digits or fashion-mnist.")]
+DataName = Annotated[
+    str | None, typer.Option("--data", help="Data set: digits, fashion-mnist, cifar10, cifar100 or image-folder.")
+]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the data.")]
 Run = Annotated[Path, typer.Argument(help="Run directory of a search.", metavar="RUN")]

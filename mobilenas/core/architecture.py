@@ -67,6 +67,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def load(cls, path: Path) -> Architecture:
         """Read the architecture document at ``path``; raises ``DocumentError``."""
+        if path.parent.is_file():
+            raise DocumentError(f"{path.parent} is a file; name the folder of the run")
         return cls.from_json(documents.read_text(path), str(path))
 
 

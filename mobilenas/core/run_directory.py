@@ -15,7 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from mobilenas.core import documents
-from mobilenas.errors import ResourceError, UsageError
+from mobilenas.errors import DocumentError, ResourceError, UsageError
 
 Status = Literal["running", "ok", "failed", "interrupted"]
 
@@ -54,14 +54,25 @@ class Journal:
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole record written so far."""
+        """Every whole record written so far; the file is left as it is. Raises ``DocumentError`` for damage before its end."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        whole, torn = lines[:-1], lines[-1]
-        if torn:
-            write_atomic(self.path, "".join(line + "\n" for line in whole))
-        return [documents.parse_json(line, f"{self.path}:{n}") for n, line in enumerate(whole, 1)]
+        records = []
+        for number, line in enumerate(documents.read_text(self.path).split("\n")[:-1], 1):
+            where = f"{self.path}:{number}"
+            record = documents.parse_json(line, where)
+            if not isinstance(record, dict):
+                raise DocumentError(f"{where}: expected a JSON object, found {type(record).__name__}")
+            records.append(record)
+        return records
+
+    def _is_torn(self) -> bool:
+        """Whether the last line was not written to its end."""
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            return False
+        with open(self.path, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() != b"\n"
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the records that are not ``wanted``."""
@@ -70,8 +81,10 @@ class Journal:
             write_atomic(self.path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
 
     def append(self, record: Any) -> None:
-        """Write one record and wait until it is on disk."""
+        """Write one record and wait until it is on disk; a torn last line of an earlier process is dropped first."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._is_torn():
+            self.keep(lambda record: True)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(msgspec.to_builtins(record), allow_nan=False) + "\n")
             file.flush()
@@ -156,13 +169,32 @@ class RunDirectory:
         present = self.path / "config.toml"
         if not present.exists() or not (self.is_finished or any(self.checkpoints.rglob("*.json"))):
             return
-        before, now = present.read_text(encoding="utf-8").splitlines(), config.splitlines()
-        if before == now:
+        text = documents.read_text(present)
+        if text == config:
             return
-        gone = [f"  - {line}" for line in before if line not in now]
-        new = [f"  + {line}" for line in now if line not in before]
-        difference = "\n".join(gone + new)
+        before, now = _settings(text, str(present)), _settings(config, "configuration")
+        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        difference = "\n".join(f"  {key}: {before.get(key, 'unset')} -> {now.get(key, 'unset')}" for key in changed)
         raise UsageError(
             f"{self.path}: holds a run with another configuration; name another --output, or remove this folder to begin "
             f"anew\n{difference}"
         )
+
+
+def _settings(text: str, where: str) -> dict[str, Any]:
+    """A configuration as dotted key -> value; its leading comment, which says what it is about, among them."""
+    flat: dict[str, Any] = {}
+
+    def add(data: dict[str, Any], prefix: str) -> None:
+        for key, value in data.items():
+            if isinstance(value, dict):
+                add(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    add(documents.parse_toml(text, where), "")
+    for line in text.splitlines():
+        if line.startswith("# "):
+            name, _, value = line[2:].partition(" ")
+            flat[name] = value
+    return flat

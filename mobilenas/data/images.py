@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Protocol
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -66,6 +67,9 @@ class InFiles:
 
         try:
             with Image.open(self.paths[index]) as image:
+                if image.mode.startswith("I"):  # 16 bits: Pillow would cut them off at 255 where 65535 is white
+                    grey = torch.as_tensor(np.asarray(image, dtype=np.int32) // 257).clamp(0, 255).to(torch.uint8)
+                    return grey.expand(3, -1, -1).contiguous(), self.labels[index]
                 return pil_to_tensor(image.convert("RGB")), self.labels[index]
         except (OSError, SyntaxError, ValueError) as error:
             raise DocumentError(f"{self.paths[index]}: not a whole image: {error}") from error

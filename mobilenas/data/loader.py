@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mobilenas.data.images import Images
-from mobilenas.errors import UsageError
+from mobilenas.errors import DocumentError, UsageError
 
 
 class CyclingLoader:
@@ -30,6 +31,7 @@ class CyclingLoader:
             batch_sampler=_Batches(self),
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # of its own: the default one's state belongs to whoever trains
         )
         self._iterator: Iterator[list[Tensor]] | None = None
@@ -45,7 +47,10 @@ class CyclingLoader:
         if self._iterator is None:
             self._iterator = iter(self._loader)
         self._position += 1
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except DocumentError as error:  # of a worker: its message is a traceback whose last line is what was said
+            raise DocumentError(str(error).strip().splitlines()[-1].removeprefix("mobilenas.errors.DocumentError: ")) from None
 
     def batches(self) -> list[list[tuple[int, int]]]:
         """The batches that are left of this pass, as (index, seed of its augmentation) pairs."""
@@ -61,6 +66,11 @@ class CyclingLoader:
     def load_state(self, state: dict[str, int]) -> None:
         """Go to where ``state`` was taken."""
         self._pass, self._position, self._iterator = state["pass"], state["position"], None
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A terminal or a supervisor signals the whole group: the parent finishes its step, saves and ends the workers itself."""
+    os.setpgrp()
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,8 @@ def load_image_folder(request: DataRequest) -> ImageData:
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir())) if folder.is_dir() else ()
+    found = folder.iterdir() if folder.is_dir() else ()
+    names = tuple(sorted(path.name for path in found if path.is_dir() and not path.name.startswith(".")))
     if len(names) < 2:
         raise MissingDataError(
             f"{folder} {'has fewer than two class folders' if folder.is_dir() else 'is not a folder'}: an image folder holds "
@@ -195,7 +196,10 @@ def _difference(folder: Path, class_names: tuple[str, ...]) -> str:
 
 
 def _image_files(folder: Path, class_names: tuple[str, ...]) -> InFiles:
-    """Every image below ``folder``, its header read: damaged files are named before anything is trained."""
+    """Every image below ``folder``; its header is read, so that what is no image at all is named before any training.
+
+    An image that is cut off is found, and named, when it is decoded.
+    """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     paths, labels = [], []

@@ -34,7 +34,7 @@ class Darts(SearchMethod):
     needs: ClassVar[frozenset[str]] = frozenset({"cells"})
 
     def __init__(self, order: int = 1, hessian: str = "difference") -> None:
-        if order not in (1, 2):
+        if isinstance(order, bool) or order not in (1, 2):
             raise UsageError(f"method_options.order is {order!r}; darts has order 1 and 2")
         if hessian not in ("difference", "exact"):
             raise UsageError(f"method_options.hessian is {hessian!r}; available: difference, exact")

@@ -24,7 +24,8 @@ def summarise(run: Path) -> Summary:
     """Read what there is of ``run``; raises ``DocumentError`` if it is no run directory or a document is damaged."""
     directory = RunDirectory(run)
     if not (run / "config.toml").exists():
-        raise DocumentError(f"{run}: no run directory (it has no config.toml): name what search was given as --output")
+        what = "is a file" if run.is_file() else "has no config.toml"
+        raise DocumentError(f"{run} {what}: a run is a folder; name what search was given as --output")
     document: dict[str, Any] = {
         "run": str(run),
         "status": documents.read_text(run / "STATUS").strip() if (run / "STATUS").exists() else "unknown",

@@ -98,7 +98,7 @@ class Checkpoints:
         return _join(data["state"], loaded)
 
     def _numbers(self) -> list[int]:
-        return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.json"))
+        return sorted(int(path.stem) for path in self._folder.glob("[0-9]" * 6 + ".json"))
 
 
 class Saver:

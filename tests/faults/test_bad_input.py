@@ -198,6 +198,11 @@ BAD_VALUES = [
     ("search --set weights.lr=-1", "lr"),
     ("search --set weights.momentum=1", "momentum"),
     ("search --set weights.lr=fast", "lr"),
+    ("search --set weights.lr=inf", "lr"),
+    ("search --set method_options.order=true", "order 1 and 2"),
+    ("export nowhere --set tolerance=inf", "tolerance"),
+    ("evaluate nowhere --set batch=100000000000000000000", "batch"),
+    ("describe nowhere --channels 7", "leave the options"),
     ("search --set architecture.beta1=2", "beta1"),
     ("search --set warmup_epochs=-3", "warmup_epochs"),
     ("search --set compute.threads=-1", "threads"),
@@ -341,11 +346,41 @@ def test_a_run_that_is_not_there(verb: str, command: Callable[..., Outcome], tmp
     assert not (tmp_path / "nowhere").exists()
 
 
+BAD_REPORTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "not UTF-8": (lambda r: (r / "metrics.jsonl").write_bytes(b'{"epoch": "\xff"}\n'), ("metrics.jsonl", "UTF-8")),
+    "a folder": (lambda r: (r / "metrics.jsonl").mkdir(), ("metrics.jsonl", "cannot be read")),
+    "a number": (lambda r: (r / "metrics.jsonl").write_text("5\n"), ("metrics.jsonl:1", "JSON object")),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REPORTS)
+def test_a_bad_journal_is_named(case: str, run: Path, command: Callable[..., Outcome]) -> None:
+    spoil, said = BAD_REPORTS[case]
+    spoil(run)
+    check(command("report", "run"), 3, *said)
+
+
+def test_looking_at_a_run_leaves_it_as_it_is(run: Path, command: Callable[..., Outcome]) -> None:
+    (run / "metrics.jsonl").write_text('{"epoch": 9')
+    command("report", "run")
+    assert (run / "metrics.jsonl").read_text() == '{"epoch": 9'
+
+
+def test_a_checkpoint_of_another_search_is_refused(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    small = ("--set", "supernet.layers=3", "--epochs", "1", "--set", "data.train_fraction=0.1", *SMALL, "-q", "-o")
+    for name, width in (("one", 2), ("other", 4)):
+        assert command("search", "--set", f"supernet.channels={width}", *small, name).code == 0
+    for file in (tmp_path / "one" / "checkpoints" / "stage0").iterdir():
+        (tmp_path / "other" / "checkpoints" / "stage0" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "other" / "checkpoints" / "stage0" / "000001.backup.json").write_text("not a checkpoint")
+    check(command("search", "--set", "supernet.channels=4", *small, "other"), 3, "of another search", "remove it")
+
+
 def test_another_configuration_is_refused_with_the_difference(run: Path, command: Callable[..., Outcome]) -> None:
     assert command("train", "run", "--epochs", "1", "--set", "data.train_fraction=0.1", "-q").code == 0
     before = (run / "train" / "weights.safetensors").read_bytes()
     outcome = command("train", "run", "--epochs", "2", "--set", "data.train_fraction=0.1", "-q")
-    check(outcome, 2, "- epochs = 1", "+ epochs = 2", "remove this folder")
+    check(outcome, 2, "epochs: 1 -> 2", "remove this folder")
     assert (run / "train" / "weights.safetensors").read_bytes() == before
 
 

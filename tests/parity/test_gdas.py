@@ -95,6 +95,19 @@ def test_only_drawn_operators_run_and_get_gradients() -> None:
             assert (weight.grad is None) == (candidate not in ran), name
 
 
+def test_where_every_edge_draws_none_the_gradient_is_zero_not_absent() -> None:
+    space = CellSpace(channels=2, layers=3, image_size=8, nodes=1, classes=3, operators=("none", "skip_connect"))
+    method = Gdas(noise=lambda logits: torch.tensor([50.0, 0.0]).expand_as(logits))
+    supernet = space.supernet(SupernetSize(2, 3), method.mixed_op)
+    parameters = ArchitectureParameters(space.decisions, torch.Generator().manual_seed(0))
+    mixture = method.relax_architecture(parameters, Progress(0, 1, 2))
+    assert set(mixture.active.values()) == {(0,)}
+    supernet(torch.randn(2, *space.image_shape[1:]), mixture).sum().backward()
+    for row in parameters.parameters():
+        assert row.grad is not None
+        assert not row.grad.any()
+
+
 def test_noise_has_no_infinite_values() -> None:
     from mobilenas.methods.gdas import gumbel_noise
 
