@@ -44,11 +44,6 @@ class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     measured_repeatability_fraction: float | None
     measured_converged: bool | None
 
-    def is_met_by(self, measured: Measurement) -> bool:
-        """Whether a measurement is within the budget, or over it by no more than it repeats."""
-        allowance = measured.repeatability_fraction if measured.converged else 0.0
-        return measured.value_ms <= self.target_ms * (1 + allowance)
-
 
 class SearchResult(msgspec.Struct, frozen=True):
     """What ``search`` found; ``result.json`` of its run directory."""

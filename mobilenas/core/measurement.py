@@ -107,6 +107,10 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Width of the interval relative to the value."""
         return self.high_ms / self.value_ms - 1
 
+    def is_within(self, target_ms: float) -> bool:
+        """Whether a budget is met: by the value, or exceeded by no more than it repeats, where it has converged."""
+        return self.value_ms <= target_ms * (1 + (self.repeatability_fraction if self.converged else 0.0))
+
 
 def measurement_from_records(
     records: Sequence[SweepRecord], tolerance_fraction: float, use_cpu_clock: bool = True

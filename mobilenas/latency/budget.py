@@ -139,7 +139,8 @@ def derive(space: SearchSpace, scores: Mapping[str, np.ndarray], budget: Budget,
 
     The program sees linear costs; what counts is the sum of the whole lowered network. So the program first gets as much
     room above the target as its costs are wrong by in nine of ten networks, and its answers are lowered in order of score:
-    the first that fits is the best of all. Where too few of ``LOWERED_PER_TARGET`` fit, the room is cut step by step.
+    the first that fits is the best that the room holds. Where too few of ``LOWERED_PER_TARGET`` fit, the room is cut
+    step by step.
     Raises ``BudgetError`` with both bounds if nothing fits.
     """
     model, target_ms = budget.model, budget.target_ms

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -38,11 +37,13 @@ def find_table(path: Path | None, key: TableKey, space_key: str, profile_command
             )
         table.space_card(space_key)
         return table
+    unread: list[DocumentError] = []
     for root in _roots():
-        found = [t for _, t in _tables(root) if _same_target(t.card.key, key) and space_key in t.card.spaces]
+        tables, errors = _read(root)
+        unread += errors
+        found = [t for _, t in tables if _same_target(t.card.key, key) and space_key in t.card.spaces]
         if found:
             return max(found, key=lambda table: table.card.created)
-    unread = [error for root in _roots() for error in _unreadable(root)]
     also = f" ({len(unread)} tables cannot be read; the first: {unread[0]})" if unread else ""
     raise MissingDataError(
         f"no latency table of {_words(key)} covers the space {space_key}; measure one: {profile_command}{also}"
@@ -51,28 +52,23 @@ def find_table(path: Path | None, key: TableKey, space_key: str, profile_command
 
 def known_tables() -> list[tuple[Path, LatencyTable]]:
     """Folder and table of every table that a search looks through, the user's own first."""
-    return [found for root in _roots() for found in _tables(root)]
+    return [found for root in _roots() for found in _read(root)[0]]
 
 
 def _roots() -> tuple[Path, Path]:
     return user_data_directory() / "latency_tables", shipped("latency_tables")
 
 
-def _tables(root: Path) -> Iterator[tuple[Path, LatencyTable]]:
-    """Every table below ``root`` that can be read; naming one by its path says what is wrong with it."""
+def _read(root: Path) -> tuple[list[tuple[Path, LatencyTable]], list[DocumentError]]:
+    """Every table below ``root`` with its folder, and what is wrong with those that cannot be read."""
+    tables: list[tuple[Path, LatencyTable]] = []
+    errors: list[DocumentError] = []
     for card in sorted(root.glob("**/card.json")):
         try:
-            yield card.parent, LatencyTable.load(card.parent)
-        except DocumentError:
-            continue
-
-
-def _unreadable(root: Path) -> Iterator[DocumentError]:
-    for card in sorted(root.glob("**/card.json")):
-        try:
-            LatencyTable.load(card.parent)
+            tables.append((card.parent, LatencyTable.load(card.parent)))
         except DocumentError as error:
-            yield error
+            errors.append(error)
+    return tables, errors
 
 
 def _same_target(a: TableKey, b: TableKey) -> bool:

@@ -91,8 +91,7 @@ def select(
         best = max(fitting, key=lambda c: c.score)
         [verdict] = measure([best.architecture], f"verdict{number}")
         history.append(Round(target_ms, listed, best.architecture.fingerprint, verdict))
-        allowance = verdict.repeatability_fraction if verdict.converged else 0.0
-        if verdict.value_ms <= budget.target_ms * (1 + allowance):
+        if verdict.is_within(budget.target_ms):
             return _selection(best, verdict, tuple(history))
         target_ms *= 0.99 * budget.target_ms / verdict.value_ms
     last = history[-1]

@@ -158,6 +158,20 @@ class SpaceContract(ABC):
             summed = weighted_sum(space.workloads_of(architecture), cost)
             assert math.isclose(float(expected), summed, rel_tol=1e-9), (float(expected), summed)
 
+    def test_an_expectation_lies_between_the_cheapest_and_the_dearest_network(self) -> None:
+        """Where all workloads cost the same this pins the expectation in spaces whose networks are equally deep."""
+        space = self.make()
+        for seed, cost in enumerate((dict.fromkeys(space.workloads(), 1.0), random_costs(space, 5))):
+            costs = space.option_costs(cost)
+            ends = []
+            for sign in (-1.0, 1.0):
+                program = space.derivation_program({name: sign * row for name, row in costs.options.items()})
+                extreme = space.architecture(next(solutions(program)))
+                ends.append(weighted_sum(space.workloads_of(extreme), cost))
+            for temperature in (1.0, 0.2):
+                expected = float(space.expected_cost(random_probabilities(space, seed), costs, temperature))
+                assert ends[0] * (1 - 1e-9) <= expected <= ends[1] * (1 + 1e-9), "no mixture of networks costs that"
+
     def test_a_missing_workload_cost_raises(self) -> None:
         space = self.make()
         cost = random_costs(space, 0)

@@ -15,7 +15,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace, SupernetSize
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.supernet import ArchitectureParameters, Mixture, Supernet
-from mobilenas.testing.contracts import central_difference, expect_error, random_probabilities
+from mobilenas.testing.contracts import central_difference, expect_error, random_costs, random_probabilities
 
 
 class LatencyModelContract(ABC):
@@ -58,6 +58,12 @@ class LatencyModelContract(ABC):
             assert 0 < prediction.ms < math.inf
             assert prediction.low_ms <= prediction.ms <= prediction.high_ms
             assert again.latency(architecture) == prediction
+
+    def test_latency_tells_networks_apart(self) -> None:
+        model, space = self.make()
+        generator = random.Random(2)
+        found = {model.latency(space.random_architecture(generator)).ms for _ in range(2 * self.samples)}
+        assert len(found) > self.samples, "different networks, the same latency"
 
     def test_expected_ms_is_the_spaces_expectation_of_its_option_costs(self) -> None:
         model, space = self.make()
@@ -133,6 +139,51 @@ class MethodContract(ABC):
         for batch, before in zip((search.train, search.valid), batches, strict=True):
             assert torch.equal(batch.images, before.images)
             assert torch.equal(batch.labels, before.labels)
+
+    def test_the_cost_sees_soft_probabilities(self) -> None:
+        """A hard sample has no expectation: the latency of one draw would push at random."""
+        method = self.make()
+        search = _ToySearch.of(method, self.space(), self.seed)
+        for mixture in (
+            relax(search.parameters, search.progress) for relax in (method.relax_weights, method.relax_architecture)
+        ):
+            for name, row in mixture.probabilities.items():
+                assert abs(float(row.detach().sum()) - 1) < 1e-5, name
+                assert float(row.detach().min()) > 0, name
+                assert float(row.detach().max()) < 1 - 1e-6, name
+
+    def test_the_constraint_enters_the_gradient_whole(self) -> None:
+        """The gradient with a constraint less the one without is the constraint's own."""
+        method, space = self.make(), self.space()
+        costs = space.option_costs(random_costs(space, 4))
+
+        def constraint(mixture: Mixture) -> Tensor:
+            return 10.0 * space.expected_cost(mixture.probabilities, costs)
+
+        gradients = []
+        for term in (lambda mixture: torch.zeros(()), constraint):
+            search = _ToySearch.of(method, space, self.seed)
+            method.architecture_gradient(search.step(term))
+            gradients.append([row.grad.clone() for row in search.parameters.parameters() if row.grad is not None])
+        search = _ToySearch.of(method, space, self.seed)
+        torch.autograd.backward(constraint(method.relax_architecture(search.parameters, search.progress)))
+        for without, added, row in zip(*gradients, search.parameters.parameters(), strict=True):
+            assert row.grad is not None
+            assert row.grad.abs().max() > 1e-3
+            assert torch.allclose(added - without, row.grad, rtol=1e-3, atol=1e-3 * float(row.grad.abs().max()))
+
+    def test_an_architecture_step_judges_on_validation_images(self) -> None:
+        method = self.make()
+        search = _ToySearch.of(method, self.space(), self.seed)
+        step = search.step(lambda mixture: torch.zeros(()))
+        judged: list[bool] = []
+
+        def loss(batch: Batch, mixture: Mixture) -> Tensor:
+            judged.append(batch is step.valid)
+            return step.loss(batch, mixture)
+
+        method.architecture_gradient(replace(step, loss=loss))
+        assert any(judged), "the validation images were not looked at"
 
     def test_warmup_trains_weights_and_leaves_logits_untouched(self) -> None:
         first, second = self._states(epochs=2, warmup_epochs=2)

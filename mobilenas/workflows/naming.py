@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ from mobilenas import config
 from mobilenas.config import DataConfig, DeviceConfig, SearchConfig, SpaceConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
-from mobilenas.core.measurement import Environment, detect_environment
+from mobilenas.core.measurement import Environment, Measurement, MeasurementPlan, detect_environment
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.data import ImageData, load_data
 from mobilenas.devices.device import Device, find_device
@@ -29,15 +30,13 @@ from mobilenas.network import Network, initialise_for_timing
 from mobilenas.results import BudgetOutcome, TrainResult
 from mobilenas.runtimes import RUNTIMES
 from mobilenas.runtimes.base import RunSettings, Runtime
-from mobilenas.runtimes.measure import MeasureProgress
+from mobilenas.runtimes.measure import MeasureProgress, measure
 from mobilenas.search.checkpoints import load_tensors
 from mobilenas.search.engine import SgdSettings
 from mobilenas.spaces import SPACES
 from mobilenas.spaces.base import SearchSpace
 
 ARCHITECTURE, RESULT, WEIGHTS = "architecture.json", "result.json", "weights.safetensors"
-VERIFIED_INPUTS = 64
-"""Test images that an exported model is compared on."""
 
 
 class Listener(Protocol):
@@ -83,6 +82,13 @@ class Target:
             device=self.device.card.name, runtime=self.runtime.name, runtime_version="", **msgspec.to_builtins(self.settings)
         )
 
+    def measure(self, name: str, model: bytes, plan: MeasurementPlan, told: Listener, stage: str) -> Measurement:
+        """Measure one ONNX model on the device, by the path of all numbers."""
+        with self.device.open() as link:
+            models = {name: self.runtime.prepare(model, self.settings)}
+            found, _ = measure(models, link, self.runtime, self.settings, plan, progress=lambda p: tell_sweep(told, stage, p))
+        return found[name]
+
 
 def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> SearchSpace:
     """The deployed space: the data set gives image size, image channels and classes unless the options say otherwise."""
@@ -99,17 +105,21 @@ def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> S
             "classes": len(data.class_names),
         }
     options |= cfg.options
-    known = [field.name for field in dataclasses.fields(kind)]
-    for key in options:
-        if key not in known:
-            near = nearest_names(key, known)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UsageError(f"the space {cfg.name} has no option {key!r}: {hint}it has {', '.join(known)}")
+    check_options(f"the space {cfg.name}", options, [field.name for field in dataclasses.fields(kind)])
     try:
         space: SearchSpace = kind(**options)
     except TypeError as error:
         raise UsageError(f"the options of the space {cfg.name} do not fit: {error}") from error
     return space
+
+
+def check_options(what: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise ``UsageError`` for an option that ``what`` does not have, with the nearest and all that it has."""
+    for name in given:
+        if name not in known:
+            near = nearest_names(name, known)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UsageError(f"{what} has no option {name!r}: {hint}it has {', '.join(known) or 'none'}")
 
 
 def data_from_config(cfg: DataConfig, seed: int) -> ImageData:

@@ -19,10 +19,8 @@ from mobilenas.errors import UsageError
 from mobilenas.export.bundle import write_bundle
 from mobilenas.export.verify import compare
 from mobilenas.results import ExportResult
-from mobilenas.runtimes.measure import measure
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
-    VERIFIED_INPUTS,
     Listener,
     Silent,
     Target,
@@ -32,8 +30,10 @@ from mobilenas.workflows.naming import (
     network_of,
     search_config_of,
     space_of,
-    tell_sweep,
 )
+
+VERIFIED_INPUTS = 64
+"""Test images that an exported model is compared on: as many whole batches of them as this holds, at least one."""
 
 
 def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> ExportResult:
@@ -56,22 +56,12 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     model = exported.SerializeToString()
     generator = random.Random(0)
     batch = space.image_shape[0]
-    chosen = generator.sample(range(len(data.test)), batch * (min(VERIFIED_INPUTS, len(data.test)) // batch))
+    chosen = generator.sample(range(len(data.test)), batch * max(1, min(VERIFIED_INPUTS, len(data.test)) // batch))
     images = torch.stack([data.test[index][0] for index in chosen])
     agreement = compare(network, model, images, cfg.tolerance, batch)
 
-    measured = None
-    if target is not None:
-        with target.device.open() as link:
-            measurements, _ = measure(
-                {architecture.fingerprint: target.runtime.prepare(model, target.settings)},
-                link,
-                target.runtime,
-                target.settings,
-                plan,
-                progress=lambda p: tell_sweep(told, "measuring the exported model", p),
-            )
-        measured = measurements[architecture.fingerprint]
+    stage = "measuring the exported model"
+    measured = target.measure(architecture.fingerprint, model, plan, told, stage) if target else None
     folder = run / "export"
     result = ExportResult(
         folder=str(folder),
@@ -84,7 +74,7 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
         agreement=agreement,
         budget=budget,
         measured=measured,
-        budget_met=budget.is_met_by(measured) if budget and measured else None,
+        budget_met=measured.is_within(budget.target_ms) if budget and measured else None,
         device=msgspec.to_builtins(target.device.card) if target else None,
     )
     report = documents.dump_json({"schema": "mobilenas/export-report@1", **msgspec.to_builtins(result)})

@@ -19,7 +19,7 @@ from mobilenas.core.run_directory import Journal, RunDirectory
 from mobilenas.core.units import parse_latency_target
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
-from mobilenas.errors import BudgetError, IncompatibleError, UsageError
+from mobilenas.errors import BudgetError, IncompatibleError
 from mobilenas.latency.budget import Budget, LatencyRange, latency_range
 from mobilenas.latency.models import TableModel
 from mobilenas.latency.store import find_table
@@ -29,7 +29,7 @@ from mobilenas.profiling.campaign import network_for_timing
 from mobilenas.results import BudgetOutcome, SearchResult
 from mobilenas.runtimes.measure import measure
 from mobilenas.search.checkpoints import save_tensors
-from mobilenas.search.engine import AdamSettings, EngineSettings, EpochReport, SearchEngine
+from mobilenas.search.engine import LOWEST_TEMPERATURE, AdamSettings, EngineSettings, EpochReport, SearchEngine
 from mobilenas.search.selection import Selection, select
 from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace, SupernetSize
@@ -40,6 +40,7 @@ from mobilenas.workflows.naming import (
     Silent,
     Target,
     check_data_fits,
+    check_options,
     data_from_config,
     default_run,
     fabric_from_config,
@@ -111,7 +112,11 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
                 params=space.params(architecture),
                 madds=space.madds(architecture),
                 budgets=(
-                    (_outcome(cfg, budget, bounds, selection, float(budget.model.expected_ms(probabilities, 0.05))),)
+                    (
+                        _outcome(
+                            cfg, budget, bounds, selection, float(budget.model.expected_ms(probabilities, LOWEST_TEMPERATURE))
+                        ),
+                    )
                     if budget and bounds and selection
                     else ()
                 ),
@@ -132,11 +137,7 @@ def method_from_config(cfg: SearchConfig) -> SearchMethod:
     kind = METHODS.get(cfg.method)
     plain = ("bool", "int", "float", "str")
     known = [name for name, parameter in inspect.signature(kind).parameters.items() if parameter.annotation in plain]
-    for name in cfg.method_options:
-        if name not in known:
-            raise UsageError(
-                f"the method {cfg.method} has no option {name!r} (method_options); it has {', '.join(known) or 'none'}"
-            )
+    check_options(f"the method {cfg.method} (method_options)", cfg.method_options, known)
     return kind(**cfg.method_options)
 
 

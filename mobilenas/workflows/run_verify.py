@@ -14,7 +14,6 @@ from mobilenas.core.measurement import plan_named
 from mobilenas.core.run_directory import write_atomic
 from mobilenas.profiling.campaign import network_for_timing
 from mobilenas.results import VerifyResult
-from mobilenas.runtimes.measure import measure
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
     Listener,
@@ -23,7 +22,6 @@ from mobilenas.workflows.naming import (
     budget_of,
     search_config_of,
     space_of,
-    tell_sweep,
 )
 
 
@@ -40,16 +38,7 @@ def verify(run: Path, cfg: VerifyConfig, listener: Listener | None = None) -> Ve
     target = Target.from_config(msgspec.structs.replace(search_config_of(run).device, name=cfg.device))
     exported = run / "export" / "model.onnx"
     model = exported.read_bytes() if exported.exists() else network_for_timing(space, architecture)
-    with target.device.open() as link:
-        measurements, _ = measure(
-            {architecture.fingerprint: target.runtime.prepare(model, target.settings)},
-            link,
-            target.runtime,
-            target.settings,
-            plan,
-            progress=lambda p: tell_sweep(told, "measuring", p),
-        )
-    measured = measurements[architecture.fingerprint]
+    measured = target.measure(architecture.fingerprint, model, plan, told, "measuring")
     record = run / "verified" / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
     result = VerifyResult(
         run=str(run),
@@ -60,7 +49,7 @@ def verify(run: Path, cfg: VerifyConfig, listener: Listener | None = None) -> Ve
         budget=budget,
         measured=measured,
         within_interval=budget.table_low_ms <= measured.value_ms <= budget.table_high_ms if budget else None,
-        budget_met=budget.is_met_by(measured) if budget else None,
+        budget_met=measured.is_within(budget.target_ms) if budget else None,
     )
     write_atomic(record, documents.dump_json({"schema": "mobilenas/verification@1", **msgspec.to_builtins(result)}))
     return result

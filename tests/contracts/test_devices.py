@@ -7,11 +7,17 @@ from mobilenas.runtimes import RUNTIMES
 from mobilenas.runtimes.base import Runtime
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime
 from mobilenas.testing.device_contracts import LinkContract, RuntimeContract
+from mobilenas.testing.fake_devices import FakeLink
 
 
 class TestLocalLink(LinkContract):
     def make(self) -> Link:
         return LocalLink()
+
+
+class TestFakeLink(LinkContract):
+    def make(self) -> Link:
+        return FakeLink()
 
 
 @pytest.mark.serial
