@@ -25,7 +25,7 @@ from mobilenas.cli.options import (
     SpaceName,
     Threads,
 )
-from mobilenas.cli.output import budget_rows, repeats_of, say_next, show, with_listener
+from mobilenas.cli.output import BEGINS_ANEW, GOES_ON, budget_rows, repeats_of, say_next, show, with_listener
 from mobilenas.config import (
     DataConfig,
     EvaluateConfig,
@@ -83,7 +83,7 @@ def profile(
         described = workflows.campaign_from_config(cfg).describe()
         show(described, json, "profile, not run", [(key, str(value)) for key, value in described.items()])
         return
-    result = with_listener(quiet or json, lambda told: workflows.profile(cfg, told))
+    result = with_listener(quiet or json, lambda told: workflows.profile(cfg, told), GOES_ON)
     rows = [
         ("table", result.table),
         ("kernels", f"{result.kernels} measured, {result.kernels_not_converged} not converged"),
@@ -158,8 +158,8 @@ def search(
     from mobilenas import workflows
 
     folder = output or workflows.default_run("search")
-    resume = "the same command" if output else f"the same command with --output {folder}"
-    result = with_listener(quiet or json, lambda told: workflows.search(cfg, folder, told), resume)
+    after_stop = GOES_ON if output else GOES_ON.replace("command", f"command with --output {folder}")
+    result = with_listener(quiet or json, lambda told: workflows.search(cfg, folder, told), after_stop)
     rows = [
         *(budget_rows(result.budgets[0]) if result.budgets else [("budget", "none")]),
         ("parameters", f"{result.params:,}"),
@@ -185,7 +185,7 @@ def train(
     cfg = load_config(TrainConfig, config, sets, {"data.name": data, "epochs": epochs, "seed": seed})
     from mobilenas import workflows
 
-    result = with_listener(quiet or json, lambda told: workflows.train(run, cfg, told))
+    result = with_listener(quiet or json, lambda told: workflows.train(run, cfg, told), GOES_ON)
     rows = [
         ("test accuracy", f"{result.test_accuracy:.2%}"),
         ("weights", result.weights),
@@ -214,7 +214,7 @@ def export(
         import msgspec
 
         cfg = msgspec.structs.replace(cfg, device=None)
-    result = with_listener(quiet or json, lambda told: workflows.export(run, cfg, told))
+    result = with_listener(quiet or json, lambda told: workflows.export(run, cfg, told), BEGINS_ANEW)
     rows = [] if result.budget is None else budget_rows(result.budget)
     if result.measured is not None:
         met = {None: "", True: "; the budget is met", False: "; OVER THE BUDGET"}[result.budget_met]
@@ -248,7 +248,7 @@ def evaluate(
     cfg = load_config(EvaluateConfig, config, sets, {"data": data})
     from mobilenas import workflows
 
-    result = with_listener(quiet or json, lambda told: workflows.evaluate(run, cfg, told))
+    result = with_listener(quiet or json, lambda told: workflows.evaluate(run, cfg, told), BEGINS_ANEW)
     rows = [
         ("accuracy", f"{result.accuracy:.2%} of {result.images} test images of {result.data}"),
         ("top 5", "-" if result.top_5_accuracy is None else f"{result.top_5_accuracy:.2%}"),
@@ -271,7 +271,7 @@ def verify(
     cfg = load_config(VerifyConfig, config, sets, {"device": device, "plan": plan})
     from mobilenas import workflows
 
-    result = with_listener(quiet or json, lambda told: workflows.verify(run, cfg, told))
+    result = with_listener(quiet or json, lambda told: workflows.verify(run, cfg, told), BEGINS_ANEW)
     within = {None: "", True: ", in the table's interval", False: ", outside the table's interval"}[result.within_interval]
     rows = [] if result.budget is None else budget_rows(result.budget)
     rows += [

@@ -94,6 +94,7 @@ def report(run: Annotated[Path, typer.Argument(help="Run directory.", metavar="R
 
 table = typer.Typer(name="table", help="Look at latency tables.", no_args_is_help=True, rich_markup_mode=None)
 TablePath = Annotated[Path, typer.Argument(help="Folder of a latency table.")]
+Top = Annotated[int, typer.Option(help="Kernels to list.", min=0)]
 
 
 @table.command("list")
@@ -101,7 +102,7 @@ def table_list(json: Json = False) -> None:
     """The tables that a search would find: your own and the shipped ones."""
     from mobilenas.latency.store import known_tables
 
-    found = known_tables()
+    found, damaged = known_tables()
     rows = [
         (str(path), f"{t.card.created}, {', '.join(t.card.spaces)}, {t.card.key.device} {t.card.key.runtime}")
         for path, t in found
@@ -109,17 +110,19 @@ def table_list(json: Json = False) -> None:
     document = [
         {"path": str(path), "created": t.card.created, "key": t.card.key, "spaces": list(t.card.spaces)} for path, t in found
     ]
-    show({"tables": document}, json, "latency tables", rows or [("none", "mobilenas profile makes one")])
+    rows = rows or [("none", "mobilenas profile makes one")]
+    rows += [("damaged", str(error)) for error in damaged]
+    show({"tables": document, "damaged": list(map(str, damaged))}, json, "latency tables", rows)
 
 
 @table.command("show")
-def table_show(path: TablePath, json: Json = False, top: Annotated[int, typer.Option(help="Kernels to list.")] = 10) -> None:
+def table_show(path: TablePath, json: Json = False, top: Top = 10) -> None:
     """Where a table comes from, how far it can be trusted, and its dearest kernels."""
     from mobilenas.latency.table import LatencyTable
 
     found = LatencyTable.load(path)
     card = found.card
-    dearest = sorted(found.rows.values(), key=lambda row: -row.value_ms)[: max(0, top)]
+    dearest = sorted(found.rows.values(), key=lambda row: -row.value_ms)[:top]
     rows = [
         ("of", f"{card.key.device}, {card.key.runtime} {card.key.runtime_version}, {card.key.provider}, {card.key.precision}"),
         ("threads, batch", f"{card.key.threads}, {card.key.batch}"),
@@ -139,9 +142,7 @@ def table_show(path: TablePath, json: Json = False, top: Annotated[int, typer.Op
 
 
 @table.command("diff")
-def table_diff(
-    before: TablePath, after: TablePath, json: Json = False, top: Annotated[int, typer.Option(help="Kernels to list.")] = 10
-) -> None:
+def table_diff(before: TablePath, after: TablePath, json: Json = False, top: Top = 10) -> None:
     """What has moved between two tables: software, clocks and temperature do drift."""
     from mobilenas.latency.diff import difference
 

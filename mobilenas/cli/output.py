@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-def with_listener(quiet: bool, work: Callable[[ConsoleListener], R], resume: str = "the same command") -> R:
-    """Do ``work`` with progress on stderr; an interruption says how to go on and ends with 130."""
+GOES_ON = "the same command goes on where it stopped"
+BEGINS_ANEW = "nothing was written; the same command begins anew"
+
+
+def with_listener(quiet: bool, work: Callable[[ConsoleListener], R], after_stop: str) -> R:
+    """Do ``work`` with progress on stderr; SIGINT ends it with 130 and SIGTERM with 143, both saying ``after_stop``."""
     try:
         with ConsoleListener(quiet) as told:
             return work(told)
-    except KeyboardInterrupt:
-        print(f"interrupted; {resume} goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        interrupted = isinstance(stop, KeyboardInterrupt)
+        print(f"{'interrupted' if interrupted else 'terminated'}; {after_stop}", file=sys.stderr)
+        sys.exit(130 if interrupted else 143)
 
 
 def budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:

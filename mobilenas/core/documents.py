@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,7 +67,28 @@ def convert(data: Any, kind: type[T], where: str) -> T:
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
-        raise DocumentError(f"{where}: {error}{_nearest_field(str(error), kind)}") from error
+        message = _with_key(str(error), data, kind)
+        raise DocumentError(f"{where}: {message}{_nearest_field(message, kind)}") from error
+
+
+def _with_key(message: str, data: Any, kind: type) -> str:
+    """``message`` with the key that it leaves out as ``[...]``, where a mapping of any keys is below plain names."""
+    found = re.search(r"`\$((?:\.\w+)*)\[\.\.\.\]", message)
+    if found is None:
+        return message
+    path = found[1].split(".")[1:]
+    mapping = functools.reduce(lambda inside, name: inside[name], path, data)
+    for key in mapping if isinstance(mapping, dict) else ():
+        try:
+            msgspec.convert(_replaced(data, path, {key: mapping[key]}), kind)
+        except msgspec.ValidationError as error:
+            if str(error) == message:
+                return message.replace("[...]", f".{key}", 1)
+    return message
+
+
+def _replaced(data: Any, path: list[str], value: Any) -> Any:
+    return value if not path else {**data, path[0]: _replaced(data[path[0]], path[1:], value)}
 
 
 def _nearest_field(message: str, kind: type) -> str:

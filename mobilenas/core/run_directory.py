@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -143,11 +143,13 @@ class RunDirectory:
         return documents.parse_json(documents.read_text(self.path / name), str(self.path / name))
 
     @contextmanager
-    def running(self, config: str, environment: Any) -> Iterator[RunDirectory]:
+    def running(self, config: str, environment: Any, inputs: Mapping[str, str]) -> Iterator[RunDirectory]:
         """Lock the folder, record what runs, and leave the outcome in STATUS.
 
-        Raises ``UsageError`` if a process works in the folder, or if it holds another configuration.
+        ``inputs`` name the content of what the run starts from (a table, images); they lead config.toml as comments.
+        Raises ``UsageError`` if a process works in the folder, or if it holds another configuration or other inputs.
         """
+        config = "".join(f"# {name} {value}\n" for name, value in inputs.items()) + config
         with locked(self.path):
             self._check_same(config)
             write_atomic(self.path / "config.toml", config)
@@ -182,7 +184,7 @@ class RunDirectory:
 
 
 def _settings(text: str, where: str) -> dict[str, Any]:
-    """A configuration as dotted key -> value; its leading comment, which says what it is about, among them."""
+    """A configuration as dotted key -> value; the inputs in its leading comments among them."""
     flat: dict[str, Any] = {}
 
     def add(data: dict[str, Any], prefix: str) -> None:

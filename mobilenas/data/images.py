@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,6 +38,10 @@ class ImageSource(Protocol):
         """Pixels ``(C, H, W)`` uint8 and label of one image; raises ``DocumentError`` naming a file that is damaged."""
         ...
 
+    def digest(self) -> str:
+        """Hexadecimal digits that change when the images or labels do."""
+        ...
+
 
 @dataclass(frozen=True)
 class InMemory:
@@ -49,6 +55,9 @@ class InMemory:
 
     def read(self, index: int) -> tuple[Tensor, int]:
         return self.pixels[index], int(self.labels[index])
+
+    def digest(self) -> str:
+        return _sha256(self.pixels.contiguous().numpy().data, self.labels.contiguous().numpy().data)
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,13 @@ class InFiles:
                 return pil_to_tensor(image.convert("RGB")), self.labels[index]
         except (OSError, SyntaxError, ValueError) as error:
             raise DocumentError(f"{self.paths[index]}: not a whole image: {error}") from error
+
+    def digest(self) -> str:
+        """Of the files' names, sizes and labels: their contents are not read."""
+        folder = os.path.commonpath(self.paths)
+        files = zip(self.paths, self.labels, strict=True)
+        listed = [f"{os.path.relpath(path, folder)} {os.path.getsize(path)} {label}" for path, label in files]
+        return _sha256("\n".join(listed).encode())
 
 
 class Images(Dataset[tuple[Tensor, int]]):
@@ -129,6 +145,10 @@ class ImageData:
         """The test images, as a device would see them."""
         return Images(self._sources[1], self._transform(self.fit))
 
+    def digest(self) -> str:
+        """Hexadecimal digits that change when any image or label does (of files: their names, sizes and labels)."""
+        return _sha256(*(source.digest().encode() for source in self._sources))[:16]
+
     def _transform(self, first: tuple[Callable[[Tensor], Tensor], ...]) -> Callable[[Tensor], Tensor]:
         from torchvision.transforms import v2
 
@@ -175,6 +195,16 @@ class Subset:
 
     def read(self, index: int) -> tuple[Tensor, int]:
         return self.source.read(int(self.indices[index]))
+
+    def digest(self) -> str:
+        return _sha256(self.source.digest().encode(), self.indices.numpy().data)
+
+
+def _sha256(*parts: bytes | memoryview) -> str:
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part)
+    return hashed.hexdigest()
 
 
 class Cutout:

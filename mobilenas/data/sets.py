@@ -269,8 +269,10 @@ def load_data(name: str, root: Path | None = None, image_size: int | None = None
 
     ``root`` is where data sets lie; ``MOBILENAS_DATA``, else the user's data directory, by default.
     """
-    default = Path(os.environ.get("MOBILENAS_DATA", user_data_directory() / "data"))
-    data = DATA.get(name)(DataRequest(root or default, image_size))
+    folder = root or Path(os.environ.get("MOBILENAS_DATA", user_data_directory() / "data"))
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"data.root is {folder}, which is a file; name the folder of data sets")
+    data = DATA.get(name)(DataRequest(folder, image_size))
     if image_size not in (None, data.preprocessing.image_size):
         raise UsageError(f"data.image_size is {image_size}; {name} has images of {data.preprocessing.image_size} pixels")
     return data

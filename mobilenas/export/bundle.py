@@ -6,7 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from mobilenas.core import documents
 from mobilenas.core.run_directory import write_atomic
+from mobilenas.errors import DocumentError
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -19,3 +21,13 @@ def write_bundle(folder: Path, files: Mapping[str, str | bytes]) -> None:
         write_atomic(folder / name, data)
         lines.append(f"{hashlib.sha256(data).hexdigest()}  {name}\n")
     write_atomic(folder / CHECKSUMS, "".join(lines))
+
+
+def read_bundled(path: Path) -> bytes:
+    """The content of one file of a bundle; raises ``DocumentError`` if it is not the one that was written."""
+    lines = documents.read_text(path.parent / CHECKSUMS).splitlines()
+    sums = {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
+    content = path.read_bytes()
+    if sums.get(path.name) != hashlib.sha256(content).hexdigest():
+        raise DocumentError(f"{path}: changed since it was exported ({CHECKSUMS} says so): export it again")
+    return content

@@ -50,9 +50,10 @@ def find_table(path: Path | None, key: TableKey, space_key: str, profile_command
     )
 
 
-def known_tables() -> list[tuple[Path, LatencyTable]]:
-    """Folder and table of every table that a search looks through, the user's own first."""
-    return [found for root in _roots() for found in _read(root)[0]]
+def known_tables() -> tuple[list[tuple[Path, LatencyTable]], list[DocumentError]]:
+    """Folder and table of every table that a search looks through, the user's own first; what is wrong with the others."""
+    read = [_read(root) for root in _roots()]
+    return [found for tables, _ in read for found in tables], [error for _, errors in read for error in errors]
 
 
 def _roots() -> tuple[Path, Path]:

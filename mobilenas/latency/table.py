@@ -138,6 +138,11 @@ class LatencyTable:
     """By the space's key."""
     networks: tuple[NetworkRow, ...]
 
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digits that change when any number of the table does."""
+        return documents.digest([self.card, self._files()])[:16]
+
     def lookup(self, kernel: Kernel) -> TableRow:
         """The row of ``kernel``; raises ``MissingKernelError`` with the nearest rows and the command that fills it."""
         row = self.rows.get(kernel)
@@ -183,18 +188,7 @@ class LatencyTable:
 
         A card that was there goes first: a folder without a card is no table, whatever interrupts this.
         """
-        files = {
-            "kernels.csv": _csv_from_rows(TableRow, self.rows.values()),
-            "workloads.csv": _csv_from_rows(
-                _WorkloadRow,
-                (
-                    _WorkloadRow(key, workload, cost_ms)
-                    for key, costs in self.workload_costs.items()
-                    for workload, cost_ms in sorted(costs.costs_ms.items())
-                ),
-            ),
-            "networks.csv": _csv_from_rows(NetworkRow, self.networks),
-        }
+        files = self._files()
         (folder / "card.json").unlink(missing_ok=True)
         for name, content in files.items():
             write_atomic(folder / name, content)
@@ -205,6 +199,18 @@ class LatencyTable:
         }
         card["sha256"]["card.json"] = documents.digest(card)
         write_atomic(folder / "card.json", documents.dump_json(card))
+
+    def _files(self) -> dict[str, str]:
+        costs = (
+            _WorkloadRow(key, workload, cost_ms)
+            for key, costs in self.workload_costs.items()
+            for workload, cost_ms in sorted(costs.costs_ms.items())
+        )
+        return {
+            "kernels.csv": _csv_from_rows(TableRow, self.rows.values()),
+            "workloads.csv": _csv_from_rows(_WorkloadRow, costs),
+            "networks.csv": _csv_from_rows(NetworkRow, self.networks),
+        }
 
     @classmethod
     def load(cls, folder: Path) -> LatencyTable:

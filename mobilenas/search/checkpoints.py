@@ -121,9 +121,11 @@ class Saver:
 
     def after_step(self) -> None:
         """Save if it is time to; leave if a signal asked for it."""
-        if self._stop.is_requested or self._clock() - self._saved_at >= SAVE_EVERY_S:
+        is_leaving = self._stop.is_requested  # asked once: a signal from here on waits for the next step
+        if is_leaving or self._clock() - self._saved_at >= SAVE_EVERY_S:
             self.save()
-        self._stop.leave()
+        if is_leaving:
+            self._stop.leave()
 
 
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -27,7 +27,7 @@ from mobilenas import network
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.workload import Workload, weighted_sum
 from mobilenas.latency.budget import score_of, solutions
-from mobilenas.spaces.base import Probabilities, SearchSpace, SupernetSize
+from mobilenas.spaces.base import OptionCosts, Probabilities, SearchSpace, SupernetSize
 from mobilenas.supernet import MixedOp, Mixture, SearchedPool
 
 
@@ -82,6 +82,8 @@ class SpaceContract(ABC):
     """Random architectures per law."""
     one_hot_temperature = 1.0
     """At which ``expected_cost(one_hot(a))`` is exact. Lower it where ``one_hot`` cannot be certain of every decision."""
+    heeds_temperature = True
+    """Whether the decode rule has anything all-or-nothing to sharpen; ``False`` where every decision is always made."""
 
     @abstractmethod
     def make(self) -> SearchSpace:
@@ -171,6 +173,23 @@ class SpaceContract(ABC):
             for temperature in (1.0, 0.2):
                 expected = float(space.expected_cost(random_probabilities(space, seed), costs, temperature))
                 assert ends[0] * (1 - 1e-9) <= expected <= ends[1] * (1 + 1e-9), "no mixture of networks costs that"
+
+    def test_a_low_temperature_brings_the_expectation_nearer_to_the_decoded_network(self) -> None:
+        """All options of a decision cost the same here, so that the cost is a matter of which decisions are on."""
+        space = self.make()
+        generator = random.Random(6)
+        costs = {decision.name: generator.uniform(0.001, 1.0) for decision in space.decisions}
+        of_options = OptionCosts(0.0, {d.name: np.full(len(d.options), costs[d.name]) for d in space.decisions})
+        off = {1.0: 0.0, 0.1: 0.0}
+        for seed in range(self.samples):
+            probabilities = random_probabilities(space, seed, 3.0)
+            decoded = sum(costs[name] for name in space.decode(probabilities).choices)
+            for temperature in off:
+                off[temperature] += abs(float(space.expected_cost(probabilities, of_options, temperature)) - decoded)
+        if self.heeds_temperature:
+            assert off[0.1] < off[1.0], "the temperature changes nothing, or in the wrong direction"
+        else:
+            assert off[0.1] <= off[1.0] * (1 + 1e-9)
 
     def test_a_missing_workload_cost_raises(self) -> None:
         space = self.make()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 import msgspec
 import torch
@@ -106,10 +106,13 @@ def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> S
         }
     options |= cfg.options
     check_options(f"the space {cfg.name}", options, [field.name for field in dataclasses.fields(kind)])
-    try:
-        space: SearchSpace = kind(**options)
-    except TypeError as error:
-        raise UsageError(f"the options of the space {cfg.name} do not fit: {error}") from error
+    types = get_type_hints(kind)
+    for name, value in options.items():
+        try:
+            options[name] = msgspec.convert(value, types[name])
+        except msgspec.ValidationError as error:
+            raise UsageError(f"space.options.{name} is {value!r}: {error}") from error
+    space: SearchSpace = kind(**options)
     return space
 
 

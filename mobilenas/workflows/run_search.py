@@ -69,11 +69,13 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     directory = RunDirectory(output or default_run("search"))
     with target.device.open() as link:
         bounds, budget = None, None
+        inputs = {"data": data.digest()}
         if cfg.latency_budget is not None:
             model = table_model(cfg, space, target, link)
             bounds = latency_range(space, model)
             budget = _budget(cfg, model, bounds, told)
-        with directory.running(config.dump_config(cfg), run_environment()):
+            inputs["table"] = model.table.digest
+        with directory.running(config.dump_config(cfg), run_environment(), inputs):
             told.note(f"run directory {directory.path}")
             engine = SearchEngine(
                 space=space,

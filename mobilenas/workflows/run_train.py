@@ -51,7 +51,8 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
             f"test accuracy {report.test_accuracy:.1%}"
         )
 
-    with directory.running(f"# architecture {architecture.fingerprint}\n{config.dump_config(cfg)}", run_environment()):
+    inputs = {"architecture": architecture.fingerprint, "data": data.digest()}
+    with directory.running(config.dump_config(cfg), run_environment(), inputs):
         trainer = Trainer(
             network=network,
             data=data,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import plan_named
 from mobilenas.core.run_directory import write_atomic
+from mobilenas.export.bundle import read_bundled
 from mobilenas.profiling.campaign import network_for_timing
 from mobilenas.results import VerifyResult
 from mobilenas.workflows.naming import (
@@ -37,9 +39,9 @@ def verify(run: Path, cfg: VerifyConfig, listener: Listener | None = None) -> Ve
     budget = budget_of(run)
     target = Target.from_config(msgspec.structs.replace(search_config_of(run).device, name=cfg.device))
     exported = run / "export" / "model.onnx"
-    model = exported.read_bytes() if exported.exists() else network_for_timing(space, architecture)
+    model = read_bundled(exported) if exported.exists() else network_for_timing(space, architecture)
     measured = target.measure(architecture.fingerprint, model, plan, told, "measuring")
-    record = run / "verified" / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
+    record = run / "verified" / f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(2)}.json"
     result = VerifyResult(
         run=str(run),
         record=str(record),

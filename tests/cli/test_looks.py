@@ -42,7 +42,7 @@ def test_describe_a_network(path: str, run: Path, command: Command) -> None:
 
 
 def test_table_list_and_show(table: Path, command: Command, home: Path) -> None:
-    assert one_object(command("table", "list", "--json")) == {"tables": []}
+    assert one_object(command("table", "list", "--json")) == {"tables": [], "damaged": []}
     table.rename(_made(home / "latency_tables" / "mine"))
     [listed] = one_object(command("table", "list", "--json"))["tables"]
     shown = one_object(command("table", "show", listed["path"], "--json", "--top", "3"))
@@ -51,6 +51,11 @@ def test_table_list_and_show(table: Path, command: Command, home: Path) -> None:
     assert values == sorted(values, reverse=True)
     assert shown["card"]["origin"] == "estimated"
     assert "networks take 1.100 x" in command("table", "show", listed["path"]).out
+    assert command("table", "show", listed["path"], "--top", "-1").code == 2
+    (Path(listed["path"]) / "card.json").write_text("no card")
+    [damaged] = one_object(command("table", "list", "--json"))["damaged"]
+    assert "card.json: not JSON" in damaged
+    assert damaged in command("table", "list").out
 
 
 def _made(path: Path) -> Path:

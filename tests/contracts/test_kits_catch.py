@@ -9,13 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from mobilenas.core.workload import Kernel
 from mobilenas.latency.models import LatencyModel, Prediction
 from mobilenas.methods.base import Progress, SearchMethod, Step
 from mobilenas.methods.darts import Darts
+from mobilenas.runtimes.base import PreparedModel, Runtime
+from mobilenas.runtimes.onnx_runtime import OnnxRuntime
 from mobilenas.spaces.base import OptionCosts, SearchSpace
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.supernet import ArchitectureParameters, Mixture
 from mobilenas.testing.contracts import SpaceContract
+from mobilenas.testing.device_contracts import RuntimeContract
 from mobilenas.testing.fakes import make_model
 from mobilenas.testing.search_contracts import LatencyModelContract, MethodContract
 
@@ -48,6 +52,20 @@ class EntropyCost(CellSpace):
         return super().expected_cost(probabilities, costs, temperature) * (1 + 0.5 * entropy)
 
 
+class Lukewarm(CellSpace):
+    """Deaf to the temperature."""
+
+    def expected_cost(self, probabilities: Mapping[str, Tensor], costs: OptionCosts, temperature: float = 1.0) -> Tensor:
+        return super().expected_cost(probabilities, costs)
+
+
+class OneCopy(OnnxRuntime):
+    """A fragment of one copy, however many were asked for: the slope over copies would be nothing but noise."""
+
+    def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
+        return super().kernel_model(kernel, 1)
+
+
 @pytest.mark.parametrize(
     ("method", "law"),
     [
@@ -72,6 +90,25 @@ def test_a_wrong_expectation_is_caught() -> None:
 
     with pytest.raises(AssertionError, match="no mixture of networks costs that"):
         Kit().test_an_expectation_lies_between_the_cheapest_and_the_dearest_network()
+
+
+def test_a_deaf_expectation_is_caught() -> None:
+    class Kit(SpaceContract):
+        def make(self) -> SearchSpace:
+            return Lukewarm(channels=4, layers=5, image_size=8, image_channels=1)
+
+    with pytest.raises(AssertionError, match="the temperature changes nothing"):
+        Kit().test_a_low_temperature_brings_the_expectation_nearer_to_the_decoded_network()
+
+
+@pytest.mark.serial
+def test_a_fragment_of_too_few_copies_is_caught() -> None:
+    class Kit(RuntimeContract):
+        def make(self) -> Runtime:
+            return OneCopy()
+
+    with pytest.raises(AssertionError, match="forty copies"):
+        Kit().test_every_kernel_can_be_timed_alone()
 
 
 def test_a_constant_latency_is_caught() -> None:

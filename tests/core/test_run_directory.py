@@ -69,7 +69,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
 def test_a_run_that_ends_well(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     assert not run.is_finished
-    with run.running("a = 1\n", {"machine": "x"}):
+    with run.running("a = 1\n", {"machine": "x"}, {}):
         assert (run.path / "STATUS").read_text() == "running\n"
         assert not run.is_finished
         run.write_document("result.json", {"x": 1})
@@ -86,29 +86,29 @@ def test_a_run_that_ends_well(tmp_path: Path) -> None:
 )
 def test_a_run_that_does_not(tmp_path: Path, error: BaseException, status: str) -> None:
     run = RunDirectory(tmp_path)
-    with pytest.raises(type(error)), run.running("", {}):
+    with pytest.raises(type(error)), run.running("", {}, {}):
         raise error
     assert (tmp_path / "STATUS").read_text() == status
     assert not run.is_finished
-    with run.running("", {}):
+    with run.running("", {}, {}):
         pass
     assert run.is_finished, "the lock was let go"
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path).running("a = 1", {}):
+    with RunDirectory(tmp_path).running("a = 1", {}, {}):
         with (
             pytest.raises(UsageError, match="another process works in this folder"),
-            RunDirectory(tmp_path).running("a = 1", {}),
+            RunDirectory(tmp_path).running("a = 1", {}, {}),
         ):
             pass
         assert (tmp_path / "STATUS").read_text() == "running\n", "the run in progress is not disturbed"
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path).running("a = 1\nb = 2\n", {}):
+    with RunDirectory(tmp_path).running("a = 1\nb = 2\n", {}, {}):
         pass
-    with pytest.raises(UsageError) as error, RunDirectory(tmp_path).running("a = 1\nb = 3\n", {}):
+    with pytest.raises(UsageError) as error, RunDirectory(tmp_path).running("a = 1\nb = 3\n", {}, {}):
         pass
     assert "another configuration" in str(error.value)
     assert "\n  b: 2 -> 3" in str(error.value)
@@ -127,6 +127,6 @@ def test_metrics_are_json_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_a_signal_leaves_the_run_interrupted(tmp_path: Path, stop: type[BaseException]) -> None:
-    with pytest.raises(stop), RunDirectory(tmp_path).running("a = 1\n", {}):
+    with pytest.raises(stop), RunDirectory(tmp_path).running("a = 1\n", {}, {}):
         raise stop
     assert (tmp_path / "STATUS").read_text() == "interrupted\n"

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from mobilenas import workflows
 from mobilenas.core import documents
+from mobilenas.data import ImageData
 from mobilenas.testing import fakes
 from mobilenas.workflows import run_search
-from tests.conftest import SMALL, Outcome
+from tests.conftest import SMALL, Outcome, space
 
 SEARCH = ("search", "--latency-budget", "40%", *SMALL, "--no-measure", "-q", "-o", "out", "--table")
 
@@ -215,6 +217,10 @@ BAD_VALUES = [
     ("search --set space.options.image_size=32", "1 x 32 x 32"),
     ("search --set space.options.chanels=3", "channels"),
     ("search --set space.options.operators=[\"non\"]", "none"),
+    ("search --set space.options.operators=5", "space.options.operators"),
+    ("search --set space.options.channels=true", "space.options.channels"),
+    ("search --set space.options.layers=[1.5]", "space.options.layers"),
+    ("search --set data.root=/dev/null", "/dev/null"),
     ("search --set a.b.c=1", "a"),
     ("search --threads 0", "threads"),
     ("search --precision fp17", "fp32"),
@@ -388,3 +394,53 @@ def test_a_start_that_failed_does_not_bind_the_folder(command: Callable[..., Out
     small = ("--set", "supernet.channels=2", "--set", "supernet.layers=3", "--epochs", "1", *SMALL, "-q", "-o", "out")
     check(command("search", *small, "--set", "data.batch=5000"), 2, "data.batch")
     assert command("search", *small, "--set", "data.train_fraction=0.1").code == 0
+
+
+def test_a_table_that_was_measured_again_does_not_go_on_with_a_search(
+    command: Callable[..., Outcome], table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ("--set", "supernet.channels=2", "--set", "supernet.layers=3", "--epochs", "1", *SMALL, "-q", "-o", "out")
+    arguments = ("search", "--latency-budget", "1e6ms", *small, "--no-measure", "--set", "data.train_fraction=0.1")
+    first = fakes.make_model(space())
+    monkeypatch.setattr(run_search, "table_model", lambda cfg, space, target, link: first)
+    assert command(*arguments).code == 0
+    monkeypatch.setattr(run_search, "table_model", lambda cfg, space, target, link: fakes.make_model(space, 1.2))
+    before = (tmp_path / "out" / "result.json").read_bytes()
+    check(command(*arguments), 2, f"table: {first.table.digest} -> ")
+    assert (tmp_path / "out" / "result.json").read_bytes() == before
+
+
+def test_images_that_changed_do_not_go_on_with_a_training(
+    command: Callable[..., Outcome], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("train", "run", "--epochs", "1", "--set", "data.train_fraction=0.1", "-q")
+    assert command(*arguments).code == 0
+    real = ImageData.digest
+    monkeypatch.setattr(ImageData, "digest", lambda data: real(data)[::-1])
+    check(command(*arguments), 2, "data: ", " -> ")
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "word"), [(KeyboardInterrupt(), 130, "interrupted"), (SystemExit(143), 143, "terminated")]
+)
+@pytest.mark.parametrize(("verb", "left"), [("export", "export"), ("verify", "verified")])
+def test_a_command_that_is_stopped_says_how_to_go_on(
+    verb: str, left: str, stop: BaseException, code: int, word: str, run: Path, command: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def stopped(*arguments: object) -> None:
+        raise stop
+
+    monkeypatch.setattr(workflows.Target, "measure", stopped)
+    outcome = command(verb, "run", "-q")
+    assert outcome.code == code
+    assert outcome.err.splitlines()[-1] == f"{word}; nothing was written; the same command begins anew"
+    assert not (run / left).exists()
+
+
+def test_an_exported_model_that_was_edited_is_not_measured(run: Path, command: Callable[..., Outcome]) -> None:
+    assert command("export", "run", "--no-device", "-q").code == 0
+    with open(run / "export" / "model.onnx", "ab") as file:
+        file.write(b"x")
+    check(command("verify", "run", "-q"), 3, "model.onnx", "export it again")
+    assert not (run / "verified").exists()

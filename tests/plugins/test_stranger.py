@@ -33,6 +33,8 @@ class TestEntropyDarts(MethodContract):
 
 
 class TestChainSpace(SpaceContract):
+    heeds_temperature = False
+
     def make(self) -> SearchSpace:
         return ChainSpace()
 
