@@ -69,7 +69,10 @@ class WeightsConfig(Strict):
 
     lr: Positive = 0.025
     min_lr: NotNegative = 0.001
+    warmup_epochs: CountOrNone = 0
+    """First epochs in which ``lr`` rises linearly."""
     momentum: BelowOne = 0.9
+    nesterov: bool = False
     weight_decay: NotNegative = 3e-4
     clip_norm: Positive = 5.0
 
@@ -81,6 +84,7 @@ class ArchitectureConfig(Strict):
     beta1: BelowOne = 0.5
     beta2: BelowOne = 0.999
     weight_decay: NotNegative = 1e-3
+    clip_norm: Positive | None = None
 
 
 class SupernetConfig(Strict):
@@ -88,6 +92,20 @@ class SupernetConfig(Strict):
 
     channels: Count = 16
     layers: Count = 8
+    checkpoint_cells: bool = False
+    """Compute each cell again on the way back: less memory, more time."""
+
+
+class SwitchesConfig(Strict):
+    """What any method on cells can turn on; unset, the method's own choice."""
+
+    edge_normalisation: bool | None = None
+    partial_channels: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
+    """K: one channel in K passes through the operators."""
+    skip_dropout: BelowOne | None = None
+    """Chance at first that an element of an identity is dropped."""
+    skip_limit: CountOrNone | None = None
+    """Skip connections in a normal cell at most."""
 
 
 class ComputeConfig(Strict):
@@ -115,8 +133,9 @@ class SearchConfig(Strict):
     """``mobilenas search``."""
 
     method: str = "darts"
-    method_options: dict[str, bool | int | float | str] = {}
+    method_options: dict[str, bool | int | float | str | tuple[float, ...]] = {}
     """Arguments of the method, as ``order = 2`` for darts."""
+    switches: SwitchesConfig = SwitchesConfig()
     space: SpaceConfig = SpaceConfig()
     supernet: SupernetConfig = SupernetConfig()
     data: DataConfig = DataConfig()
@@ -129,11 +148,13 @@ class SearchConfig(Strict):
     plan: str = "quick"
     """How candidates are measured."""
     measure: bool = True
+    validation_fraction: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
+    """Share of the training images that the architecture is judged on."""
     candidates: Count = 8
     rounds: Count = 3
     epochs: Count = 50
-    warmup_epochs: CountOrNone = 0
-    """First epochs that train only weights."""
+    warmup_epochs: CountOrNone | None = None
+    """First epochs (of each stage) that train only weights; the method's own share by default."""
     weights: WeightsConfig = WeightsConfig()
     architecture: ArchitectureConfig = ArchitectureConfig()
     compute: ComputeConfig = ComputeConfig()

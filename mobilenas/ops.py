@@ -17,6 +17,9 @@ from torch.nn import functional
 from mobilenas.core.registry import Registry
 from mobilenas.core.workload import Workload
 
+FIXED_REDUCE_GROUPS = 8
+"""Groups of the convolutions of GDAS's fixed reduction cell."""
+
 Builder = Callable[[Workload, bool], nn.Module]
 Counter = Callable[[Workload], int]
 
@@ -25,9 +28,9 @@ Counter = Callable[[Workload], int]
 class Operator:
     """One entry of the catalogue.
 
-    ``build(workload, affine)`` returns the module; ``affine`` is whether its BatchNorms have a learned scale and shift
-    (they have none while a cell is searched). ``madds`` and ``params`` count a batch of one and the affine module;
-    BatchNorm, ReLU, pooling and sums count no multiply-adds.
+    ``build(workload, affine)`` returns the module; ``affine`` is whether its BatchNorms have a learned scale and shift and
+    keep running statistics (they have neither while a cell is searched). ``madds`` and ``params`` count a batch of one and
+    the affine module; BatchNorm, ReLU, pooling and sums count no multiply-adds.
     """
 
     name: str
@@ -36,12 +39,17 @@ class Operator:
     params: Counter
 
 
+def norm(channels: int, affine: bool) -> nn.BatchNorm2d:
+    """BatchNorm of a derived network (``affine``), or of a searched one, which knows its batch's statistics only."""
+    return nn.BatchNorm2d(channels, affine=affine, track_running_stats=affine)
+
+
 def relu_conv_bn(c_in: int, c_out: int, kernel: int, stride: int, affine: bool) -> nn.Sequential:
     """ReLU, convolution with same padding, BatchNorm: ``(B, c_in, H, W) -> (B, c_out, H/stride, W/stride)``."""
     return nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(c_out, affine=affine),
+        norm(c_out, affine),
     )
 
 
@@ -51,7 +59,7 @@ def _depthwise_separable(c_in: int, c_out: int, kernel: int, stride: int, dilati
         nn.ReLU(),
         nn.Conv2d(c_in, c_in, kernel, stride, padding, dilation, groups=c_in, bias=False),
         nn.Conv2d(c_in, c_out, 1, bias=False),
-        nn.BatchNorm2d(c_out, affine=affine),
+        norm(c_out, affine),
     )
 
 
@@ -66,14 +74,42 @@ class FactorizedReduce(nn.Module):
         super().__init__()
         self.even = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
         self.odd = nn.Conv2d(c_in, c_out - c_out // 2, 1, stride=2, bias=False)
-        self.bn = nn.BatchNorm2d(c_out, affine=affine)
+        self.bn = norm(c_out, affine)
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.relu(x)
-        height, width = x.shape[-2:]
-        padded = functional.pad(x, (0, width % 2, 0, height % 2)) if width % 2 or height % 2 else x
-        shifted = padded[..., 1:, 1:]
-        return cast(Tensor, self.bn(torch.cat([self.even(x), self.odd(shifted)], dim=1)))
+        return cast(Tensor, self.bn(torch.cat([self.even(x), self.odd(shifted_by_one(x))], dim=1)))
+
+
+def shifted_by_one(x: Tensor) -> Tensor:
+    """``x`` from its second row and column on; zero-padded first where a size is odd."""
+    height, width = x.shape[-2:]
+    padded = functional.pad(x, (0, width % 2, 0, height % 2)) if width % 2 or height % 2 else x
+    return padded[..., 1:, 1:]
+
+
+def _fixed_reduce_conv(w: Workload, affine: bool) -> nn.Module:
+    """Branch of GDAS's fixed reduction cell (arXiv 1910.04465, figure 4): 1x3, 3x1 in eight groups, then 1x1; stride 2."""
+    c_in, c_out = w.in_channels, w.out_channels
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(c_in, c_in, (1, 3), (1, 2), (0, 1), groups=FIXED_REDUCE_GROUPS, bias=False),
+        nn.Conv2d(c_in, c_in, (3, 1), (2, 1), (1, 0), groups=FIXED_REDUCE_GROUPS, bias=False),
+        norm(c_in, affine),
+        nn.ReLU(),
+        nn.Conv2d(c_in, c_out, 1, bias=False),
+        norm(c_out, affine),
+    )
+
+
+def _fixed_reduce_conv_madds(w: Workload) -> int:
+    grouped = 3 * w.in_channels * (w.in_channels // FIXED_REDUCE_GROUPS)
+    return (w.height + w.out_height) * w.out_width * grouped + _pointwise_madds(w)
+
+
+def _fixed_reduce_conv_params(w: Workload) -> int:
+    grouped = 3 * w.in_channels * (w.in_channels // FIXED_REDUCE_GROUPS)
+    return 2 * grouped + 2 * w.in_channels + _pointwise_params(w)
 
 
 class Sum(nn.Module):
@@ -217,6 +253,13 @@ OPERATORS: Registry[Operator] = Registry(
                 lambda w, affine: FactorizedReduce(w.in_channels, w.out_channels, affine),
                 _pointwise_madds,
                 _pointwise_params,
+            ),
+            Operator("fixed_reduce_conv", _fixed_reduce_conv, _fixed_reduce_conv_madds, _fixed_reduce_conv_params),
+            Operator(
+                "fixed_reduce_pool",
+                lambda w, affine: nn.Sequential(nn.MaxPool2d(3, 2, 1), norm(w.out_channels, affine)),
+                _nothing,
+                lambda w: 2 * w.out_channels,
             ),
             Operator("sum", lambda w, affine: Sum(), _nothing, _nothing),
             Operator("concat", lambda w, affine: Concat(), _nothing, _nothing),

@@ -6,7 +6,8 @@ Shapes: ``B`` batch, ``C`` channels, ``H`` height, ``W`` width, ``O`` options of
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import msgspec
@@ -21,49 +22,76 @@ NO_OPERATOR = "none"
 """The option that computes zero; no workload and no cost belong to it."""
 
 
-class ArchitectureParameters(nn.Module):
-    """One logit vector ``(O,)`` per searched decision, beside the supernet and with an optimiser of its own.
+@dataclass(frozen=True)
+class LogitGroup:
+    """Decisions whose logits are rows of one matrix; ``places`` are the columns of their options among ``width``."""
 
-    The logits of all decisions with equally many options are rows of one matrix, so that relaxing them is one
-    operation. Initialised as published: ``1e-3 * N(0, 1)``.
+    kind: str
+    members: tuple[Decision, ...]
+    width: int
+    places: tuple[tuple[int, ...], ...]
+
+
+class ArchitectureParameters(nn.Module):
+    """One logit per option of every searched decision, beside the supernet and with an optimiser of its own.
+
+    ``decisions`` are those of a stage. Where a stage has dropped options of the space's decisions (``of``), their logits do
+    not exist; what ``relax`` returns is over the space's options all the same, so that everyone else counts options alike.
+    Decisions of one kind and number of options are rows of one matrix: relaxing them is one operation. Initialised as
+    published: ``1e-3 * N(0, 1)``.
     """
 
-    def __init__(self, decisions: Iterable[Decision], generator: torch.Generator) -> None:
+    def __init__(self, decisions: Iterable[Decision], generator: torch.Generator, of: Iterable[Decision] | None = None) -> None:
         super().__init__()
-        groups: dict[int, list[Decision]] = {}
-        for decision in decisions:
-            groups.setdefault(len(decision.options), []).append(decision)
-        self.decisions = {n: tuple(members) for n, members in sorted(groups.items())}
+        decisions = tuple(decisions)
+        whole = {decision.name: decision.options for decision in (decisions if of is None else of)}
+        self.groups: dict[str, LogitGroup] = {}
+        for kind, n in sorted({(decision.kind, len(decision.options)) for decision in decisions}):
+            members = tuple(d for d in decisions if (d.kind, len(d.options)) == (kind, n))
+            places = tuple(tuple(whole[d.name].index(option) for option in d.options) for d in members)
+            self.groups[f"{kind}{n}"] = LogitGroup(kind, members, len(whole[members[0].name]), places)
         self.logits = nn.ParameterDict(
             {
-                str(n): nn.Parameter(1e-3 * torch.randn(len(members), n, generator=generator))
-                for n, members in self.decisions.items()
+                name: nn.Parameter(1e-3 * torch.randn(len(group.members), len(group.places[0]), generator=generator))
+                for name, group in self.groups.items()
             }
         )
 
-    def relax(self, relaxation: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Apply ``relaxation`` ``(D, O) -> (D, O)`` row by row; one vector ``(O,)`` per decision name."""
+    def relax(
+        self, relaxation: Callable[[Tensor], Tensor], kinds: Collection[str] | None = None, dropped: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Apply ``relaxation`` ``(D, O) -> (D, O)`` row by row; one vector over the space's options per decision name.
+
+        Only decisions of the given ``kinds``, all by default. An option that the stage lacks gets the value ``dropped``.
+        """
         relaxed: dict[str, Tensor] = {}
-        for n, members in self.decisions.items():
-            rows = relaxation(self.logits[str(n)]).unbind(0)
-            relaxed.update((decision.name, row) for decision, row in zip(members, rows, strict=True))
+        for name, group in self.groups.items():
+            if kinds is not None and group.kind not in kinds:
+                continue
+            rows = relaxation(self.logits[name])
+            if rows.shape[1] < group.width:
+                filled = rows.new_full((len(rows), group.width), dropped)
+                rows = filled.scatter(1, torch.tensor(group.places, device=rows.device), rows)
+            relaxed.update((decision.name, row) for decision, row in zip(group.members, rows.unbind(0), strict=True))
         return relaxed
 
-    def softmax(self) -> dict[str, Tensor]:
-        """Probabilities ``(O,)`` per decision name, DARTS equation 2."""
-        return self.relax(lambda logits: logits.softmax(dim=-1))
+    def softmax(self, kinds: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Probabilities ``(O,)`` per decision name, DARTS equation 2; zero for an option that the stage lacks."""
+        return self.relax(lambda logits: logits.softmax(dim=-1), kinds)
 
 
 class Mixture(msgspec.Struct, frozen=True):
     """One relaxation of all decisions: the only thing that passes from a method to the supernet and the cost.
 
-    ``weights[decision]`` ``(O,)`` multiply the candidates' outputs; ``active[decision]`` are the indices to evaluate
-    (all where absent); ``probabilities[decision]`` ``(O,)`` are always soft and feed the cost.
+    ``weights[decision]`` ``(O,)`` multiply the candidates' outputs (of a decision of kind ``input``: the inputs);
+    ``active[decision]`` are the indices to evaluate (all where absent); ``probabilities[decision]`` ``(O,)`` are always soft
+    and feed the cost. ``skip_dropout`` is the chance that an element of an identity is dropped; the engine fills it in.
     """
 
     weights: Mapping[str, Tensor]
     probabilities: Mapping[str, Tensor]
     active: Mapping[str, Sequence[int]]
+    skip_dropout: float = 0.0
 
     @classmethod
     def soft(cls, probabilities: Mapping[str, Tensor]) -> Mixture:
@@ -81,10 +109,6 @@ class Supernet(nn.Module, ABC):
     @abstractmethod
     def modules_of(self, choices: Mapping[str, str]) -> dict[str, nn.Module]:
         """The modules that a derived network keeps, by the names of its blueprint's layers."""
-
-
-MixedOpBuilder = Callable[[Sequence[str], Callable[[str], Workload]], nn.Module]
-"""``(options, workload of an option) -> module``; the module is called as ``(x, weights, active)``."""
 
 
 class MixedOp(nn.Module):
@@ -118,5 +142,5 @@ def candidate(workload: Workload) -> nn.Module:
     """The module of one candidate while searching: BatchNorms without scale and shift, one more after a pool."""
     module = ops.build_operator(workload, affine=False)
     if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-        return SearchedPool(module, nn.BatchNorm2d(workload.out_channels, affine=False))
+        return SearchedPool(module, ops.norm(workload.out_channels, affine=False))
     return module

@@ -111,7 +111,7 @@ def search(
         typer.Option("--latency-budget", help="As 5ms, 800us, or 40% of the space's range.", metavar="BUDGET"),
     ] = None,
     budget_statistic: Annotated[str | None, typer.Option("--budget-statistic", help="What the budget binds: floor.")] = None,
-    method: Annotated[str | None, typer.Option("--method", help="Search method: darts or gdas.")] = None,
+    method: Annotated[str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts or pc-darts.")] = None,
     space: SpaceName = None,
     channels: Channels = None,
     layers: Layers = None,

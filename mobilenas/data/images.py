@@ -157,10 +157,12 @@ class ImageData:
         composed: Callable[[Tensor], Tensor] = v2.Compose([*first, *normalise])
         return composed
 
-    def halves(self, seed: int) -> tuple[Images, Images]:
-        """Two disjoint random halves of the training images: one for the weights, one for the architecture."""
+    def halves(self, seed: int, second: float = 0.5) -> tuple[Images, Images]:
+        """Two disjoint random parts of the training images: one for the weights and, ``second`` of all, one for the
+        architecture; at least one image each.
+        """
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
-        middle = len(order) // 2
+        middle = min(max(1, round(len(order) * (1 - second) - 1e-9)), len(order) - 1)
         return self.train.subset(order[:middle]), self.train.subset(order[middle:])
 
     def with_cutout(self) -> Images:

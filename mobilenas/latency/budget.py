@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -134,7 +134,17 @@ def score_of(program: DerivationProgram, architecture: Architecture) -> float:
     )
 
 
-def derive(space: SearchSpace, scores: Mapping[str, np.ndarray], budget: Budget, count: int = 1) -> list[Candidate]:
+Restrict = Callable[[DerivationProgram], DerivationProgram]
+"""Adds rules of a search method to a space's program."""
+
+
+def derive(
+    space: SearchSpace,
+    scores: Mapping[str, np.ndarray],
+    budget: Budget,
+    count: int = 1,
+    restrict: Restrict = lambda program: program,
+) -> list[Candidate]:
     """At most ``count`` networks with ``table_ms <= target``, best score first; at least one.
 
     The program sees linear costs; what counts is the sum of the whole lowered network. So the program first gets as much
@@ -144,7 +154,7 @@ def derive(space: SearchSpace, scores: Mapping[str, np.ndarray], budget: Budget,
     Raises ``BudgetError`` with both bounds if nothing fits.
     """
     model, target_ms = budget.model, budget.target_ms
-    program = space.derivation_program(scores, [model.option_costs])
+    program = restrict(space.derivation_program(scores, [model.option_costs]))
     accepted: dict[Architecture, Candidate] = {}
     for share in (1.0, 0.0, -1.0, -2.0, -4.0):
         room = share * model.card.workload_error.p90_fraction
@@ -155,7 +165,7 @@ def derive(space: SearchSpace, scores: Mapping[str, np.ndarray], budget: Budget,
         if len(accepted) >= count:
             break
     if not accepted:
-        bounds = latency_range(space, model)
+        bounds = latency_range(space, model, restrict)
         if bounds.lowest.table.ms > target_ms:
             raise BudgetError(
                 f"no network of {space.name} fits {target_ms:.4g} ms: the fastest found takes "
@@ -195,11 +205,11 @@ class LatencyRange:
     highest: Candidate
 
 
-def latency_range(space: SearchSpace, model: TableModel) -> LatencyRange:
+def latency_range(space: SearchSpace, model: TableModel, restrict: Restrict = lambda program: program) -> LatencyRange:
     """Bounds of the space: of the ``EXTREMES_LOWERED`` most extreme networks by linear cost the extreme whole sums."""
     ends = []
     for sign in (-1.0, 1.0):
-        program = space.derivation_program(extreme_scores(model.option_costs, sign), [model.option_costs])
+        program = restrict(space.derivation_program(extreme_scores(model.option_costs, sign), [model.option_costs]))
         found = [space.architecture(choice) for choice in islice(solutions(program), EXTREMES_LOWERED)]
         summed = [c for c in _sum_up(found, program, model) if c is not None]
         ends.append(max(summed, key=lambda c: sign * c.table.ms))

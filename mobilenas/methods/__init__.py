@@ -10,5 +10,11 @@ if TYPE_CHECKING:
     from mobilenas.methods.base import SearchMethod
 
 METHODS: Registry[type[SearchMethod]] = Registry(
-    "method", {"darts": "mobilenas.methods.darts:Darts", "gdas": "mobilenas.methods.gdas:Gdas"}
+    "method",
+    {
+        "darts": "mobilenas.methods.darts:Darts",
+        "gdas": "mobilenas.methods.gdas:Gdas",
+        "p-darts": "mobilenas.methods.p_darts:PDarts",
+        "pc-darts": "mobilenas.methods.pc_darts:PCDarts",
+    },
 )

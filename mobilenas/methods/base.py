@@ -1,7 +1,8 @@
 """The contract of a search method: a handful of hooks, each with a default that is first-order DARTS.
 
 The engine owns optimisers, data, precision, clipping, checkpoints, logging and the budget; a method owns what its paper
-adds. Life of a search: ``stages`` yields a stage and is sent its finished logits; for each epoch of it ``phases`` says
+adds. Edge normalisation, partial channels, dropout of skips and their limit are ``Switches``, which any method on cells has.
+Life of a search: ``stages`` yields a stage and is sent its finished logits; for each epoch of it ``phases`` says
 in which order weights and architecture are stepped; each step relaxes the logits to a ``Mixture``; an architecture step
 then calls ``architecture_gradient`` and, after the optimiser, ``after_architecture_step``; at the end ``decode`` and
 ``scores`` say what the logits stand for.
@@ -9,6 +10,7 @@ then calls ``architecture_gradient`` and, after the optimiser, ``after_architect
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +21,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from mobilenas.core.architecture import Architecture, Decision, DecisionKind
-from mobilenas.spaces.base import SearchSpace, SupernetSize
-from mobilenas.supernet import ArchitectureParameters, MixedOp, MixedOpBuilder, Mixture
+from mobilenas.errors import IncompatibleError
+from mobilenas.methods.switches import Switches
+from mobilenas.spaces.base import DerivationProgram, SearchSpace, SupernetSize
+from mobilenas.supernet import ArchitectureParameters, Mixture
+
+DROPPED_SCORE = -1000.0
+"""Far below any sum of log probabilities."""
 
 StepKind = Literal["architecture", "weights"]
 
@@ -41,6 +48,16 @@ class Stage:
     epochs: int
     warmup_epochs: int = 0
     """Epochs at the start that train only the weights."""
+    skip_dropout: float = 0.0
+    """At first; see ``skip_dropout_at``."""
+
+    def skip_dropout_at(self, epoch: int) -> float:
+        """Chance that an element of an identity is dropped: falls linearly through the warm-up, then starts over and falls
+        exponentially (P-DARTS, arXiv 1904.12760, section 3.2 and the authors' schedule).
+        """
+        if epoch < self.warmup_epochs:
+            return self.skip_dropout * (self.epochs - epoch - 1) / self.epochs
+        return self.skip_dropout * math.exp(-0.2 * (epoch - self.warmup_epochs))
 
 
 @dataclass(frozen=True)
@@ -95,19 +112,36 @@ class SearchMethod:
 
     name: ClassVar[str]
     searches: ClassVar[frozenset[DecisionKind]] = frozenset({"op"})
-    """Which kinds of decision get logits."""
+    """Which kinds of decision get logits; ``input`` also where edges are normalised."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Traits that a space must have."""
-    mixed_op: MixedOpBuilder = MixedOp
     step_order: ClassVar[tuple[StepKind, ...]] = ("architecture", "weights")
     """The steps made with every pair of batches."""
+    warmup_fraction: ClassVar[float] = 0.0
+    """Share of a stage's epochs that train only weights, unless the search says how many."""
+    switches = Switches()
+    """What this method turns on of what any method on cells may have; a search may set others on its instance."""
+
+    def check(self, space: SearchSpace) -> None:
+        """Raise ``IncompatibleError`` where the method cannot search ``space`` with its switches."""
+        missing = self.needs - space.traits
+        if missing:
+            raise IncompatibleError(
+                f"the method {self.name} needs a space with {', '.join(sorted(missing))}; "
+                f"{space.name} has {', '.join(sorted(space.traits)) or 'none of that'}"
+            )
+        self.switches.check(space)
 
     def stages(
         self, space: SearchSpace, size: SupernetSize, epochs: int, warmup_epochs: int
     ) -> Generator[Stage, ArchitectureParameters, None]:
         """Yield the stages in order; each ``yield`` returns the stage's finished logits."""
-        decisions = tuple(decision for decision in space.decisions if decision.kind in self.searches)
-        yield Stage(size, decisions, epochs, warmup_epochs)
+        yield Stage(size, self.searched(space), epochs, warmup_epochs, self.switches.skip_dropout)
+
+    def searched(self, space: SearchSpace) -> tuple[Decision, ...]:
+        """The decisions of ``space`` that get logits."""
+        kinds = self.searches | (frozenset({"input"}) if self.switches.edge_normalisation else frozenset())
+        return tuple(decision for decision in space.decisions if decision.kind in kinds)
 
     def phases(self, stage: Stage, epoch: int) -> tuple[tuple[StepKind, ...], ...]:
         """Passes over the data in this epoch; each pass makes these steps with every batch."""
@@ -132,9 +166,16 @@ class SearchMethod:
 
     def decode(self, space: SearchSpace, parameters: ArchitectureParameters) -> Architecture:
         """The architecture that the logits stand for, without a budget."""
-        return space.decode({name: row.detach() for name, row in parameters.softmax().items()})
+        return self.switches.decode(space, {name: row.detach() for name, row in parameters.softmax().items()})
 
     def scores(self, space: SearchSpace, parameters: ArchitectureParameters) -> Mapping[str, np.ndarray]:
-        """Log probabilities ``(O,)`` per decision, what a derivation under budgets maximises."""
-        logits = parameters.relax(lambda rows: rows.detach().double().log_softmax(dim=-1))
+        """Log probabilities ``(O,)`` per decision, what a derivation under budgets maximises.
+
+        An option that the last stage lacks scores so low that only a budget which nothing else meets can bring it back.
+        """
+        logits = parameters.relax(lambda rows: rows.detach().double().log_softmax(dim=-1), dropped=DROPPED_SCORE)
         return {name: row.cpu().numpy() for name, row in logits.items()}
+
+    def restrict(self, program: DerivationProgram) -> DerivationProgram:
+        """Add the method's own rules to a space's program of what may be chosen together."""
+        return self.switches.restrict(program)

@@ -17,8 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mobilenas.errors import UsageError
+from mobilenas.errors import IncompatibleError, UsageError
 from mobilenas.methods.base import SearchMethod, Step, frozen
+from mobilenas.spaces.base import SearchSpace
 from mobilenas.supernet import Mixture
 
 EPSILON = 0.01
@@ -39,6 +40,14 @@ class Darts(SearchMethod):
         if hessian not in ("difference", "exact"):
             raise UsageError(f"method_options.hessian is {hessian!r}; available: difference, exact")
         self.order, self.hessian = order, hessian
+
+    def check(self, space: SearchSpace) -> None:
+        super().check(space)
+        if self.order == 2 and self.switches.skip_dropout > 0:
+            raise IncompatibleError(
+                "switches.skip_dropout with method_options.order = 2: the passes that the second order subtracts would drop "
+                "different elements; use order 1"
+            )
 
     def architecture_gradient(self, step: Step) -> None:
         if self.order == 1:

@@ -44,12 +44,12 @@ class Gdas(SearchMethod):
 
     def relax_architecture(self, parameters: ArchitectureParameters, progress: Progress) -> Mixture:
         tau = FIRST_TAU + (LAST_TAU - FIRST_TAU) * progress.fraction
-        weights = parameters.relax(lambda logits: self._sample(logits, tau))
-        winners = torch.stack([row.detach().argmax() for row in weights.values()]).tolist()
+        drawn = parameters.relax(lambda logits: self._sample(logits, tau), {"op"})
+        winners = torch.stack([row.detach().argmax() for row in drawn.values()]).tolist()
         return Mixture(
-            weights=weights,
+            weights=drawn | parameters.softmax({"input"}),
             probabilities=parameters.softmax(),
-            active={name: (winner,) for name, winner in zip(weights, winners, strict=True)},
+            active={name: (winner,) for name, winner in zip(drawn, winners, strict=True)},
         )
 
     def _sample(self, logits: Tensor, tau: float) -> Tensor:

@@ -21,44 +21,53 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
 from mobilenas.data import CyclingLoader, Images
-from mobilenas.errors import DocumentError, IncompatibleError, MissingKernelError
+from mobilenas.errors import DocumentError, MissingKernelError
 from mobilenas.latency.budget import AugmentedLagrangian, Budget
 from mobilenas.methods.base import Batch, Progress, SearchMethod, Stage, Step
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, random_state, set_random_state
 from mobilenas.search.task import Task
-from mobilenas.spaces.base import SearchSpace, SupernetSize
+from mobilenas.spaces.base import SearchSpace, SupernetPlan, SupernetSize
 from mobilenas.supernet import ArchitectureParameters, Mixture, Supernet
 
 LOWEST_TEMPERATURE = 0.05
 
 
 class SgdSettings(msgspec.Struct, frozen=True):
-    """SGD with momentum, a cosine from ``lr`` to ``min_lr`` per epoch, and clipping of the gradient's norm."""
+    """SGD with momentum, a cosine from ``lr`` to ``min_lr`` per epoch, and clipping of the gradient's norm.
+
+    In the first ``warmup_epochs`` the rate rises linearly to ``lr`` instead.
+    """
 
     lr: float
     min_lr: float
     momentum: float
     weight_decay: float
     clip_norm: float
+    warmup_epochs: int = 0
+    nesterov: bool = False
 
     def lr_at(self, epoch: int, epochs: int) -> float:
         """Learning rate of ``epoch``, counted from 0."""
+        if epoch < self.warmup_epochs:
+            return self.lr * (epoch + 1) / self.warmup_epochs
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 class AdamSettings(msgspec.Struct, frozen=True):
-    """Adam of the logits, with L2 decay."""
+    """Adam of the logits, with L2 decay and, where it is set, clipping of the gradient's norm."""
 
     lr: float
     beta1: float
     beta2: float
     weight_decay: float
+    clip_norm: float | None = None
 
 
 class EngineSettings(msgspec.Struct, frozen=True):
     """Everything about a search that is neither space nor method."""
 
     supernet: SupernetSize
+    checkpoint_cells: bool
     epochs: int
     warmup_epochs: int
     batch_size: int
@@ -128,15 +137,10 @@ class SearchEngine:
     on_note: Callable[[str], None] = lambda _: None
 
     def run(self) -> ArchitectureParameters:
-        """Search all stages. Raises ``IncompatibleError`` if the method needs what the space lacks, ``DivergedError``
-        if the loss stops being finite.
+        """Search all stages. Raises ``IncompatibleError`` if the method or its switches need what the space lacks,
+        ``DivergedError`` if the loss stops being finite.
         """
-        missing = self.method.needs - self.space.traits
-        if missing:
-            raise IncompatibleError(
-                f"the method {self.method.name} needs a space with {', '.join(sorted(missing))}; "
-                f"{self.space.name} has {', '.join(sorted(self.space.traits)) or 'none of that'}"
-            )
+        self.method.check(self.space)
         settings = self.settings
         stages = self.method.stages(self.space, settings.supernet, settings.epochs, settings.warmup_epochs)
         stage = next(stages)
@@ -157,15 +161,17 @@ class _StageRun:
         self.engine, self.index, self.stage = engine, index, stage
         settings, fabric = engine.settings, engine.fabric
         torch.manual_seed(settings.seed + index)
-        supernet: Supernet = engine.space.supernet(stage.size, engine.method.mixed_op)
+        parts = engine.method.switches.partial_channels
+        supernet: Supernet = engine.space.supernet(SupernetPlan(stage.size, stage.decisions, parts, settings.checkpoint_cells))
         generator = torch.Generator().manual_seed(settings.seed + index)
-        self.parameters: ArchitectureParameters = ArchitectureParameters(stage.decisions, generator)
+        self.parameters = ArchitectureParameters(stage.decisions, generator, engine.space.decisions)
         fabric.to_device(self.parameters)
         self.weights = list(supernet.parameters())
         optimiser = torch.optim.SGD(
             self.weights,
             settings.weights.lr,
             momentum=settings.weights.momentum,
+            nesterov=settings.weights.nesterov,
             weight_decay=settings.weights.weight_decay,
         )
         self.supernet, self.weights_optimiser = fabric.setup(supernet, optimiser)
@@ -257,12 +263,16 @@ class _StageRun:
                 weights_lr=self.weights_optimiser.param_groups[0]["lr"],
             )
         )
+        clip_norm = self.engine.settings.architecture.clip_norm
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters.parameters(), clip_norm)
         self.architecture_optimiser.step()
         with torch.no_grad():
             self.engine.method.after_architecture_step(self.parameters, progress)
 
     def _loss(self, batch: Batch, mixture: Mixture, tally: Tally) -> Tensor:
-        logits = self.supernet(batch.images, mixture)
+        dropout = self.stage.skip_dropout_at(self.position.epoch)
+        logits = self.supernet(batch.images, msgspec.structs.replace(mixture, skip_dropout=dropout))
         loss = self.engine.task.loss(logits, batch.labels)
         tally.add(loss, self.engine.task.correct(logits.detach(), batch.labels), len(batch.labels))
         return loss
@@ -273,10 +283,10 @@ class _StageRun:
         state = self.weights_optimiser.state
         after = []
         for weight, gradient in zip(self.weights, gradients, strict=True):
-            direction = gradient + group["weight_decay"] * weight.detach()
-            momentum = state[weight].get("momentum_buffer") if weight in state else None
-            if momentum is not None:
-                direction = direction + group["momentum"] * momentum
+            decayed = gradient + group["weight_decay"] * weight.detach()
+            before = state[weight].get("momentum_buffer") if weight in state else None
+            momentum = decayed if before is None else group["momentum"] * before + decayed
+            direction = decayed + group["momentum"] * momentum if group["nesterov"] else momentum
             after.append(weight.detach() - group["lr"] * direction)
         return after
 

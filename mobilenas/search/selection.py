@@ -11,7 +11,7 @@ import numpy as np
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Measurement
 from mobilenas.errors import BudgetError
-from mobilenas.latency.budget import Budget, Candidate, derive
+from mobilenas.latency.budget import Budget, Candidate, Restrict, derive
 from mobilenas.spaces.base import SearchSpace
 
 MeasureNetworks = Callable[[Sequence[Architecture], str], list[Measurement]]
@@ -58,6 +58,7 @@ def select(
     measure: MeasureNetworks | None,
     candidates: int = 8,
     rounds: int = 3,
+    restrict: Restrict = lambda program: program,
 ) -> Selection:
     """The best-scoring network within the budget; measured on the device if ``measure`` is given.
 
@@ -67,12 +68,12 @@ def select(
     A round without a success corrects the target by the measured gap. Raises ``BudgetError`` after the last round.
     """
     if measure is None:
-        return _selection(derive(space, scores, budget)[0], None, ())
+        return _selection(derive(space, scores, budget, restrict=restrict)[0], None, ())
     history: list[Round] = []
     target_ms = budget.target_ms
     for number in range(rounds):
         try:
-            derived = _candidates(space, scores, budget, target_ms, candidates)
+            derived = _candidates(space, scores, budget, target_ms, candidates, restrict)
         except BudgetError:
             if not history:
                 raise
@@ -103,7 +104,12 @@ def select(
 
 
 def _candidates(
-    space: SearchSpace, scores: Mapping[str, np.ndarray], budget: Budget, target_ms: float, count: int
+    space: SearchSpace,
+    scores: Mapping[str, np.ndarray],
+    budget: Budget,
+    target_ms: float,
+    count: int,
+    restrict: Restrict,
 ) -> list[Candidate]:
     """Networks at ``target_ms`` and, so that not all of them are on the edge, below it by the table's own interval."""
     margin = budget.model.card.table_error.p90_fraction
@@ -112,7 +118,7 @@ def _candidates(
         if not wanted:
             continue
         try:
-            derived = derive(space, scores, replace(budget, target_ms=target), wanted)
+            derived = derive(space, scores, replace(budget, target_ms=target), wanted, restrict)
         except BudgetError:
             if found:
                 continue

@@ -17,7 +17,7 @@ from mobilenas import network, ops
 from mobilenas.core.architecture import Architecture, Decision, OptionValue, options_key
 from mobilenas.core.workload import Blueprint, Workload
 from mobilenas.errors import UsageError
-from mobilenas.supernet import MixedOpBuilder, Supernet
+from mobilenas.supernet import Supernet
 
 Probabilities = Mapping[str, Tensor]
 """Per decision name: a tensor ``(n_options,)`` over the decision's options, soft."""
@@ -28,6 +28,21 @@ class SupernetSize(msgspec.Struct, frozen=True):
 
     channels: int
     layers: int
+
+
+@dataclass(frozen=True)
+class SupernetPlan:
+    """What one stage of a search trains: its size, what it chooses among, and how it is relaxed.
+
+    ``decisions`` may lack options of the space's, and whole decisions; what is left out is not built. Of ``partial_channels``
+    K only every K-th channel passes through the candidates (PC-DARTS, arXiv 1907.05737, section 3.1). ``checkpoint`` trades
+    time for memory: what a cell computes is computed again on the way back.
+    """
+
+    size: SupernetSize
+    decisions: tuple[Decision, ...]
+    partial_channels: int = 1
+    checkpoint: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ class SearchSpace(ABC):
 
     name: ClassVar[str]
     traits: ClassVar[frozenset[str]] = frozenset()
-    """What a method may ask for: ``"cells"``, ``"routes"``, ..."""
+    """What a method may ask for: ``"cells"``, ``"routes"``, ``"partial channels"``, ..."""
 
     @property
     @abstractmethod
@@ -95,8 +110,8 @@ class SearchSpace(ABC):
         """The deployed network as data; raises ``DocumentError`` where the choices are not legal in this space."""
 
     @abstractmethod
-    def supernet(self, size: SupernetSize, mixed_op: MixedOpBuilder) -> Supernet:
-        """A supernet of ``size`` whose candidates are combined by ``mixed_op``."""
+    def supernet(self, plan: SupernetPlan) -> Supernet:
+        """The supernet of ``plan``; raises ``IncompatibleError`` where its size cannot be relaxed so."""
 
     @abstractmethod
     def option_costs(self, cost: Mapping[Workload, float]) -> OptionCosts:

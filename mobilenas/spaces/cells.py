@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -26,11 +26,12 @@ from mobilenas.spaces.base import (
     OptionCosts,
     Probabilities,
     SearchSpace,
-    SupernetSize,
+    SupernetPlan,
     check_range,
 )
 from mobilenas.spaces.cell_supernet import CellSupernet
-from mobilenas.supernet import NO_OPERATOR, MixedOpBuilder, SearchedPool, Supernet
+from mobilenas.spaces.merged_edges import MergedEdges
+from mobilenas.supernet import NO_OPERATOR, Supernet
 
 OPERATORS = (
     NO_OPERATOR,
@@ -45,6 +46,7 @@ OPERATORS = (
 """The eight candidates of every edge, in the order of DARTS's logits."""
 
 STEMS = ("cifar", "imagenet")
+REDUCTIONS = ("searched", "fixed")
 KEPT_EDGES = 2
 """How many incoming edges a node keeps."""
 
@@ -75,7 +77,9 @@ class CellSpace(SearchSpace):
     """Networks of ``layers`` cells, ``channels`` wide at first and doubled by the reductions at 1/3 and 2/3 of the depth.
 
     ``image_size`` is height and width in pixels; any size from 8 on works, odd ones included. ``stem`` is ``"cifar"``
-    (one convolution) or ``"imagenet"`` (three of stride 2). Raises ``UsageError`` for a value out of range.
+    (one convolution) or ``"imagenet"`` (three of stride 2). ``reduction`` is ``"searched"``, or ``"fixed"`` for GDAS's fixed
+    reduction cell (arXiv 1910.04465, section 3.3), which needs channels divisible by 4. Raises ``UsageError`` for a value out
+    of range.
     """
 
     channels: int = 16
@@ -85,11 +89,12 @@ class CellSpace(SearchSpace):
     classes: int = 10
     stem: str = "cifar"
     nodes: int = 4
+    reduction: str = "searched"
     operators: tuple[str, ...] = OPERATORS
     batch: int = 1
 
     name: ClassVar[str] = "cells"
-    traits: ClassVar[frozenset[str]] = frozenset({"cells"})
+    traits: ClassVar[frozenset[str]] = frozenset({"cells", "edge normalisation", "partial channels", "skips"})
 
     def __post_init__(self) -> None:
         check_range(self.channels, 2, "space.channels")
@@ -99,8 +104,14 @@ class CellSpace(SearchSpace):
         check_range(self.classes, 2, "space.classes")
         check_range(self.nodes, 1, "space.nodes")
         check_range(self.batch, 1, "space.batch")
-        if self.stem not in STEMS:
-            raise UsageError(f"space.stem is {self.stem!r}; available: {', '.join(STEMS)}")
+        for name, value, known in (("stem", self.stem, STEMS), ("reduction", self.reduction, REDUCTIONS)):
+            if value not in known:
+                raise UsageError(f"space.{name} is {value!r}; available: {', '.join(known)}")
+        if self.reduction == "fixed" and (self.nodes != 4 or 2 * self.channels % ops.FIXED_REDUCE_GROUPS):
+            raise UsageError(
+                f"space.channels is {self.channels}, space.nodes {self.nodes}; a fixed reduction cell has {self.nodes} nodes "
+                f"and needs channels divisible by {ops.FIXED_REDUCE_GROUPS // 2}"
+            )
         for operator in self.operators:
             if operator not in OPERATORS:
                 near = nearest_names(operator, OPERATORS)
@@ -119,12 +130,19 @@ class CellSpace(SearchSpace):
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
-        return tuple(
-            Decision(_edge(kind, source, node), self.operators, "op")
-            for kind in ("normal", "reduce")
-            for node in self._nodes
-            for source in range(node)
-        )
+        entering = [item for kind in self.kinds for item in self.incoming(kind).items()]
+        edges = [Decision(edge, self.operators, "op") for _, edges in entering for edge in edges]
+        inputs = [Decision(node, tuple(map(str, range(len(edges)))), "input") for node, edges in entering]
+        return (*edges, *inputs)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The types of cell that are searched."""
+        return ("normal",) if self.reduction == "fixed" else ("normal", "reduce")
+
+    def incoming(self, kind: str) -> dict[str, list[str]]:
+        """The nodes of a cell of type ``kind``, each with the edges that enter it, by source."""
+        return {f"{kind}.node{node}": [_edge(kind, source, node) for source in range(node)] for node in self._nodes}
 
     @property
     def _nodes(self) -> range:
@@ -146,6 +164,10 @@ class CellSpace(SearchSpace):
             source_channels = (source_channels[1], self.nodes * channels)
             source_sizes = (source_sizes[1], place.out_size)
 
+    def searched_places(self) -> Iterator[CellPlace]:
+        """The cells whose edges are searched."""
+        return (place for place in self.places() if place.kind in self.kinds)
+
     # ---- structure -------------------------------------------------------------------------------------------------
 
     def blueprint(self, architecture: Architecture) -> Blueprint:
@@ -154,7 +176,7 @@ class CellSpace(SearchSpace):
         layers = [Layer(name, workload, inputs) for name, workload, inputs in self._stem_layers()]
         outputs = [layers[0].name, layers[-1].name]
         for place in places:
-            layers += self._cell_layers(place, edges[place.kind], outputs)
+            layers += self._cell_layers(place, edges.get(place.kind), outputs)
             outputs = [outputs[1], layers[-1].name]
         layers.append(Layer("head", self._head(places[-1]), (outputs[1],)))
         return Blueprint(tuple(layers), self.image_shape, _cell(2 * self.layers // 3, "concat"))
@@ -167,11 +189,19 @@ class CellSpace(SearchSpace):
         second = self._workload("stem_imagenet_second", channels, channels, -(-size // 4), 2)
         return [("stem", first, ("images",)), ("stem_second", second, ("stem",))]
 
-    def _cell_layers(self, place: CellPlace, edges: Mapping[int, Mapping[int, str]], sources: Sequence[str]) -> list[Layer]:
+    def _cell_layers(
+        self, place: CellPlace, edges: Mapping[int, Mapping[int, str]] | None, sources: Sequence[str]
+    ) -> list[Layer]:
         layers = [
             Layer(_cell(place.index, f"preprocess{i}"), self.preprocess_workload(place, i), (sources[i],)) for i in (0, 1)
         ]
         states = [layer.name for layer in layers]
+        if edges is None:
+            for index, workload in enumerate(self.fixed_branches(place)):
+                inputs = (states[index % 2],)
+                layers.append(Layer(_cell(place.index, f"branch{index}"), workload, inputs, may_drop=True))
+            branches = tuple(layer.name for layer in layers[2:])
+            return [*layers, Layer(_cell(place.index, "concat"), self._concat(place), branches)]
         for node in self._nodes:
             names = []
             for source, operator in sorted(edges[node].items()):
@@ -180,11 +210,7 @@ class CellSpace(SearchSpace):
                 layers.append(Layer(names[-1], workload, (states[source],), may_drop=True))
             states.append(_cell(place.index, f"node{node}"))
             layers.append(Layer(states[-1], self._sum(place), tuple(names)))
-        concat = self._workload(
-            "concat", place.channels, self.nodes * place.channels, place.out_size, attributes=(("inputs", self.nodes),)
-        )
-        layers.append(Layer(_cell(place.index, "concat"), concat, tuple(states[2:])))
-        return layers
+        return [*layers, Layer(_cell(place.index, "concat"), self._concat(place), tuple(states[2:]))]
 
     def _workload(
         self,
@@ -210,6 +236,15 @@ class CellSpace(SearchSpace):
         size = place.size if source < 2 else place.out_size
         return self._workload(operator, place.channels, place.channels, size, 2 if reduces else 1)
 
+    def fixed_branches(self, place: CellPlace) -> list[Workload]:
+        """The four nodes of a fixed reduction cell: convolutions of its two inputs, then pools of them."""
+        operators = ("fixed_reduce_conv", "fixed_reduce_conv", "fixed_reduce_pool", "fixed_reduce_pool")
+        return [self._workload(name, place.channels, place.channels, place.size, 2) for name in operators]
+
+    def _concat(self, place: CellPlace) -> Workload:
+        inputs = (("inputs", self.nodes),)
+        return self._workload("concat", place.channels, self.nodes * place.channels, place.out_size, attributes=inputs)
+
     def _sum(self, place: CellPlace) -> Workload:
         return self._workload("sum", place.channels, place.channels, place.out_size, attributes=(("inputs", KEPT_EDGES),))
 
@@ -220,7 +255,7 @@ class CellSpace(SearchSpace):
         fixed = {layer.workload for layer in self.fixed_layers}
         edges = {
             self.edge_workload(place, source, operator)
-            for place in self.places()
+            for place in self.searched_places()
             for source in range(1 + self.nodes)
             for operator in self.operators
             if operator != NO_OPERATOR
@@ -231,25 +266,24 @@ class CellSpace(SearchSpace):
     def fixed_layers(self) -> tuple[Layer, ...]:
         """The layers that every network of the space has: an arbitrary one's without its edges."""
         whole = self.blueprint(self.random_architecture(random.Random(0)))
-        return tuple(layer for layer in whole.layers if not layer.may_drop)
+        return tuple(layer for layer in whole.layers if "/edge" not in layer.name)
 
     def auxiliary_head(self, architecture: Architecture) -> nn.Module:
         place = list(self.places())[2 * self.layers // 3]
         return ops.auxiliary_head(self.nodes * place.channels, place.out_size, self.classes)
 
-    def supernet(self, size: SupernetSize, mixed_op: MixedOpBuilder) -> Supernet:
-        values = {**asdict(self), "channels": size.channels, "layers": size.layers}
-        return CellSupernet(CellSpace(**values), mixed_op)
+    def supernet(self, plan: SupernetPlan) -> Supernet:
+        return CellSupernet(replace(self, channels=plan.size.channels, layers=plan.size.layers), plan)
 
     def search_only(self, supernet: Supernet) -> tuple[nn.Module, ...]:
-        return tuple(module[1] for module in supernet.modules() if isinstance(module, SearchedPool))
+        return tuple(module.pool_norm for module in supernet.modules() if isinstance(module, MergedEdges))
 
     # ---- choices ---------------------------------------------------------------------------------------------------
 
     def _kept_edges(self, architecture: Architecture) -> dict[str, dict[int, dict[int, str]]]:
         """``kind -> node -> source -> operator``; raises ``DocumentError`` where a node has not its legal edges."""
-        decisions = {decision.name for decision in self.decisions}
-        edges: dict[str, dict[int, dict[int, str]]] = {k: {n: {} for n in self._nodes} for k in ("normal", "reduce")}
+        decisions = {decision.name for decision in self.decisions if decision.kind == "op"}
+        edges: dict[str, dict[int, dict[int, str]]] = {k: {n: {} for n in self._nodes} for k in self.kinds}
         for name, operator in architecture.choices.items():
             if name not in decisions:
                 near = nearest_names(name, decisions)
@@ -271,16 +305,19 @@ class CellSpace(SearchSpace):
         operators = [operator for operator in self.operators if operator != NO_OPERATOR]
         return self.architecture(
             (_edge(kind, source, node), generator.choice(operators))
-            for kind in ("normal", "reduce")
+            for kind in self.kinds
             for node in self._nodes
             for source in generator.sample(range(node), KEPT_EDGES)
         )
 
     def one_hot(self, architecture: Architecture) -> dict[str, Tensor]:
-        """A dropped edge is certain of ``none``; in a space without ``none`` its operators are equally likely."""
+        """A dropped edge is certain of ``none``; in a space without ``none`` its operators are equally likely.
+
+        A node's inputs need no probabilities where its edges are certain.
+        """
         self._kept_edges(architecture)
         probabilities = {}
-        for decision in self.decisions:
+        for decision in (d for d in self.decisions if d.kind == "op"):
             chosen = architecture.choices.get(decision.name, NO_OPERATOR)
             row = [float(option == chosen) for option in decision.options]
             uniform = [1 / len(row)] * len(row)
@@ -290,17 +327,20 @@ class CellSpace(SearchSpace):
     def decode(self, probabilities: Probabilities) -> Architecture:
         """DARTS section 2.4: per node the two edges with the likeliest operator other than ``none``, and that operator.
 
+        An edge's strength is its operator's probability times, with edge normalisation, its own (PC-DARTS, section 3.2).
         Ties go to the lower source and the earlier operator.
         """
         choices = []
-        for kind in ("normal", "reduce"):
-            for node in self._nodes:
+        for kind in self.kinds:
+            for node, names in self.incoming(kind).items():
+                inputs = probabilities.get(node)
                 ranked = []
-                for source in range(node):
-                    row = probabilities[_edge(kind, source, node)].detach().cpu().double().numpy()
-                    best = max(self._real_options, key=lambda index: row[index])
-                    ranked.append((-row[best], source, self.operators[best]))
-                choices += [(_edge(kind, source, node), name) for _, source, name in sorted(ranked)[:KEPT_EDGES]]
+                for source, name in enumerate(names):
+                    row = probabilities[name].detach().cpu().double()
+                    best = max(self._real_options, key=row.tolist().__getitem__)
+                    strength = float(row[best]) * (1.0 if inputs is None else float(inputs[source]))
+                    ranked.append((-strength, source, name, self.operators[best]))
+                choices += [(name, operator) for _, _, name, operator in sorted(ranked)[:KEPT_EDGES]]
         return self.architecture(choices)
 
     @property
@@ -311,33 +351,35 @@ class CellSpace(SearchSpace):
 
     def option_costs(self, cost: Mapping[Workload, float]) -> OptionCosts:
         fixed = sum(cost[layer.workload] for layer in self.fixed_layers)
-        options = {decision.name: np.zeros(len(self.operators)) for decision in self.decisions}
-        for place in self.places():
-            for node in self._nodes:
-                for source in range(node):
-                    row = options[_edge(place.kind, source, node)]
+        options = {decision.name: np.zeros(len(self.operators)) for decision in self.decisions if decision.kind == "op"}
+        for place in self.searched_places():
+            for names in self.incoming(place.kind).values():
+                for source, name in enumerate(names):
                     for index in self._real_options:
-                        row[index] += cost[self.edge_workload(place, source, self.operators[index])]
+                        options[name][index] += cost[self.edge_workload(place, source, self.operators[index])]
         return OptionCosts(fixed, options)
 
     def expected_cost(self, probabilities: Probabilities, costs: OptionCosts, temperature: float = 1.0) -> Tensor:
         """Operators renormalised without ``none``, each edge weighted by the probability that its node keeps it."""
         total = torch.tensor(costs.fixed, dtype=torch.float64)
-        for kind in ("normal", "reduce"):
-            for node in self._nodes:
-                names = [_edge(kind, source, node) for source in range(node)]
+        for kind in self.kinds:
+            for node, names in self.incoming(kind).items():
                 real = torch.stack([probabilities[name] for name in names])[:, self._real_options].double()
                 cost = torch.as_tensor(np.stack([costs.options[name] for name in names])[:, self._real_options])
                 operators = real / real.sum(dim=1, keepdim=True).clamp_min(1e-12)
-                kept = keep_two_probabilities(real.amax(dim=1), temperature)
+                strengths = real.amax(dim=1)
+                if (inputs := probabilities.get(node)) is not None:
+                    strengths = strengths * inputs.double()
+                kept = keep_two_probabilities(strengths, temperature)
                 total = total.to(real.device) + (kept * (operators * cost.to(real)).sum(dim=1)).sum()
         return total
 
     def derivation_program(self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()) -> DerivationProgram:
         """At most one operator an edge and exactly two edges a node. The score of (edge, operator) is its log
-        probability: the operator's against the edge's best, plus the edge's strength, which is that of its best.
+        probability: the operator's against the edge's best, plus the edge's strength, which is that of its best. Where a
+        node's inputs have scores of their own, they add to the strength.
         """
-        pairs = [(decision.name, index) for decision in self.decisions for index in self._real_options]
+        pairs = [(d.name, index) for d in self.decisions if d.kind == "op" for index in self._real_options]
         edges = list(dict.fromkeys(name for name, _ in pairs))
         nodes = list(dict.fromkeys(_parse_edge(name)[::2] for name in edges))
         rows = np.zeros((len(edges) + len(nodes), len(pairs)))
@@ -346,7 +388,7 @@ class CellSpace(SearchSpace):
             rows[len(edges) + nodes.index(_parse_edge(name)[::2]), column] = 1
         return DerivationProgram(
             variables=tuple((name, self.operators[index]) for name, index in pairs),
-            scores=np.array([scores[name][index] for name, index in pairs]),
+            scores=np.array([scores[name][index] + _input_score(name, scores) for name, index in pairs]),
             rows=rows,
             lower=np.array([0.0] * len(edges) + [KEPT_EDGES] * len(nodes)),
             upper=np.array([1.0] * len(edges) + [KEPT_EDGES] * len(nodes)),
@@ -367,6 +409,12 @@ def keep_two_probabilities(strengths: Tensor, temperature: float) -> Tensor:
     log_rest = log_p.expand(len(logits), -1).masked_fill(itself, -torch.inf).logsumexp(dim=1)
     second = (log_p[:, None] + (log_p - log_rest)[None, :]).masked_fill(itself, -torch.inf).exp()
     return log_p.exp() + second.sum(dim=1)
+
+
+def _input_score(edge: str, scores: Mapping[str, np.ndarray]) -> float:
+    kind, source, node = _parse_edge(edge)
+    inputs = scores.get(f"{kind}.node{node}")
+    return 0.0 if inputs is None else float(inputs[source])
 
 
 def _edge(kind: str, source: int, node: int) -> str:

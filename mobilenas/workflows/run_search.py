@@ -63,6 +63,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     data = data_from_config(cfg.data, cfg.seed)
     space = space_from_config(cfg.space, data, cfg.device.batch)
     check_data_fits(space, data)
+    method.check(space)
     target = Target.from_config(cfg.device)
     plan_named(cfg.plan)
     fabric = fabric_from_config(cfg.compute)
@@ -72,7 +73,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
         inputs = {"data": data.digest()}
         if cfg.latency_budget is not None:
             model = table_model(cfg, space, target, link)
-            bounds = latency_range(space, model)
+            bounds = latency_range(space, model, method.restrict)
             budget = _budget(cfg, model, bounds, told)
             inputs["table"] = model.table.digest
         with directory.running(config.dump_config(cfg), run_environment(), inputs):
@@ -81,9 +82,9 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
                 space=space,
                 method=method,
                 task=Classification(),
-                halves=data.halves(cfg.seed),
+                halves=data.halves(cfg.seed, cfg.validation_fraction),
                 budgets=[budget] if budget else [],
-                settings=_engine_settings(cfg),
+                settings=_engine_settings(cfg, method),
                 fabric=fabric,
                 directory=directory,
                 on_epoch=lambda report: _tell_epoch(told, report),
@@ -104,6 +105,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
                     measure=measure_networks if cfg.measure else None,
                     candidates=cfg.candidates,
                     rounds=cfg.rounds,
+                    restrict=method.restrict,
                 )
                 architecture = selection.architecture
             result = SearchResult(
@@ -137,10 +139,13 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
 def method_from_config(cfg: SearchConfig) -> SearchMethod:
     """The search method with its options; raises ``UsageError`` naming those that it has."""
     kind = METHODS.get(cfg.method)
-    plain = ("bool", "int", "float", "str")
+    plain = ("bool", "int", "float", "str", "tuple[int, ...]", "tuple[float, ...]")
     known = [name for name, parameter in inspect.signature(kind).parameters.items() if parameter.annotation in plain]
     check_options(f"the method {cfg.method} (method_options)", cfg.method_options, known)
-    return kind(**cfg.method_options)
+    method = kind(**cfg.method_options)
+    chosen = {name: value for name, value in msgspec.to_builtins(cfg.switches).items() if value is not None}
+    method.switches = msgspec.structs.replace(method.switches, **chosen)
+    return method
 
 
 def table_model(cfg: SearchConfig, space: SearchSpace, target: Target, link: Link) -> TableModel:
@@ -176,11 +181,13 @@ def _budget(cfg: SearchConfig, model: TableModel, bounds: LatencyRange, told: Li
     return Budget(model, target_ms, cfg.budget_statistic)
 
 
-def _engine_settings(cfg: SearchConfig) -> EngineSettings:
+def _engine_settings(cfg: SearchConfig, method: SearchMethod) -> EngineSettings:
+    own_warmup_epochs = round(method.warmup_fraction * cfg.epochs)
     return EngineSettings(
         supernet=SupernetSize(cfg.supernet.channels, cfg.supernet.layers),
+        checkpoint_cells=cfg.supernet.checkpoint_cells,
         epochs=cfg.epochs,
-        warmup_epochs=cfg.warmup_epochs,
+        warmup_epochs=own_warmup_epochs if cfg.warmup_epochs is None else cfg.warmup_epochs,
         batch_size=cfg.data.batch,
         workers=cfg.data.workers,
         weights=sgd_settings(cfg.weights),
@@ -197,8 +204,9 @@ def _tell_epoch(told: Listener, report: EpochReport) -> None:
         f"of {b.target_ms:.4g} ms, multiplier {b.multiplier:.3g}"
         for b in report.budgets
     )
+    stage = f"stage {report.stage + 1}, " if report.stage else ""
     told.note(
-        f"epoch {report.epoch + 1}/{report.epochs}: cross entropy {report.train_cross_entropy:.3f}, "
+        f"{stage}epoch {report.epoch + 1}/{report.epochs}: cross entropy {report.train_cross_entropy:.3f}, "
         f"valid accuracy {accuracy}{budgets}"
     )
 

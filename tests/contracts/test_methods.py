@@ -1,9 +1,14 @@
 """The conformance kit on every registered search method."""
 
+import msgspec
+
 from mobilenas.methods import METHODS
 from mobilenas.methods.base import SearchMethod
 from mobilenas.methods.darts import Darts
 from mobilenas.methods.gdas import Gdas
+from mobilenas.methods.p_darts import PDarts
+from mobilenas.methods.pc_darts import PCDarts
+from mobilenas.methods.switches import Switches
 from mobilenas.testing.search_contracts import MethodContract
 
 
@@ -27,6 +32,27 @@ class TestGdas(MethodContract):
         return Gdas()
 
 
+class TestGdasWithSwitches(MethodContract):
+    def make(self) -> SearchMethod:
+        method = Gdas()
+        method.switches = Switches(edge_normalisation=True, partial_channels=2, skip_dropout=0.3, skip_limit=6)
+        return method
+
+
+class TestPDarts(MethodContract):
+    """Two stages, so that a kit's searches stay short."""
+
+    def make(self) -> SearchMethod:
+        return PDarts(added_layers=(0, 1), added_channels=(0, 2), kept=(4,), skip_dropout=(0.2, 0.5))
+
+
+class TestPCDarts(MethodContract):
+    def make(self) -> SearchMethod:
+        method = PCDarts()
+        method.switches = msgspec.structs.replace(method.switches, partial_channels=2)  # the kit's cells have two channels
+        return method
+
+
 def test_every_registered_method_is_tested_here() -> None:
-    assert set(METHODS) == {"darts", "gdas"}
+    assert set(METHODS) == {"darts", "gdas", "p-darts", "pc-darts"}
     assert METHODS.get("darts") is Darts

@@ -12,7 +12,7 @@ from mobilenas.core.architecture import Decision
 from mobilenas.errors import UsageError
 from mobilenas.methods.base import Batch, Progress, Step
 from mobilenas.methods.darts import Darts
-from mobilenas.spaces.base import SupernetSize
+from mobilenas.spaces.base import SupernetPlan, SupernetSize
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.supernet import ArchitectureParameters, Mixture
 
@@ -51,12 +51,12 @@ def test_a_scalar_quadratic_by_hand(hessian: str) -> None:
     Darts(order=2, hessian=hessian).architecture_gradient(step_of(parameters, [w], loss, [momentum]))
     assert float(w.detach()) == 0.7, "the weight was not restored"
     assert w.grad is None
-    a = parameters.logits["2"].detach()[0]
+    a = parameters.logits["op2"].detach()[0]
     p = float(a.softmax(0)[0])
     virtual = 0.7 - XI * (MOMENTUM * 0.4 + 2 * (0.7 - 3 * p) + DECAY * 0.7)
     # d L_val / d p = 1, d L_val / d w' = 2 (w' - 2), d/dp d L_train / dw = -6; d p / d a = (p (1 - p), -p (1 - p))
     in_p = 1 - XI * (-6) * 2 * (virtual - 2)
-    gradient = parameters.logits["2"].grad
+    gradient = parameters.logits["op2"].grad
     assert gradient is not None
     expected = [in_p * p * (1 - p), -in_p * p * (1 - p)]
     assert gradient[0].tolist() == pytest.approx(expected, rel=1e-9)
@@ -65,7 +65,7 @@ def test_a_scalar_quadratic_by_hand(hessian: str) -> None:
 def supernet_and_loss() -> tuple[nn.Module, ArchitectureParameters, tuple[Batch, Batch]]:
     space = CellSpace(channels=2, layers=3, image_size=8, nodes=2, classes=3)
     torch.manual_seed(1)
-    supernet = space.supernet(SupernetSize(2, 3), Darts.mixed_op).double()
+    supernet = space.supernet(SupernetPlan(SupernetSize(2, 3), space.decisions)).double()
     parameters = ArchitectureParameters(space.decisions, torch.Generator().manual_seed(0)).double()
     batches = [Batch(torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 1])) for _ in range(2)]
     return supernet, parameters, (batches[0], batches[1])
@@ -136,7 +136,7 @@ def test_the_exact_product_against_a_small_difference() -> None:
         return value
 
     Darts(order=2, hessian="exact").architecture_gradient(step_of(parameters, weights, loss, zero, batches=batches))
-    row = parameters.logits["8"]
+    row = parameters.logits["op8"]
     assert row.grad is not None
     analytic, numeric, h = row.grad[0].clone(), [], 1e-6
     for index in range(8):

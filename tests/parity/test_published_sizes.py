@@ -3,9 +3,8 @@
 import pytest
 
 from mobilenas.network import count_madds, count_params
-from mobilenas.spaces.base import SupernetSize
+from mobilenas.spaces.base import SupernetPlan, SupernetSize
 from mobilenas.spaces.cells import CellSpace
-from mobilenas.supernet import MixedOp
 
 V2 = {
     "normal": "sep0 sep1|sep0 sep1|sep1 skip0|skip0 dil2",
@@ -56,5 +55,5 @@ def test_darts_networks(cells, options, params, with_auxiliary, madds) -> None:
 
 
 def test_darts_supernet() -> None:
-    supernet = CellSpace().supernet(SupernetSize(16, 8), MixedOp)
+    supernet = CellSpace().supernet(SupernetPlan(SupernetSize(16, 8), CellSpace().decisions))
     assert sum(p.numel() for p in supernet.parameters()) == 1_930_618

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import ClassVar
 
@@ -16,8 +16,8 @@ from mobilenas import ops
 from mobilenas.core.architecture import Architecture, Decision, OptionValue
 from mobilenas.core.workload import Blueprint, Layer, Workload
 from mobilenas.errors import DocumentError
-from mobilenas.spaces.base import DerivationProgram, OptionCosts, Probabilities, SearchSpace, SupernetSize, check_range
-from mobilenas.supernet import MixedOpBuilder, Mixture, Supernet
+from mobilenas.spaces.base import DerivationProgram, OptionCosts, Probabilities, SearchSpace, SupernetPlan, check_range
+from mobilenas.supernet import MixedOp, Mixture, Supernet
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class ChainSpace(SearchSpace):
             raise DocumentError(f"architecture: {len(architecture.choices)} choices, the chain has {self.layers} layers")
         return Blueprint((*layers, Layer("head", self.head, (source,))), self.image_shape)
 
-    def supernet(self, size: SupernetSize, mixed_op: MixedOpBuilder) -> Supernet:
-        return ChainSupernet(ChainSpace(**{**asdict(self), "channels": size.channels}), mixed_op)
+    def supernet(self, plan: SupernetPlan) -> Supernet:
+        return ChainSupernet(replace(self, channels=plan.size.channels))
 
     # ---- choices ---------------------------------------------------------------------------------------------------
 
@@ -130,10 +130,10 @@ class ChainSpace(SearchSpace):
 class ChainSupernet(Supernet):
     """Every layer a mixed operator."""
 
-    def __init__(self, space: ChainSpace, mixed_op: MixedOpBuilder) -> None:
+    def __init__(self, space: ChainSpace) -> None:
         super().__init__()
         self.stem, self.head = ops.build_operator(space.stem), ops.build_operator(space.head)
-        self.layers = nn.ModuleDict({d.name: mixed_op(d.options, partial(space.workload)) for d in space.decisions})
+        self.layers = nn.ModuleDict({d.name: MixedOp(d.options, partial(space.workload)) for d in space.decisions})
 
     def forward(self, images: Tensor, mixture: Mixture) -> Tensor:
         x = self.stem(images)
