@@ -294,6 +294,25 @@ class SpaceContract(ABC):
             for architecture in found:
                 assert weighted_sum(space.workloads_of(architecture), cost) <= sums[0] * (1 + 1e-8)
 
+    def test_no_drawn_network_within_two_budgets_scores_higher_than_the_derived(self) -> None:
+        space = self.make()
+        generator = random.Random(7)
+        drawn = [space.random_architecture(generator) for _ in range(25 * self.samples)]
+        costs = [random_costs(space, seed) for seed in (1, 2)]
+        sums = np.array([[weighted_sum(space.workloads_of(a), cost) for a in drawn] for cost in costs])
+        for share in (30, 60):
+            targets = np.percentile(sums, share, axis=1)
+            scores = log_scores(random_probabilities(space, share))
+            program = space.derivation_program(scores, [space.option_costs(cost) for cost in costs])
+            found = space.architecture(next(solutions(program, targets)))
+            for cost, target in zip(costs, targets, strict=True):
+                assert weighted_sum(space.workloads_of(found), cost) <= target * (1 + 1e-8)
+            fitting = [a for a, pair in zip(drawn, sums.T, strict=True) if np.all(pair <= targets)]
+            assert fitting, "no drawn network fits both budgets: the law says nothing"
+            free = space.derivation_program(scores)
+            best = max(score_of(free, architecture) for architecture in fitting)
+            assert score_of(free, found) >= best - 1e-9, "a network that was drawn fits and scores higher"
+
     def test_derivations_come_in_order_of_score_and_never_twice(self) -> None:
         space = self.make()
         program = space.derivation_program(log_scores(random_probabilities(space, 11)))

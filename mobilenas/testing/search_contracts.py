@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch.nn import functional
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.workload import Workload
 from mobilenas.data import Images, InMemory
+from mobilenas.errors import DocumentError
 from mobilenas.latency.budget import solutions
 from mobilenas.latency.models import LatencyModel
 from mobilenas.methods.base import Batch, Progress, SearchMethod, Stage, Step
@@ -47,10 +49,30 @@ class LatencyModelContract(ABC):
 
     samples = 6
     """Random architectures per law."""
+    one_hot_temperature = 1.0
+    """As in ``SpaceContract``."""
 
     @abstractmethod
     def make(self) -> tuple[LatencyModel, SearchSpace]:
         """The model under test and the space that it is about."""
+
+    @abstractmethod
+    def ask_what_is_missing(self) -> None:
+        """Ask a model of this kind for what it cannot know; it must raise ``DocumentError`` or a kind of it."""
+
+    def test_what_is_missing_raises_and_never_counts_as_zero(self) -> None:
+        with expect_error(DocumentError, "something is missing"):
+            self.ask_what_is_missing()
+
+    def test_latency_and_option_costs_are_about_the_same_thing(self) -> None:
+        """In the same unit, and dearer by the one is dearer by the other."""
+        model, space = self.make()
+        generator = random.Random(3)
+        drawn = [space.random_architecture(generator) for _ in range(5 * self.samples)]
+        known = np.array([model.latency(architecture).ms for architecture in drawn])
+        linear = np.array([float(model.expected_ms(space.one_hot(a), self.one_hot_temperature)) for a in drawn])
+        assert np.all((known > 0.5 * linear) & (known < 2 * linear)), "another unit, or another thing"
+        assert np.corrcoef(known, linear)[0, 1] > 0.5
 
     def test_latency_is_positive_repeatable_and_inside_its_interval(self) -> None:
         model, space = self.make()
@@ -139,6 +161,7 @@ class MethodContract(ABC):
         for name, weight in search.supernet.named_parameters():
             assert torch.equal(weight, weights[name]), f"{name} was not restored bit for bit"
             assert weight.requires_grad, name
+            assert weight.grad is None or not weight.grad.any(), f"{name} was left a gradient"
         for batch, before in zip((search.train, search.valid), batches, strict=True):
             assert torch.equal(batch.images, before.images)
             assert torch.equal(batch.labels, before.labels)
@@ -175,6 +198,45 @@ class MethodContract(ABC):
         for without, added, row in zip(*gradients, search.parameters.parameters(), strict=True):
             assert row.grad is not None
             assert torch.allclose(added - without, row.grad, rtol=1e-3, atol=1e-3 * largest)
+
+    def test_what_the_cost_sees_is_what_the_derivation_maximises(self) -> None:
+        method, space = self.make(), self.space()
+        search = _ToySearch.of(method, space, self.seed, spread=1e3)
+        scores = method.scores(space, search.parameters)
+        for name, row in method.relax_architecture(search.parameters, search.progress).probabilities.items():
+            wanted = torch.tensor(scores[name]).exp()
+            assert torch.allclose(row.detach().double(), wanted, rtol=1e-3, atol=1e-6), name
+
+    def test_an_architecture_step_descends_on_validation_images(self) -> None:
+        """Of two losses that pull apart, the validation images' is the one that falls: their option 0 loses, 1 does not."""
+        method, space = self.make(), self.space()
+        search = _ToySearch.of(method, space, self.seed)
+        step = search.step(lambda mixture: torch.zeros(()))
+        optimiser = torch.optim.Adam(search.parameters.parameters(), lr=0.05)
+
+        def loss(batch: Batch, mixture: Mixture) -> Tensor:
+            option = 0 if batch is step.valid else 1
+            decay = sum((weight**2).sum() for weight in step.weights)
+            return torch.stack([row[option] for row in mixture.weights.values()]).sum() + 1e-3 * decay
+
+        torch.manual_seed(self.seed)
+        for _ in range(30):
+            optimiser.zero_grad()
+            method.architecture_gradient(replace(step, loss=loss))
+            optimiser.step()
+        probabilities = list(search.parameters.softmax().values())
+        fallen = [float(row[0].detach()) for row in probabilities if len(row) > 2]
+        kept = [float(row[1].detach()) for row in probabilities if len(row) > 2]
+        assert sum(fallen) < 0.7 * sum(kept), "the loss of the validation images did not fall"
+
+    def test_nothing_reseeds_the_global_generator(self) -> None:
+        method = self.make()
+        search = _ToySearch.of(method, self.space(), self.seed)
+        torch.manual_seed(12345)
+        method.relax_weights(search.parameters, search.progress)
+        method.architecture_gradient(search.step(lambda mixture: torch.zeros(())))
+        method.after_architecture_step(search.parameters, search.progress)
+        assert torch.initial_seed() == 12345
 
     def test_an_architecture_step_judges_on_validation_images(self) -> None:
         method = self.make()
@@ -339,11 +401,14 @@ class _ToySearch:
     progress: Progress
 
     @classmethod
-    def of(cls, method: SearchMethod, space: SearchSpace, seed: int) -> _ToySearch:
+    def of(cls, method: SearchMethod, space: SearchSpace, seed: int, spread: float = 1.0) -> _ToySearch:
         stage = next(method.stages(space, SIZE, 2, 0))
         torch.manual_seed(seed)
         supernet = space.supernet(SupernetPlan(stage.size, stage.decisions, method.switches.partial_channels))
         parameters = ArchitectureParameters(stage.decisions, torch.Generator().manual_seed(seed), space.decisions)
+        with torch.no_grad():
+            for row in parameters.parameters():
+                row.mul_(spread)
         batches = [Batch(torch.randn((4, *space.image_shape[1:])), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
         return cls(supernet, parameters, batches[0], batches[1], Progress(0, 1, 2))
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mobilenas.core.architecture import Architecture
 from mobilenas.core.workload import Kernel
+from mobilenas.errors import DocumentError
 from mobilenas.latency.models import LatencyModel, Prediction
 from mobilenas.methods.base import Progress, SearchMethod, Step
 from mobilenas.methods.darts import Darts
 from mobilenas.runtimes.base import PreparedModel, Runtime
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime
-from mobilenas.spaces.base import OptionCosts, SearchSpace
+from mobilenas.spaces.base import DerivationProgram, OptionCosts, SearchSpace
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.supernet import ArchitectureParameters, Mixture
 from mobilenas.testing.contracts import SpaceContract
@@ -42,6 +46,60 @@ class WeakConstraint(Darts):
 class TrainingImages(Darts):
     def architecture_gradient(self, step: Step) -> None:
         super().architecture_gradient(replace(step, valid=step.train))
+
+
+class Ascent(Darts):
+    def architecture_gradient(self, step: Step) -> None:
+        super().architecture_gradient(replace(step, loss=lambda batch, mixture: -step.loss(batch, mixture)))
+
+
+class LooksAtValidationOnly(Darts):
+    def architecture_gradient(self, step: Step) -> None:
+        step.loss(step.valid, self.relax_architecture(step.parameters, step.progress))
+        super().architecture_gradient(replace(step, loss=lambda batch, mixture: step.loss(step.train, mixture)))
+
+
+class SharpCost(Darts):
+    def relax_architecture(self, parameters: ArchitectureParameters, progress: Progress) -> Mixture:
+        return replace_probabilities(parameters, lambda rows: (2 * rows).softmax(-1))
+
+
+def replace_probabilities(parameters: ArchitectureParameters, relaxation: Callable[[Tensor], Tensor]) -> Mixture:
+    return Mixture(parameters.softmax(), parameters.relax(relaxation), {})
+
+
+class LeavesGradients(Darts):
+    def architecture_gradient(self, step: Step) -> None:
+        super().architecture_gradient(step)
+        for weight in step.weights:
+            weight.grad = torch.ones_like(weight)
+
+
+class Reseeds(Darts):
+    def relax_architecture(self, parameters: ArchitectureParameters, progress: Progress) -> Mixture:
+        torch.manual_seed(7)
+        return super().relax_architecture(parameters, progress)
+
+
+class CheapestAlways(CellSpace):
+    """Deaf to the scores where there is a budget."""
+
+    def derivation_program(self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()) -> DerivationProgram:
+        program = super().derivation_program(scores, costs)
+        return replace(program, scores=-program.costs.sum(axis=0)) if costs else program
+
+
+class FirstBudgetOnly(CellSpace):
+    """Deaf to all budgets but the first."""
+
+    def derivation_program(self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()) -> DerivationProgram:
+        program = super().derivation_program(scores, costs)
+        first = np.arange(len(program.costs)) == 0
+        return replace(
+            program,
+            costs=np.where(first[:, None], program.costs, 0.0),
+            fixed_costs=np.where(first, program.fixed_costs, 0.0),
+        )
 
 
 class EntropyCost(CellSpace):
@@ -72,6 +130,12 @@ class OneCopy(OnnxRuntime):
         (HardProbabilities, "test_the_cost_sees_soft_probabilities"),
         (WeakConstraint, "test_the_constraint_enters_the_gradient_whole"),
         (TrainingImages, "test_an_architecture_step_judges_on_validation_images"),
+        (TrainingImages, "test_an_architecture_step_descends_on_validation_images"),
+        (LooksAtValidationOnly, "test_an_architecture_step_descends_on_validation_images"),
+        (Ascent, "test_an_architecture_step_descends_on_validation_images"),
+        (SharpCost, "test_what_the_cost_sees_is_what_the_derivation_maximises"),
+        (LeavesGradients, "test_an_architecture_step_fills_the_gradients_of_the_logits_only"),
+        (Reseeds, "test_nothing_reseeds_the_global_generator"),
     ],
 )
 def test_a_wrong_method_is_caught(method: type[SearchMethod], law: str) -> None:
@@ -111,6 +175,45 @@ def test_a_fragment_of_too_few_copies_is_caught() -> None:
         Kit().test_every_kernel_can_be_timed_alone()
 
 
+@pytest.mark.parametrize("space", [CheapestAlways, FirstBudgetOnly])
+def test_a_wrong_derivation_is_caught(space: type[CellSpace]) -> None:
+    class Kit(SpaceContract):
+        def make(self) -> SearchSpace:
+            return space(channels=4, layers=3, image_size=8, nodes=3)
+
+    with pytest.raises(AssertionError):
+        Kit().test_no_drawn_network_within_two_budgets_scores_higher_than_the_derived()
+
+
+class OtherUnit:
+    """Seconds where milliseconds are asked for."""
+
+    def __init__(self, model: LatencyModel) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def latency(self, architecture: Architecture) -> Prediction:
+        prediction = self._model.latency(architecture)
+        return Prediction(*(value / 1000 for value in (prediction.ms, prediction.low_ms, prediction.high_ms)))
+
+
+def test_another_unit_and_silence_about_what_is_missing_are_caught() -> None:
+    class Kit(LatencyModelContract):
+        def make(self) -> tuple[LatencyModel, SearchSpace]:
+            space = CellSpace(channels=4, layers=3, image_size=8, nodes=3)
+            return OtherUnit(make_model(space)), space
+
+        def ask_what_is_missing(self) -> None:
+            pass
+
+    with pytest.raises(AssertionError, match="another unit"):
+        Kit().test_latency_and_option_costs_are_about_the_same_thing()
+    with pytest.raises(AssertionError, match="something is missing"):
+        Kit().test_what_is_missing_raises_and_never_counts_as_zero()
+
+
 def test_a_constant_latency_is_caught() -> None:
     class Kit(LatencyModelContract):
         def make(self) -> tuple[LatencyModel, SearchSpace]:
@@ -118,6 +221,9 @@ def test_a_constant_latency_is_caught() -> None:
             model = make_model(space)
             model.latency = lambda architecture: Prediction(5.0, 5.0, 5.0)  # type: ignore[method-assign]
             return model, space
+
+        def ask_what_is_missing(self) -> None:
+            raise DocumentError("nothing here is about that")
 
     with pytest.raises(AssertionError, match="the same latency"):
         Kit().test_latency_tells_networks_apart()

@@ -13,18 +13,23 @@ import pytest
 HERE = Path(__file__).parent / "stranger"
 sys.path.insert(0, str(HERE))
 
+from stranger.latency_model import MaddsModel  # noqa: E402
+from stranger.link import NiceLink  # noqa: E402
 from stranger.method import EntropyDarts  # noqa: E402
 from stranger.runtime import OnnxReference  # noqa: E402
 from stranger.space import ChainSpace  # noqa: E402
 
 sys.path.remove(str(HERE))  # only the commands below are to find the entry points
 
+from mobilenas.devices.links import Link  # noqa: E402
+from mobilenas.latency.models import LatencyModel  # noqa: E402
 from mobilenas.methods.base import SearchMethod  # noqa: E402
 from mobilenas.runtimes.base import RunSettings, Runtime  # noqa: E402
 from mobilenas.spaces.base import SearchSpace  # noqa: E402
+from mobilenas.spaces.cells import CellSpace  # noqa: E402
 from mobilenas.testing.contracts import SpaceContract  # noqa: E402
-from mobilenas.testing.device_contracts import RuntimeContract  # noqa: E402
-from mobilenas.testing.search_contracts import MethodContract  # noqa: E402
+from mobilenas.testing.device_contracts import LinkContract, RuntimeContract  # noqa: E402
+from mobilenas.testing.search_contracts import LatencyModelContract, MethodContract  # noqa: E402
 
 
 class TestEntropyDarts(MethodContract):
@@ -37,6 +42,21 @@ class TestChainSpace(SpaceContract):
 
     def make(self) -> SearchSpace:
         return ChainSpace()
+
+
+class TestNiceLink(LinkContract):
+    def make(self) -> Link:
+        return NiceLink()
+
+
+class TestMaddsModel(LatencyModelContract):
+    def make(self) -> tuple[LatencyModel, SearchSpace]:
+        space = CellSpace(channels=4, layers=3, image_size=8, nodes=3)
+        return MaddsModel(space, fixed_ms=0.01, ms_per_million=0.2, spread_fraction=0.1), space
+
+    def ask_what_is_missing(self) -> None:
+        _, space = self.make()
+        MaddsModel(space, fixed_ms=0.01, ms_per_million=0.0, spread_fraction=0.1)
 
 
 @pytest.mark.serial

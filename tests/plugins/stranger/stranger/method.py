@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from mobilenas.methods.base import SearchMethod, Step
+from mobilenas.methods.base import SearchMethod, Step, frozen
 
 WEIGHT = 0.01
 
@@ -13,7 +13,8 @@ class EntropyDarts(SearchMethod):
     name: ClassVar[str] = "entropy-darts"
 
     def architecture_gradient(self, step: Step) -> None:
-        mixture = self.relax_architecture(step.parameters, step.progress)
-        entropy = -sum((p * p.clamp_min(1e-12).log()).sum() for p in mixture.probabilities.values())
-        penalty = WEIGHT * step.progress.fraction * entropy
-        step.backward(step.loss(step.valid, mixture) + step.constraint(mixture) + penalty)
+        with frozen(step.weights):
+            mixture = self.relax_architecture(step.parameters, step.progress)
+            entropy = -sum((p * p.clamp_min(1e-12).log()).sum() for p in mixture.probabilities.values())
+            penalty = WEIGHT * step.progress.fraction * entropy
+            step.backward(step.loss(step.valid, mixture) + step.constraint(mixture) + penalty)
