@@ -191,7 +191,8 @@ class DescribeConfig(Strict):
     """``mobilenas describe`` of a space."""
 
     space: SpaceConfig = SpaceConfig()
-    data: str | None = "digits"
+    data: str | None = None
+    """Data set that gives image size, image channels and classes."""
     batch: Count = 1
 
 

@@ -134,16 +134,20 @@ def head(c_in: int, classes: int) -> nn.Sequential:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, classes))
 
 
-def auxiliary_head(c_in: int, height: int, classes: int) -> nn.Sequential:
+def auxiliary_head(c_in: int, height: int, classes: int, second_norm: bool = False) -> nn.Sequential:
     """The auxiliary classifier that DARTS trains with: ``(B, c_in, height, height) -> (B, classes)``.
 
-    As published where the map is 8x8 (CIFAR: pooling stride 3) or 7x7 (ImageNet: stride 2, no second BatchNorm);
-    other sizes are brought to the same 2x2 by adaptive pooling.
+    As published where the map is 8x8 (CIFAR: pooling stride 3) or 7x7 (ImageNet: stride 2, and a second BatchNorm in the
+    code of some authors only); other sizes are brought to the same 2x2 by adaptive pooling.
     """
     pool: nn.Module = nn.AdaptiveAvgPool2d(2)
     if height in (7, 8):
         pool = nn.AvgPool2d(5, stride=3 if height == 8 else 2, count_include_pad=False)
-    second = [nn.Conv2d(128, 768, 2, bias=False), *([] if height == 7 else [nn.BatchNorm2d(768)]), nn.ReLU()]
+    second = [
+        nn.Conv2d(128, 768, 2, bias=False),
+        *([] if height == 7 and not second_norm else [nn.BatchNorm2d(768)]),
+        nn.ReLU(),
+    ]
     return nn.Sequential(
         nn.ReLU(),
         pool,

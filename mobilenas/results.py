@@ -102,7 +102,11 @@ class NetworkDescription(msgspec.Struct, frozen=True):
     choices: dict[str, str]
     input_shape: tuple[int, ...]
     params: int
+    params_with_auxiliary: int
+    """With the auxiliary head that it is trained with; for a published network its authors'."""
     madds: int
+    paper: str | None
+    """Where a published network is from."""
     operators: tuple[OperatorShare, ...]
 
 

@@ -51,33 +51,61 @@ def env(json: Json = False) -> None:
 
 
 def describe(
-    path: Annotated[Path | None, typer.Argument(help="Run directory or architecture.json.", metavar="[PATH]")] = None,
+    target: Annotated[
+        str | None,
+        typer.Argument(help="Run directory, architecture.json, or the name of a published network.", metavar="[TARGET]"),
+    ] = None,
     space: SpaceName = None,
     channels: Channels = None,
     layers: Layers = None,
+    classes: Annotated[int | None, typer.Option("--classes", help="Classes that the network tells apart.")] = None,
+    image_size: Annotated[int | None, typer.Option("--image-size", help="Height and width of its images in pixels.")] = None,
+    stem: Annotated[str | None, typer.Option("--stem", help="First layers: cifar or imagenet.")] = None,
     data: DataName = None,
     sets: Sets = None,
+    drawing: Annotated[Path | None, typer.Option("--drawing", help="Draw the cells into this SVG file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Make a run directory of the network, to train and export it.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """What a network is made of (PATH), or what a search space may choose (without PATH)."""
-    if path is not None and (space or channels or layers or data or sets):
-        raise UsageError("describe PATH tells of the network that is there: leave the options of a space out")
-    flags = {"space.name": space, "space.options.channels": channels, "space.options.layers": layers, "data": data}
+    """What a network is made of (TARGET, at any size), or what a search space may choose (without TARGET)."""
+    flags = {
+        "space.name": space,
+        "space.options.channels": channels,
+        "space.options.layers": layers,
+        "space.options.classes": classes,
+        "space.options.image_size": image_size,
+        "space.options.stem": stem,
+        "data": data,
+    }
     cfg = load_config(DescribeConfig, None, sets, flags)
+    if target is None and (drawing or output):
+        raise UsageError("describe without TARGET tells of a space: name a network to draw it or to make a run of it")
     from mobilenas import workflows
     from mobilenas.results import NetworkDescription
 
-    found = workflows.describe(path, cfg)
+    found = workflows.describe(target, cfg)
     options = ", ".join(f"{name} {value}" for name, value in found.options.items() if name != "operators")
     rows = [("space", f"{found.space} ({options})"), ("input", " x ".join(map(str, found.input_shape)))]
     if isinstance(found, NetworkDescription):
         rows += [
             ("fingerprint", found.fingerprint),
-            ("parameters", f"{found.params:,}"),
+            *([("paper", found.paper)] if found.paper else []),
+            ("parameters", f"{found.params:,} ({found.params_with_auxiliary:,} with the auxiliary head)"),
             ("MAdds", f"{found.madds:,}"),
             *found.choices.items(),
             *((f"{o.count} x {o.operator}", f"{o.madds:,} MAdds, {o.params:,} parameters") for o in found.operators),
         ]
+        if drawing is not None:
+            from mobilenas.core.run_directory import write_atomic
+            from mobilenas.report.drawing import draw_cells
+
+            write_atomic(drawing, draw_cells(found.choices, f"{target} ({found.fingerprint})"))
+            rows.append(("drawing", str(drawing)))
+        if output is not None and target is not None:
+            workflows.make_run(target, cfg, output)
+            rows.append(("run", f"{output}: mobilenas train {output} --data {cfg.data or 'digits'}"))
     else:
         rows += [("decisions", str(len(found.decisions))), ("workloads", str(found.workloads))]
         rows += [(decision.name, ", ".join(decision.options)) for decision in found.decisions]

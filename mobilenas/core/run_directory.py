@@ -40,6 +40,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def check_is_new(path: Path) -> None:
+    """Raise ``UsageError`` if there is something at ``path``."""
+    if path.exists():
+        raise UsageError(f"{path}: there is something already; name a new folder")
+
+
 def check_writable(folder: Path) -> None:
     """Raise ``ResourceError`` if nothing could be written into ``folder``, before work is done for it."""
     probe = folder / ".probe"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,13 +136,28 @@ class SearchEngine:
     on_epoch: Callable[[EpochReport], None] = lambda _: None
     on_note: Callable[[str], None] = lambda _: None
 
+    def check(self) -> None:
+        """Raise what ``run`` would raise before its first step, without leaving anything."""
+        with torch.device("meta"):
+            self.space.supernet(self.plan_of(next(self._stages())))
+        for images in self.halves:
+            CyclingLoader(images, self.settings.batch_size, 0, 0)
+
+    def plan_of(self, stage: Stage) -> SupernetPlan:
+        """The supernet of a stage."""
+        parts = self.method.switches.partial_channels
+        return SupernetPlan(stage.size, stage.decisions, parts, self.settings.checkpoint_cells)
+
+    def _stages(self) -> Generator[Stage, ArchitectureParameters, None]:
+        self.method.check(self.space)
+        settings = self.settings
+        return self.method.stages(self.space, settings.supernet, settings.epochs, settings.warmup_epochs)
+
     def run(self) -> ArchitectureParameters:
         """Search all stages. Raises ``IncompatibleError`` if the method or its switches need what the space lacks,
         ``DivergedError`` if the loss stops being finite.
         """
-        self.method.check(self.space)
-        settings = self.settings
-        stages = self.method.stages(self.space, settings.supernet, settings.epochs, settings.warmup_epochs)
+        stages = self._stages()
         stage = next(stages)
         index = 0
         while True:
@@ -161,8 +176,7 @@ class _StageRun:
         self.engine, self.index, self.stage = engine, index, stage
         settings, fabric = engine.settings, engine.fabric
         torch.manual_seed(settings.seed + index)
-        parts = engine.method.switches.partial_channels
-        supernet: Supernet = engine.space.supernet(SupernetPlan(stage.size, stage.decisions, parts, settings.checkpoint_cells))
+        supernet: Supernet = engine.space.supernet(engine.plan_of(stage))
         generator = torch.Generator().manual_seed(settings.seed + index)
         self.parameters = ArchitectureParameters(stage.decisions, generator, engine.space.decisions)
         fabric.to_device(self.parameters)

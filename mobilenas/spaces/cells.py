@@ -268,9 +268,9 @@ class CellSpace(SearchSpace):
         whole = self.blueprint(self.random_architecture(random.Random(0)))
         return tuple(layer for layer in whole.layers if "/edge" not in layer.name)
 
-    def auxiliary_head(self, architecture: Architecture) -> nn.Module:
+    def auxiliary_head(self, architecture: Architecture, second_norm: bool = False) -> nn.Module:
         place = list(self.places())[2 * self.layers // 3]
-        return ops.auxiliary_head(self.nodes * place.channels, place.out_size, self.classes)
+        return ops.auxiliary_head(self.nodes * place.channels, place.out_size, self.classes, second_norm)
 
     def supernet(self, plan: SupernetPlan) -> Supernet:
         return CellSupernet(replace(self, channels=plan.size.channels, layers=plan.size.layers), plan)

@@ -10,7 +10,7 @@ from mobilenas.workflows.naming import (
     space_from_config,
     space_of,
 )
-from mobilenas.workflows.run_describe import describe
+from mobilenas.workflows.run_describe import describe, make_run
 from mobilenas.workflows.run_evaluate import evaluate
 from mobilenas.workflows.run_export import export
 from mobilenas.workflows.run_profile import campaign_from_config, profile
@@ -28,6 +28,7 @@ __all__ = [
     "describe",
     "evaluate",
     "export",
+    "make_run",
     "profile",
     "search",
     "search_config_of",

@@ -3,23 +3,69 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
-from mobilenas import ops
-from mobilenas.config import DescribeConfig
+from mobilenas import config, ops
+from mobilenas.config import DataConfig, DescribeConfig, SearchConfig, SpaceConfig
+from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
+from mobilenas.core.run_directory import RunDirectory, check_is_new
 from mobilenas.data import load_data
+from mobilenas.errors import MissingDataError
+from mobilenas.network import count_params
 from mobilenas.results import NetworkDescription, OperatorShare, SpaceDescription
 from mobilenas.spaces.base import SearchSpace
-from mobilenas.workflows.naming import ARCHITECTURE, space_from_config, space_of
+from mobilenas.spaces.cells import CellSpace
+from mobilenas.spaces.published import PUBLISHED, PublishedCells
+from mobilenas.workflows.naming import ARCHITECTURE, RESULT, space_from_config, space_of
 
 
-def describe(path: Path | None, cfg: DescribeConfig) -> SpaceDescription | NetworkDescription:
-    """The network of ``path`` (a run directory or an architecture document), or the space that ``cfg`` names."""
-    if path is not None:
-        architecture = Architecture.load(path / ARCHITECTURE if path.is_dir() else path)
-        return _network(space_of(architecture), architecture)
-    space = space_from_config(cfg.space, load_data(cfg.data) if cfg.data else None, cfg.batch)
+@dataclass(frozen=True)
+class Found:
+    """A network that a name or a path stands for, at the size asked for."""
+
+    space: SearchSpace
+    architecture: Architecture
+    published: PublishedCells | None
+
+
+def find_network(target: str, cfg: DescribeConfig) -> Found:
+    """The network that ``target`` names: a run directory, an architecture document, or a published one.
+
+    ``cfg.space.options`` and ``cfg.data`` change its size, image and classes. Raises ``MissingDataError`` if there is nothing
+    of that name.
+    """
+    facts = load_data(cfg.data) if cfg.data else None
+    shape = {}
+    if facts is not None:
+        shape = {"image_size": facts.preprocessing.image_size, "image_channels": facts.preprocessing.channels}
+        shape["classes"] = len(facts.class_names)
+    changed = {**shape, **cfg.space.options}
+    path = Path(target)
+    if path.exists():
+        old = Architecture.load(path / ARCHITECTURE if path.is_dir() else path)
+        space = space_of(Architecture(old.space, {**old.space_options, **changed}, old.choices))
+        architecture, published = space.architecture(old.choices.items()), None
+    elif target in PUBLISHED:
+        published = PUBLISHED.get(target)
+        space = space_from_config(SpaceConfig(name="cells", options=published.options(changed)), None, cfg.batch)
+        assert isinstance(space, CellSpace)
+        architecture = published.architecture(space)
+    else:
+        raise MissingDataError(
+            f"{target}: neither a run directory nor an architecture.json, and no published network has that name "
+            f"({', '.join(PUBLISHED)})"
+        )
+    space.blueprint(architecture)
+    return Found(space, architecture, published)
+
+
+def describe(target: str | None, cfg: DescribeConfig) -> SpaceDescription | NetworkDescription:
+    """The network that ``target`` names, or the space that ``cfg`` describes."""
+    if target is not None:
+        return _network(find_network(target, cfg))
+    space = space_from_config(cfg.space, load_data(cfg.data or "digits"), cfg.batch)
     return SpaceDescription(
         space=space.name,
         key=space.key,
@@ -30,7 +76,24 @@ def describe(path: Path | None, cfg: DescribeConfig) -> SpaceDescription | Netwo
     )
 
 
-def _network(space: SearchSpace, architecture: Architecture) -> NetworkDescription:
+def make_run(target: str, cfg: DescribeConfig, output: Path) -> None:
+    """Write a run directory of the network, as a search without a budget leaves one, for ``train`` and ``export``.
+
+    Raises ``UsageError`` if there is something at ``output``.
+    """
+    found = find_network(target, cfg)
+    check_is_new(output)
+    run = RunDirectory(output)
+    searched = SearchConfig(
+        space=SpaceConfig(name=found.space.name, options=dict(found.space.options)), data=DataConfig(name=cfg.data or "digits")
+    )
+    with run.running(config.dump_config(searched), {}, {}):
+        run.write_document(ARCHITECTURE, documents.parse_json(found.architecture.to_json(), ARCHITECTURE))
+        run.write_document(RESULT, {"schema": "mobilenas/search-result@1", "budgets": []})
+
+
+def _network(found: Found) -> NetworkDescription:
+    space, architecture = found.space, found.architecture
     counts: Counter[str] = Counter()
     madds: Counter[str] = Counter()
     params: Counter[str] = Counter()
@@ -38,6 +101,9 @@ def _network(space: SearchSpace, architecture: Architecture) -> NetworkDescripti
         counts[workload.operator] += count
         madds[workload.operator] += count * ops.madds(workload)
         params[workload.operator] += count * ops.params(workload)
+    head = space.auxiliary_head(architecture)
+    if found.published is not None and isinstance(space, CellSpace):
+        head = space.auxiliary_head(architecture, found.published.auxiliary_norm)
     return NetworkDescription(
         space=space.name,
         options=space.options,
@@ -45,7 +111,9 @@ def _network(space: SearchSpace, architecture: Architecture) -> NetworkDescripti
         choices=architecture.choices,
         input_shape=space.image_shape,
         params=space.params(architecture),
+        params_with_auxiliary=space.params(architecture) + (count_params(head) if head is not None else 0),
         madds=space.madds(architecture),
+        paper=found.published.paper if found.published else None,
         operators=tuple(
             OperatorShare(name, count, madds[name], params[name])
             for name, count in sorted(counts.items(), key=lambda item: (-madds[item[0]], item[0]))

@@ -63,7 +63,6 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     data = data_from_config(cfg.data, cfg.seed)
     space = space_from_config(cfg.space, data, cfg.device.batch)
     check_data_fits(space, data)
-    method.check(space)
     target = Target.from_config(cfg.device)
     plan_named(cfg.plan)
     fabric = fabric_from_config(cfg.compute)
@@ -76,20 +75,21 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
             bounds = latency_range(space, model, method.restrict)
             budget = _budget(cfg, model, bounds, told)
             inputs["table"] = model.table.digest
+        engine = SearchEngine(
+            space=space,
+            method=method,
+            task=Classification(),
+            halves=data.halves(cfg.seed, cfg.validation_fraction),
+            budgets=[budget] if budget else [],
+            settings=_engine_settings(cfg, method),
+            fabric=fabric,
+            directory=directory,
+            on_epoch=lambda report: _tell_epoch(told, report),
+            on_note=told.note,
+        )
+        engine.check()
         with directory.running(config.dump_config(cfg), run_environment(), inputs):
             told.note(f"run directory {directory.path}")
-            engine = SearchEngine(
-                space=space,
-                method=method,
-                task=Classification(),
-                halves=data.halves(cfg.seed, cfg.validation_fraction),
-                budgets=[budget] if budget else [],
-                settings=_engine_settings(cfg, method),
-                fabric=fabric,
-                directory=directory,
-                on_epoch=lambda report: _tell_epoch(told, report),
-                on_note=told.note,
-            )
             parameters = engine.run()
             probabilities = {name: row.detach() for name, row in parameters.softmax().items()}
             selection = None
