@@ -13,7 +13,7 @@ import tomli_w
 
 from mobilenas.core import documents
 from mobilenas.core.architecture import OptionValue
-from mobilenas.errors import DocumentError, UsageError
+from mobilenas.errors import DocumentError, UnknownNameError, UsageError
 
 C = TypeVar("C", bound=msgspec.Struct)
 
@@ -212,12 +212,29 @@ class VerifyConfig(Strict):
     plan: str = "quick"
 
 
-def load_config(kind: type[C], file: Path | None, sets: Sequence[str] | None, flags: Mapping[str, Any]) -> C:
-    """Defaults, then the TOML ``file``, then ``flags`` (dotted key -> value, ``None`` where not given), then ``--set``.
+def load_preset(method: str, name: str) -> dict[str, Any]:
+    """The settings of the preset ``name`` of a search method; raises ``UnknownNameError`` with those that it has."""
+    folder = Path(__file__).with_name("presets")
+    known = sorted(path.stem.removeprefix(f"{method}-") for path in folder.glob(f"{method}-*.toml"))
+    if name not in known:
+        raise UnknownNameError(f"preset of {method}", name, known)
+    path = folder / f"{method}-{name}.toml"
+    return documents.parse_toml(documents.read_text(path), str(path))
+
+
+def load_config(
+    kind: type[C],
+    file: Path | None,
+    sets: Sequence[str] | None,
+    flags: Mapping[str, Any],
+    preset: Mapping[str, Any] | None = None,
+) -> C:
+    """Defaults, then a ``preset``, the TOML ``file``, ``flags`` (dotted key -> value, ``None`` where not given) and ``--set``.
 
     Raises ``UsageError`` naming the key, with the nearest known ones.
     """
     data: dict[str, Any] = msgspec.to_builtins(kind())
+    _merge(data, preset or {})
     if file is not None:
         if not file.exists():
             raise UsageError(f"--config {file}: no such file")

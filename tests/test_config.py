@@ -10,7 +10,7 @@ import typer.main
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobilenas import cli
+from mobilenas import cli, config, workflows
 from mobilenas.cli import jobs
 from mobilenas.config import (
     DataConfig,
@@ -22,8 +22,11 @@ from mobilenas.config import (
     command_line,
     dump_config,
     load_config,
+    load_preset,
 )
 from mobilenas.errors import UsageError
+from mobilenas.methods import METHODS
+from mobilenas.spaces.cells import CellSpace
 
 spaces = st.builds(
     SpaceConfig,
@@ -121,3 +124,29 @@ def test_every_flag_in_a_printed_command_is_a_setting() -> None:
     known = _flat(tomllib.loads(dump_config(ProfileConfig()))) | _flat(tomllib.loads(dump_config(SearchConfig())))
     optional = {"latency_budget", "table", "space.options.channels", "space.options.layers"}
     assert set(_FLAGS) <= set(known) | optional
+
+
+PRESETS = sorted((Path(config.__file__).parent / "presets").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_every_preset_makes_a_method_that_can_search_its_space(path: Path) -> None:
+    method = next(m for m in METHODS if path.stem.startswith(f"{m}-"))
+    preset = load_preset(method, path.stem.removeprefix(f"{method}-"))
+    found = load_config(SearchConfig, None, [], {}, preset)
+    assert found.method == method
+    made = workflows.method_from_config(found)
+    made.check(CellSpace(**found.space.options))
+    assert path.read_text().startswith("# ")
+
+
+def test_every_method_has_presets() -> None:
+    for method in METHODS:
+        names = {path.stem.removeprefix(f"{method}-") for path in PRESETS if path.stem.startswith(f"{method}-")}
+        assert {"cifar10", "quick"} <= names, method
+
+
+def test_what_is_said_goes_before_a_preset() -> None:
+    preset = load_preset("pc-darts", "cifar10")
+    found = load_config(SearchConfig, None, ["weights.lr=0.5"], {"epochs": 3}, preset)
+    assert (found.epochs, found.weights.lr, found.weights.min_lr, found.supernet.channels) == (3, 0.5, 0.0, 16)

@@ -36,6 +36,7 @@ from mobilenas.config import (
     VerifyConfig,
     command_line,
     load_config,
+    load_preset,
 )
 from mobilenas.console import percent
 from mobilenas.errors import BudgetError
@@ -112,6 +113,9 @@ def search(
     ] = None,
     budget_statistic: Annotated[str | None, typer.Option("--budget-statistic", help="What the budget binds: floor.")] = None,
     method: Annotated[str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts or pc-darts.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Published settings of the method (cifar10, imagenet, ...), or quick.")
+    ] = None,
     space: SpaceName = None,
     channels: Channels = None,
     layers: Layers = None,
@@ -151,6 +155,8 @@ def search(
         "seed": seed,
     }
     cfg = load_config(SearchConfig, config, sets, flags)
+    if preset is not None:
+        cfg = load_config(SearchConfig, config, sets, flags, load_preset(cfg.method, preset))
     if cfg.latency_budget is not None:
         from mobilenas.core.units import parse_latency_target
 

@@ -14,7 +14,7 @@ from mobilenas.workflows.run_describe import describe, make_run
 from mobilenas.workflows.run_evaluate import evaluate
 from mobilenas.workflows.run_export import export
 from mobilenas.workflows.run_profile import campaign_from_config, profile
-from mobilenas.workflows.run_search import search, table_model
+from mobilenas.workflows.run_search import method_from_config, search, table_model
 from mobilenas.workflows.run_train import train
 from mobilenas.workflows.run_verify import verify
 
@@ -29,6 +29,7 @@ __all__ = [
     "evaluate",
     "export",
     "make_run",
+    "method_from_config",
     "profile",
     "search",
     "search_config_of",

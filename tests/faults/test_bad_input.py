@@ -204,6 +204,8 @@ BAD_VALUES = [
     ("search --set method_options.order=true", "order 1 and 2"),
     ("export nowhere --set tolerance=inf", "tolerance"),
     ("evaluate nowhere --set batch=100000000000000000000", "batch"),
+    ("search --preset cifar11", "cifar10"),
+    ("search --method gdas --preset imagenet", "cifar10-frc"),
     ("describe darts-v2 --channels 1", "space.channels"),
     ("describe darts-v2 --stem big", "imagenet"),
     ("describe gdas-frc --channels 35", "divisible by 4"),

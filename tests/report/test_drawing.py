@@ -1,0 +1,31 @@
+"""The drawing of cells: whole, and inside its own edges."""
+
+import re
+from xml.etree import ElementTree
+
+from mobilenas.config import DescribeConfig
+from mobilenas.report.drawing import draw_cells
+from mobilenas.spaces.published import PUBLISHED
+from mobilenas.workflows.run_describe import find_network
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_every_edge_and_node_is_drawn_inside_the_picture() -> None:
+    for name in PUBLISHED:
+        choices = find_network(name, DescribeConfig()).architecture.choices
+        root = ElementTree.fromstring(draw_cells(choices, f"{name} <&>"))
+        texts = [element.text for element in root.iter(f"{SVG}text")]
+        for operator in set(choices.values()):
+            assert texts.count(operator) == list(choices.values()).count(operator)
+        cells = len({edge.partition(".")[0] for edge in choices})
+        assert texts.count("node 5") == cells
+        arrows = [path for path in root.iter(f"{SVG}path") if path.get("marker-end")]
+        assert len(arrows) == 2 * len(choices) + 4 * cells
+        width, height = float(root.get("width", 0)), float(root.get("height", 0))
+        boxes = [(float(box.get("x", 0)), float(box.get("y", 0)), float(box.get("width", "0").rstrip("%")))
+                 for box in root.iter(f"{SVG}rect")]  # fmt: skip
+        assert all(x >= 0 and x + w <= width and 0 <= y <= height - 28 for x, y, w in boxes[1:])
+        assert len(set(boxes)) == len(boxes), "boxes on top of each other"
+        for path in arrows:
+            assert all(-1 <= float(number) <= max(width, height) for number in re.findall(r"-?[0-9.]+", path.get("d", "")))
