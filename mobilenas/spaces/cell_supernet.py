@@ -58,7 +58,7 @@ class CellSupernet(Supernet):
         for cell in self.cells:
             relaxed = None
             if isinstance(cell, SearchedCell):
-                relaxed = RelaxedCell.of(cell, weights[cell.kind], mixture)
+                relaxed = RelaxedCell.of(cell, weights[cell.kind], mixture, len(images))
             if self.checkpoint and self.training:
                 output = checkpoint(cell, before, last, relaxed, use_reentrant=False)
             else:
@@ -84,9 +84,10 @@ class RelaxedCell:
     zero: Tensor
     """0, a function of the weights: where every edge draws ``none`` their gradient is zero, not absent."""
     skip_dropout: float
+    batch: int
 
     @classmethod
-    def of(cls, cell: SearchedCell, weights: EdgeWeights, mixture: Mixture) -> RelaxedCell:
+    def of(cls, cell: SearchedCell, weights: EdgeWeights, mixture: Mixture, batch: int) -> RelaxedCell:
         sources = range(len(cell.sources))
         return cls(
             scales=[weights.of_source(source, cell.channels) for source in sources],
@@ -94,6 +95,7 @@ class RelaxedCell:
             inputs=weights.inputs,
             zero=0 * weights.by_node.sum(),
             skip_dropout=mixture.skip_dropout,
+            batch=batch,
         )
 
 
@@ -134,28 +136,38 @@ class SearchedCell(nn.Module):
             for node, output in enumerate(outputs, first):
                 arriving[node].append(output)
                 if bypass is not None:
-                    passing[node].append(bypass * relaxed.inputs[node][source] if relaxed.inputs else bypass)
+                    passing[node].append(bypass)
             if source >= 1:
-                states.append(channels_last_gradient(self._node(arriving[first], passing[first], relaxed.zero, len(before))))
+                states.append(channels_last_gradient(self._node(first, arriving[first], passing[first], relaxed)))
         return torch.cat(states[2:], dim=1)
 
     def _divide(self, state: Tensor, stride: int) -> tuple[Tensor, Tensor | None]:
         """The channels that pass through the operators, and the others at the size that those get."""
         if self.parts == 1:
             return state, None
-        bypass = state[:, self.channels :]
-        return state[:, : self.channels], functional.max_pool2d(bypass, 2, 2, ceil_mode=True) if stride == 2 else bypass
+        mixed, bypass = torch.split(state, [self.channels, state.shape[1] - self.channels], dim=1)
+        mixed = channels_last_gradient(mixed.contiguous(memory_format=torch.channels_last))
+        return mixed, functional.max_pool2d(bypass, 2, 2, ceil_mode=True) if stride == 2 else bypass
 
-    def _node(self, mixed: Sequence[Tensor | None], bypass: Sequence[Tensor], zero: Tensor, batch: int) -> Tensor:
+    def _node(self, node: int, mixed: Sequence[Tensor | None], bypass: Sequence[Tensor], relaxed: RelaxedCell) -> Tensor:
         """The sum of the edges; of partial channels with the others beside them, shuffled so that each has its turn."""
         total = add_up(mixed)
         if total is None:
-            total = zero.expand(batch, self.channels, self.out_size, self.out_size)
+            shape = (relaxed.batch, self.channels, self.out_size, self.out_size)
+            total = relaxed.zero.expand(shape).contiguous(memory_format=torch.channels_last)
         if not bypass:
             return total
-        whole = torch.cat([total, cast(Tensor, add_up(bypass))], dim=1)
+        if relaxed.inputs:
+            weights = relaxed.inputs[node]
+            others = bypass[0] * weights[0]
+            for source, tensor in enumerate(bypass[1:], 1):
+                others.addcmul_(tensor, weights[source])
+        else:
+            others = cast(Tensor, add_up(bypass))
+        whole = torch.cat([total, others], dim=1)
         b, c, h, w = whole.shape
-        return whole.reshape(b, self.parts, c // self.parts, h, w).transpose(1, 2).reshape(b, c, h, w)
+        shuffled = whole.permute(0, 2, 3, 1).reshape(b, h, w, self.parts, c // self.parts).transpose(3, 4)
+        return shuffled.reshape(b, h, w, c).permute(0, 3, 1, 2)
 
     def modules_of(self, choices: Mapping[str, str]) -> dict[str, nn.Module]:
         """The modules with weights that a network of these ``choices`` has in this cell, by layer."""
