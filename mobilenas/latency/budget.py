@@ -151,7 +151,8 @@ def derive(
     room above the target as its costs are wrong by in nine of ten networks, and its answers are lowered in order of score:
     the first that fits is the best that the room holds. Where too few of ``LOWERED_PER_TARGET`` fit, the room is cut
     step by step.
-    Raises ``BudgetError`` with both bounds if nothing fits.
+    Networks with a kernel that the model cannot price are passed over. Raises ``BudgetError`` with both bounds if nothing fits,
+    ``MissingKernelError`` if nothing could be priced.
     """
     model, target_ms = budget.model, budget.target_ms
     program = restrict(space.derivation_program(scores, [model.option_costs]))
@@ -177,13 +178,11 @@ def derive(
 
 
 def _sum_up(architectures: Sequence[Architecture], program: DerivationProgram, model: TableModel) -> list[Candidate | None]:
-    """Candidates with their table latency; ``None`` for a network with a kernel that no measured network had."""
+    """Candidates with their table latency; ``None`` for a network with a kernel that has no row."""
     try:
         predictions: list[Prediction | None] = list(model.latencies(architectures))
     except MissingKernelError:
         predictions = [_latency_or_none(model, architecture) for architecture in architectures]
-        if not any(predictions):
-            raise
     return [
         Candidate(a, score_of(program, a), model.workload_ms(a), p) if p else None
         for a, p in zip(architectures, predictions, strict=True)
@@ -212,5 +211,7 @@ def latency_range(space: SearchSpace, model: TableModel, restrict: Restrict = la
         program = restrict(space.derivation_program(extreme_scores(model.option_costs, sign), [model.option_costs]))
         found = [space.architecture(choice) for choice in islice(solutions(program), EXTREMES_LOWERED)]
         summed = [c for c in _sum_up(found, program, model) if c is not None]
+        if not summed:
+            model.latencies(found)  # says which kernel is missing, and how to measure it
         ends.append(max(summed, key=lambda c: sign * c.table.ms))
     return LatencyRange(*ends)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
@@ -14,7 +14,7 @@ from torch import Tensor
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.workload import Kernel
 from mobilenas.errors import DocumentError
-from mobilenas.latency.table import LatencyTable, SpaceCard
+from mobilenas.latency.table import LatencyTable, SpaceCard, TableRow
 from mobilenas.spaces.base import OptionCosts, Probabilities, SearchSpace
 
 
@@ -47,6 +47,9 @@ class LatencyModel(Protocol):
         ...
 
 
+MeasureKernels = Callable[[Sequence[Kernel]], Mapping[Kernel, TableRow]]
+"""Kernels -> their rows, measured on the device that the table is of."""
+
 Lower = Callable[[Sequence[Architecture]], list[Counter[Kernel]]]
 """Architectures -> the kernels that the runtime makes of each."""
 
@@ -56,12 +59,14 @@ class TableModel:
     """Sums of table rows for one space, with the space's scale and offset.
 
     A whole network is lowered by ``lower`` and its kernels are summed. The loss and the derivation see workload costs,
-    a linear stand-in for those sums; its own error is in the card.
+    a linear stand-in for those sums; its own error is in the card. With ``measure_kernels`` a kernel that no network of the
+    profile had is measured when a network with it is asked for; without, such a network raises ``MissingKernelError``.
     """
 
     table: LatencyTable
     space: SearchSpace
     lower: Lower
+    measure_kernels: MeasureKernels | None = None
     option_costs: OptionCosts = field(init=False)
     _known: dict[Architecture, Prediction] = field(init=False, default_factory=dict)
 
@@ -92,7 +97,11 @@ class TableModel:
     def latencies(self, architectures: Sequence[Architecture]) -> list[Prediction]:
         """``table_ms`` of several networks, lowered together; raises ``MissingKernelError``."""
         unknown = list(dict.fromkeys(a for a in architectures if a not in self._known))
-        for architecture, kernels in zip(unknown, self.lower(unknown) if unknown else [], strict=True):
+        lowered = self.lower(unknown) if unknown else []
+        missing = sorted(set().union(*lowered) - self.table.rows.keys())
+        if missing and self.measure_kernels is not None:
+            self.table = replace(self.table, rows={**self.table.rows, **self.measure_kernels(missing)})
+        for architecture, kernels in zip(unknown, lowered, strict=True):
             ms = self.card.network_ms(self.table.kernel_sum_ms(kernels))
             spread = self.card.table_error.p90_fraction
             self._known[architecture] = Prediction(ms, ms * (1 - spread), ms * (1 + spread))

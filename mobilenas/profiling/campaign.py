@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from mobilenas.latency.table import (
     SpaceCard,
     TableCard,
     TableKey,
+    TableRow,
 )
 from mobilenas.profiling import fit
 from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings, Runtime
@@ -190,10 +191,7 @@ class Campaign:
         networks: Sequence[Architecture],
         progress: Callable[[CampaignProgress], None],
     ) -> dict[str, PreparedModel]:
-        models = {SESSION: self.runtime.session_model()}
-        for kernel in kernels:
-            for copies in (fit.FEW_COPIES, fit.MANY_COPIES):
-                models[_kernel_name(kernel, copies)] = self.runtime.kernel_model(kernel, copies)
+        models = {SESSION: self.runtime.session_model(), **_kernel_models(kernels, self.runtime)}
         for index, architecture in enumerate(networks):
             progress(CampaignProgress("exporting", index, len(networks)))
             models[architecture.fingerprint] = self.runtime.prepare(network_for_timing(self.space, architecture), self.settings)
@@ -206,14 +204,7 @@ class Campaign:
         measurements: dict[str, Measurement],
         hello: dict[str, Any],
     ) -> LatencyTable:
-        rows = {
-            kernel: fit.row_from_measurements(
-                kernel,
-                measurements[_kernel_name(kernel, fit.FEW_COPIES)],
-                measurements[_kernel_name(kernel, fit.MANY_COPIES)],
-            )
-            for kernel in distinct
-        }
+        rows = {kernel: _row(kernel, measurements) for kernel in distinct}
         session_ms = measurements[SESSION].value_ms
         kernel_sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in kernels])
         scale_networks, test_networks, lowered_only = self.networks
@@ -281,6 +272,32 @@ def network_for_timing(space: SearchSpace, architecture: Architecture) -> bytes:
     module = network.initialise_for_timing(space.build(architecture), space.image_shape)
     exported = onnx_model.onnx_from_module(module, [torch.zeros(space.image_shape)])
     return bytes(onnx_model.slim(exported).SerializeToString())
+
+
+def measure_kernels(
+    kernels: Sequence[Kernel],
+    link: Link,
+    runtime: Runtime,
+    settings: RunSettings,
+    plan: MeasurementPlan,
+    journal: Journal,
+    progress: Callable[[MeasureProgress], None] = lambda _: None,
+) -> dict[Kernel, TableRow]:
+    """Rows of single kernels, measured as a campaign does it."""
+    measurements, _ = measure(
+        _kernel_models(kernels, runtime), link, runtime, settings, plan, journal=journal, progress=progress
+    )
+    return {kernel: _row(kernel, measurements) for kernel in kernels}
+
+
+def _kernel_models(kernels: Sequence[Kernel], runtime: Runtime) -> dict[str, PreparedModel]:
+    counts = (fit.FEW_COPIES, fit.MANY_COPIES)
+    return {_kernel_name(kernel, n): runtime.kernel_model(kernel, n) for kernel in kernels for n in counts}
+
+
+def _row(kernel: Kernel, measurements: Mapping[str, Measurement]) -> TableRow:
+    few, many = (measurements[_kernel_name(kernel, n)] for n in (fit.FEW_COPIES, fit.MANY_COPIES))
+    return fit.row_from_measurements(kernel, few, many)
 
 
 def _kernel_name(kernel: Kernel, copies: int) -> str:

@@ -59,6 +59,8 @@ def _told(run: Path, name: str, tell: Callable[[Any], list[tuple[str, str]]], do
 
 
 def _search_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    if "method" not in result:
+        return [("method", "none: a run made of a network that was there")]
     rows = [
         ("method", f"{result['method']}, {result['epochs']} epochs, {result['duration_s']:.0f} s"),
         ("network", f"{result['fingerprint']}, {result['params']:,} parameters, {result['madds']:,} MAdds"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,11 +22,12 @@ from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
 from mobilenas.errors import BudgetError, IncompatibleError
 from mobilenas.latency.budget import Budget, LatencyRange, latency_range
-from mobilenas.latency.models import TableModel
+from mobilenas.latency.models import MeasureKernels, TableModel
 from mobilenas.latency.store import find_table
+from mobilenas.latency.table import TableRow
 from mobilenas.methods import METHODS
 from mobilenas.methods.base import SearchMethod
-from mobilenas.profiling.campaign import network_for_timing
+from mobilenas.profiling.campaign import measure_kernels, network_for_timing
 from mobilenas.results import BudgetOutcome, SearchResult
 from mobilenas.runtimes.measure import measure
 from mobilenas.search.checkpoints import save_tensors
@@ -97,6 +99,8 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
                 architecture = method.decode(space, parameters)
             else:
                 told.progress("deriving", 0, 1)
+                if cfg.measure:
+                    budget.model.measure_kernels = _measure_kernels(cfg.plan, target, link, directory, told)
                 measure_networks = _measure_networks(cfg.plan, space, target, link, directory, told)
                 selection = select(
                     space,
@@ -209,6 +213,25 @@ def _tell_epoch(told: Listener, report: EpochReport) -> None:
         f"{stage}epoch {report.epoch + 1}/{report.epochs}: cross entropy {report.train_cross_entropy:.3f}, "
         f"valid accuracy {accuracy}{budgets}"
     )
+
+
+def _measure_kernels(plan: str, target: Target, link: Link, directory: RunDirectory, told: Listener) -> MeasureKernels:
+    """Measure what networks have that none of the profile had, as the profile would have."""
+    numbers = itertools.count()
+
+    def measure_missing(kernels: Sequence[Kernel]) -> dict[Kernel, TableRow]:
+        told.note(f"{len(kernels)} kernels are not in the table yet: measuring them")
+        return measure_kernels(
+            kernels,
+            link,
+            target.runtime,
+            target.settings,
+            plan_named(plan),
+            Journal(directory.path / "measurements" / f"kernels{next(numbers)}.jsonl"),
+            lambda p: tell_sweep(told, "measuring kernels", p),
+        )
+
+    return measure_missing
 
 
 def _measure_networks(

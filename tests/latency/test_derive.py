@@ -14,6 +14,7 @@ from mobilenas.core.workload import Kernel
 from mobilenas.errors import BudgetError
 from mobilenas.latency.budget import Budget, derive, latency_range, score_of
 from mobilenas.latency.models import TableModel
+from mobilenas.latency.table import TableRow
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing import fakes
 
@@ -99,3 +100,38 @@ def test_below_the_fastest_network_both_bounds_are_named(model: TableModel, ever
     scores = {d.name: np.zeros(3) for d in SPACE.decisions}
     with pytest.raises(BudgetError, match=rf"{low:.4g} ms.*{high:.4g} ms"):
         derive(SPACE, scores, Budget(model, 0.999 * low))
+
+
+def test_networks_that_cannot_be_priced_are_passed_over(model: TableModel, everything: dict[Architecture, float]) -> None:
+    """Half of all networks have a kernel without a row; what is derived is the best of the others."""
+    unknown = msgspec.structs.replace(next(iter(model.table.rows)), attributes='{"unknown":1}')
+
+    def lower(architectures: Sequence[Architecture]) -> list[Counter[Kernel]]:
+        lowered = model.lower(architectures)
+        for architecture, kernels in zip(architectures, lowered, strict=True):
+            if int(architecture.fingerprint, 16) % 2:
+                kernels[unknown] += 1
+        return lowered
+
+    lacking = TableModel(model.table, SPACE, lower)
+    scores = {d.name: np.random.default_rng(3).normal(size=3) for d in SPACE.decisions if d.kind == "op"}
+    target_ms = float(np.percentile(list(everything.values()), 40))
+    [found] = derive(SPACE, scores, Budget(lacking, target_ms))
+    program = SPACE.derivation_program(scores, [lacking.option_costs])
+    priced = [a for a, ms in everything.items() if ms <= target_ms and not int(a.fingerprint, 16) % 2]
+    assert found.score == pytest.approx(max(score_of(program, a) for a in priced))
+
+
+def test_a_kernel_without_a_row_is_measured_when_a_device_is_there(model: TableModel) -> None:
+    kernel = min(model.table.rows)
+    rows = {k: row for k, row in model.table.rows.items() if k != kernel}
+    asked: list[Kernel] = []
+
+    def measure_kernels(kernels: Sequence[Kernel]) -> dict[Kernel, TableRow]:
+        asked.extend(kernels)
+        return {k: model.table.rows[k] for k in kernels}
+
+    lacking = TableModel(replace(model.table, rows=rows), SPACE, model.lower, measure_kernels)
+    architectures = [SPACE.random_architecture(random.Random(seed)) for seed in range(30)]
+    assert lacking.latencies(architectures) == model.latencies(architectures)
+    assert asked == [kernel]
