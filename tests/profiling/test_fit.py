@@ -70,10 +70,10 @@ def test_options_of_a_decision_are_told_apart() -> None:
     seen = networks(250, 1)
     found = SPACE.option_costs(fit.fit_workload_costs(seen, sums_of(seen, TRUTH), WORKLOADS).costs_ms).options
     truth = SPACE.option_costs(TRUTH).options
-    for decision in SPACE.decisions:
-        ours, exact = found[decision.name][1:], truth[decision.name][1:]
+    for name, row in truth.items():
+        ours, exact = found[name][1:], row[1:]
         assert np.ptp(exact) > 0.3, "the options cost about the same"
-        assert ours - ours.mean() == pytest.approx(exact - exact.mean(), abs=0.02 * np.ptp(exact)), decision.name
+        assert ours - ours.mean() == pytest.approx(exact - exact.mean(), abs=0.02 * np.ptp(exact)), name
 
 
 def test_the_error_is_that_of_networks_which_were_not_fitted_on() -> None:
