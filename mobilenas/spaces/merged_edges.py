@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from mobilenas import ops
 from mobilenas.core.workload import Workload
-from mobilenas.supernet import Mixture
+from mobilenas.supernet import NO_OPERATOR, Mixture
 
 POOLS, SKIP = ("max_pool_3x3", "avg_pool_3x3"), "skip_connect"
 
@@ -102,28 +102,29 @@ class MergedEdges(nn.Module):
             members = [
                 edge for edge, chosen in enumerate(active) if name in self.options[edge] and (chosen is None or index in chosen)
             ]
-            if not members or not (name in POOLS or name == SKIP or "conv" in name):
+            if not members or name == NO_OPERATOR:
                 continue
-            scale = scales[index]
-            if len(members) < len(self.options):
+            count, scale = len(members), scales[index]
+            if count < len(self.options):
                 scale = scale.view(len(self.options), -1)[torch.tensor(members, device=scale.device)].flatten()
-            modules = [cast(nn.ModuleDict, self.candidates[edge])[name] for edge in members] if self._has_weights(name) else []
+            modules = [candidates[name] for candidates in self._candidates(members) if name in candidates]
             if name in POOLS:
-                found.append((members, _scaled(self.pool_norm(state.pooled(name)), scale, len(members))))
+                found.append((members, _scaled(self.pool_norm(state.pooled(name)), scale, count)))
             elif name == SKIP and not modules:
-                found.append((members, _scaled(x_dropped(state.x, len(members), skip_dropout), scale, len(members))))
+                found.append((members, _scaled(dropped(state.x, count, skip_dropout), scale, count)))
             elif name == SKIP:
                 found.append((members, _factorized_reduce(state, modules, scale)))
             elif name.startswith("dil_conv") and state.has_phases:
-                contribution = _separable(
-                    state.phases(len(members)), cast(list[nn.Sequential], modules), scale, is_undilated=True
-                )
+                contribution = _separable(state.phases(count), modules, scale, is_undilated=True)
                 key = tuple(members)
                 in_phases[key] = _added(in_phases[key], contribution) if key in in_phases else contribution
             else:
-                found.append((members, _separable(state.repeated(len(members)), cast(list[nn.Sequential], modules), scale)))
+                found.append((members, _separable(state.repeated(count), modules, scale)))
         found += [(list(members), state.from_phases(tensor)) for members, tensor in in_phases.items()]
         return found
+
+    def _candidates(self, members: Sequence[int]) -> list[nn.ModuleDict]:
+        return [cast(nn.ModuleDict, self.candidates[edge]) for edge in members]
 
 
 class _State:
@@ -210,7 +211,7 @@ def _side_by_side(x: Tensor, times: int) -> Tensor:
     return torch.cat([x] * times, dim=1)
 
 
-def x_dropped(x: Tensor, times: int, fraction: float) -> Tensor:
+def dropped(x: Tensor, times: int, fraction: float) -> Tensor:
     """``x`` for ``times`` edges, each with elements of its own dropped (P-DARTS, section 3.2)."""
     return functional.dropout(_side_by_side(x, times), fraction) if fraction > 0 else x
 
@@ -272,13 +273,14 @@ def pointwise_convolution(x: Tensor, weight: Tensor, groups: int) -> Tensor:
     return product.view(b, h, w, -1).permute(0, 3, 1, 2)
 
 
-def _separable(x: Tensor, modules: Sequence[nn.Sequential], scale: Tensor, is_undilated: bool = False) -> Tensor:
+def _separable(x: Tensor, modules: Sequence[nn.Module], scale: Tensor, is_undilated: bool = False) -> Tensor:
     """Separable or dilated convolutions of several edges as one, after their first ReLU; scaled by the last BatchNorm."""
-    halves = [[module[start : start + 4] for module in modules] for start in range(0, len(modules[0]), 4)]
-    for number, half in enumerate(halves):
-        depthwise, pointwise = [cast(nn.Conv2d, part[1]) for part in half], [cast(nn.Conv2d, part[2]) for part in half]
+    stacks = [cast(nn.Sequential, module) for module in modules]
+    for start in range(0, len(stacks[0]), 4):  # ReLU, depthwise, pointwise, BatchNorm, once or twice
+        depthwise = [cast(nn.Conv2d, stack[start + 1]) for stack in stacks]
+        pointwise = [cast(nn.Conv2d, stack[start + 2]) for stack in stacks]
         first = depthwise[0]
-        if number:
+        if start:
             x = functional.relu_(_normalised(x))
         stride, dilation = (1, 1) if is_undilated else (first.stride[0], first.dilation[0])
         padding = dilation * (first.kernel_size[0] // 2)

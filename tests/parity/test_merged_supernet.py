@@ -100,11 +100,11 @@ def test_with_cells_computed_again_on_the_way_back(method) -> None:
 
 
 def test_dropout_of_identities_keeps_their_mean() -> None:
-    from mobilenas.spaces.merged_edges import x_dropped
+    from mobilenas.spaces.merged_edges import dropped as drop_out
 
     torch.manual_seed(0)
     x = torch.ones(64, 8, 16, 16)
-    three = x_dropped(x, 3, 0.4).view(64, 3, 8, 16, 16)
+    three = drop_out(x, 3, 0.4).view(64, 3, 8, 16, 16)
     assert abs(float((three == 0).float().mean()) - 0.4) < 0.005
     assert float(three.max()) == pytest.approx(1 / 0.6)
     assert not torch.equal(three[:, 0], three[:, 1])
