@@ -265,7 +265,8 @@ def pointwise_convolution(x: Tensor, weight: Tensor, groups: int) -> Tensor:
 
     For small batches on one thread torch's own copies each group to and fro.
     """
-    if x.device.type != "cpu" or len(x) >= 16 or torch.get_num_threads() > 1:
+    is_slow = x.device.type == "cpu" and len(x) < 16 and torch.get_num_threads() == 1
+    if not is_slow or torch.is_autocast_enabled("cpu"):
         return functional.conv2d(x, weight, groups=groups)
     b, c, h, w = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(-1, c)

@@ -108,3 +108,20 @@ def test_dropout_of_identities_keeps_their_mean() -> None:
     assert abs(float((three == 0).float().mean()) - 0.4) < 0.005
     assert float(three.max()) == pytest.approx(1 / 0.6)
     assert not torch.equal(three[:, 0], three[:, 1])
+
+
+@pytest.mark.parametrize("method", [Darts, Gdas])
+def test_in_mixed_precision(method) -> None:
+    """Under autocast the small-batch path makes way, and the gradients of the logits stay float32."""
+    space = SPACES["even"]
+    decisions = method().searched(space)
+    torch.manual_seed(0)
+    network = space.supernet(SupernetPlan(SIZE, decisions))
+    parameters = ArchitectureParameters(decisions, torch.Generator().manual_seed(0))
+    mixture = method().relax_architecture(parameters, Progress(0, 0, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(torch.randn(4, *space.image_shape[1:]), mixture)
+    functional.cross_entropy(logits.float(), torch.tensor([0, 1, 2, 0])).backward()
+    for row in parameters.parameters():
+        assert row.grad.dtype == torch.float32
+        assert torch.isfinite(row.grad).all()
