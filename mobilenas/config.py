@@ -13,12 +13,15 @@ import tomli_w
 
 from mobilenas.core import documents
 from mobilenas.core.architecture import OptionValue
+from mobilenas.core.units import ACCEPTED
 from mobilenas.errors import DocumentError, UnknownNameError, UsageError
 
 C = TypeVar("C", bound=msgspec.Struct)
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 CountOrNone = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Threads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+ThreadsOrNone = Annotated[int, msgspec.Meta(ge=0, le=1024)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -44,23 +47,28 @@ class DeviceConfig(Strict):
     runtime: str = "onnxruntime"
     precision: str = "fp32"
     provider: str = "CPUExecutionProvider"
-    threads: Count = 1
+    threads: Threads = 1
     batch: Count = 1
 
 
-class DataConfig(Strict):
-    """Which images, and how they are loaded."""
+class DataSetConfig(Strict):
+    """Which data set: all that gives a space its image size, image channels and classes."""
 
     name: str = "digits"
     root: str | None = None
     """Folder of data sets; the user's data directory by default."""
     image_size: Count | None = None
     """Pixels; for image folders only, where it is 224 by default."""
+
+
+class DataConfig(DataSetConfig):
+    """Which images, and how they are loaded."""
+
     train_fraction: Fraction = 1.0
     """Share of the training images that is used, drawn by the seed."""
     batch: Count = 64
     """Images per step."""
-    workers: CountOrNone = 0
+    workers: ThreadsOrNone = 0
     """Loader processes."""
 
 
@@ -113,7 +121,7 @@ class ComputeConfig(Strict):
 
     accelerator: str = "auto"
     precision: str = "32-true"
-    threads: CountOrNone = 0
+    threads: ThreadsOrNone = 0
     """CPU threads; 0 leaves torch's default."""
 
 
@@ -122,8 +130,8 @@ class ProfileConfig(Strict):
 
     device: DeviceConfig = DeviceConfig()
     space: SpaceConfig = SpaceConfig()
-    data: str | None = "digits"
-    """Data set that gives the space its image size, image channels and classes."""
+    data: DataSetConfig = DataSetConfig()
+    """Without a name, the options of the space say all."""
     plan: str = "quick"
     seed: Seed = 0
     output: str | None = None
@@ -231,7 +239,7 @@ def load_config(
 ) -> C:
     """Defaults, then a ``preset``, the TOML ``file``, ``flags`` (dotted key -> value, ``None`` where not given) and ``--set``.
 
-    Raises ``UsageError`` naming the key, with the nearest known ones.
+    Raises ``UsageError`` naming the key, with the nearest known ones, or the two that say different things of one key.
     """
     data: dict[str, Any] = msgspec.to_builtins(kind())
     _merge(data, preset or {})
@@ -239,18 +247,31 @@ def load_config(
         if not file.exists():
             raise UsageError(f"--config {file}: no such file")
         _merge(data, documents.parse_toml(documents.read_text(file), str(file)))
-    for key, value in flags.items():
-        if value is not None:
-            _assign(data, key, value)
-    for text in sets or ():
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise UsageError(f"--set {text}: say --set key=value, as --set epochs=20")
-        _assign(data, key.strip(), _parse_value(value.strip()))
+    said: dict[str, tuple[str, Any]] = {}
+    for words, key, value in [*_said_by_flags(flags), *map(_said_by_set, sets or ())]:
+        _assign(data, key, value)
+        now = _flat(data)
+        for other, (other_words, other_value) in said.items():
+            if now.get(other) != other_value:
+                raise UsageError(f"{other_words} and {words} contradict each other: leave one of them out")
+        said |= {inside: (words, found) for inside, found in _flat({key: value}).items()}
     try:
         return documents.convert(data, kind, str(file or "configuration"))
     except DocumentError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(f"{error}{_accepted_form(str(error))}") from error
+
+
+def _said_by_flags(flags: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """The words on the command line, the setting and its value, of each flag that was given."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    return [(f"{_FLAGS.get(key, key)} {value}", key, value) for key, value in given.items()]
+
+
+def _said_by_set(text: str) -> tuple[str, str, Any]:
+    key, separator, value = (part.strip() for part in text.partition("="))
+    if not separator:
+        raise UsageError(f"--set {text}: say --set key=value, as --set epochs=20")
+    return f"--set {text}", key, _parse_value(value, f"--set {key}")
 
 
 def _merge(base: dict[str, Any], update: Mapping[str, Any]) -> None:
@@ -270,15 +291,27 @@ def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
     data[last] = value
 
 
-def _parse_value(text: str) -> Any:
+def _parse_value(text: str, where: str) -> Any:
     """A TOML value; anything that is not one is text, so that ``--set latency_budget=5ms`` needs no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+        found = documents.parse_toml(f"value = {text}", where)
+    except DocumentError as error:
+        if isinstance(error.__cause__, tomllib.TOMLDecodeError):
+            return text
+        raise UsageError(str(error)) from error
+    value, *others = found
+    if others:
+        raise UsageError(f"{where}: one --set is one setting, this also sets {', '.join(others)}: say --set for each")
+    return found[value]
+
+
+def _accepted_form(message: str) -> str:
+    """What to say instead, where the type alone does not tell."""
+    return f"; {ACCEPTED}" if "`$.latency_budget`" in message else ""
 
 
 _FLAGS = {
+    "device": "--device",
     "device.name": "--device",
     "device.runtime": "--runtime",
     "device.precision": "--precision",
@@ -289,19 +322,31 @@ _FLAGS = {
     "data": "--data",
     "data.name": "--data",
     "latency_budget": "--latency-budget",
+    "budget_statistic": "--budget-statistic",
+    "method": "--method",
+    "epochs": "--epochs",
     "plan": "--plan",
     "table": "--table",
     "seed": "--seed",
+    "output": "--output",
 }
 """Settings that have a flag of their own on the command line; all others are said with ``--set``."""
 
 
-def command_line(verb: str, config: msgspec.Struct) -> str:
+D = TypeVar("D", bound=DataSetConfig)
+
+
+def same_data(kind: D, data: DataSetConfig) -> D:
+    """``kind`` with the data set of ``data``."""
+    return msgspec.structs.replace(kind, name=data.name, root=data.root, image_size=data.image_size)
+
+
+def command_line(verb: str, config: msgspec.Struct, *arguments: str) -> str:
     """A command that says what ``config`` says, as a person would type it: defaults are left out, the data set is not."""
     defaults = _flat(msgspec.to_builtins(type(config)()))
-    words = ["mobilenas", verb]
+    words = ["mobilenas", verb, *arguments]
     for key, value in _flat(msgspec.to_builtins(config)).items():
-        if value == defaults.get(key) and key not in ("data", "data.name"):
+        if value == defaults.get(key) and key != "data.name":
             continue
         text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
         words += [_FLAGS[key], text] if key in _FLAGS else ["--set", f"{key}={text}"]

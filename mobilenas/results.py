@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -10,6 +10,10 @@ from mobilenas.core.architecture import Architecture, Decision, OptionValue
 from mobilenas.core.measurement import Measurement
 from mobilenas.export.verify import Agreement
 from mobilenas.search.selection import Selection
+
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
+PositiveMilliseconds = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class ProfileResult(msgspec.Struct, frozen=True):
@@ -33,14 +37,14 @@ class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     text: str
     statistic: str
-    target_ms: float
-    lowest_ms: float
-    highest_ms: float
+    target_ms: PositiveMilliseconds
+    lowest_ms: Milliseconds
+    highest_ms: Milliseconds
     expected_ms: float
-    table_ms: float
+    table_ms: Milliseconds
     table_low_ms: float
     table_high_ms: float
-    measured_ms: float | None
+    measured_ms: PositiveMilliseconds | None
     measured_repeatability_fraction: float | None
     measured_converged: bool | None
 
@@ -66,9 +70,11 @@ class TrainResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What ``train`` reached; ``result.json`` of the run's ``train`` folder."""
 
     weights: str
+    sha256: str
+    """Of the file of weights."""
     fingerprint: str
-    test_accuracy: float
-    train_accuracy: float
+    test_accuracy: Fraction
+    train_accuracy: Fraction
     epochs: int
     duration_s: float
 

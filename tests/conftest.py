@@ -92,8 +92,9 @@ def valid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "config.toml").write_text(dump_config(CONFIG))
     (run / "result.json").write_text(documents.dump_json({"schema": "mobilenas/search-result@1", "budgets": []}))
     network = space().build(architecture)
-    save_tensors(run / "train" / "weights.safetensors", network.state_dict(), {"fingerprint": architecture.fingerprint})
-    result = TrainResult("weights.safetensors", architecture.fingerprint, 0.5, 0.6, 1, 1.0)
+    weights = run / "train" / "weights.safetensors"
+    sha256 = save_tensors(weights, network.state_dict(), {"fingerprint": architecture.fingerprint})
+    result = TrainResult("weights.safetensors", sha256, architecture.fingerprint, 0.5, 0.6, 1, 1.0)
     document = {"schema": "mobilenas/train-result@1", **msgspec.to_builtins(result)}
     (run / "train" / "result.json").write_text(documents.dump_json(document))
     return run

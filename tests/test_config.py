@@ -14,11 +14,13 @@ from mobilenas import cli, config, workflows
 from mobilenas.cli import jobs
 from mobilenas.config import (
     DataConfig,
+    DataSetConfig,
     DeviceConfig,
     ProfileConfig,
     SearchConfig,
     SpaceConfig,
     TrainConfig,
+    VerifyConfig,
     command_line,
     dump_config,
     load_config,
@@ -43,16 +45,23 @@ spaces = st.builds(
 devices = st.builds(
     DeviceConfig, name=st.sampled_from(["local", "my phone", "a'b"]), threads=st.integers(1, 8), batch=st.integers(1, 4)
 )
+
+
+def data_sets(kind: type[DataSetConfig]) -> st.SearchStrategy[Any]:
+    roots, sizes = st.sampled_from([None, "my photos"]), st.sampled_from([None, 64])
+    return st.builds(kind, name=st.sampled_from(["digits", "other"]), root=roots, image_size=sizes)
+
+
 searches = st.builds(
     SearchConfig,
     space=spaces,
     device=devices,
-    data=st.builds(DataConfig, name=st.sampled_from(["digits", "other"])),
+    data=data_sets(DataConfig),
     latency_budget=st.sampled_from([None, "5ms", "40%"]),
     seed=st.integers(0, 9),
     measure=st.booleans(),
 )
-profiles = st.builds(ProfileConfig, space=spaces, device=devices, data=st.sampled_from(["digits", "other"]))
+profiles = st.builds(ProfileConfig, space=spaces, device=devices, data=data_sets(DataSetConfig))
 
 
 def parsed(command: str) -> Any:
@@ -121,9 +130,10 @@ def test_bad_settings_are_usage_errors(sets: list[str], said: str) -> None:
 def test_every_flag_in_a_printed_command_is_a_setting() -> None:
     from mobilenas.config import _FLAGS, _flat
 
-    known = _flat(tomllib.loads(dump_config(ProfileConfig()))) | _flat(tomllib.loads(dump_config(SearchConfig())))
-    optional = {"latency_budget", "table", "space.options.channels", "space.options.layers"}
-    assert set(_FLAGS) <= set(known) | optional
+    kinds = (ProfileConfig, SearchConfig, VerifyConfig)
+    known = {key for kind in kinds for key in _flat(tomllib.loads(dump_config(kind())))}
+    optional = {"latency_budget", "table", "output", "data", "space.options.channels", "space.options.layers"}
+    assert set(_FLAGS) <= known | optional
 
 
 PRESETS = sorted((Path(config.__file__).parent / "presets").glob("*.toml"))

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from mobilenas.cli import jobs, looks
-from mobilenas.errors import MobileNASError
+from mobilenas.core.documents import is_unicode
+from mobilenas.errors import MobileNASError, UsageError
 
 app = typer.Typer(
     name="mobilenas",
@@ -61,6 +62,9 @@ def main() -> None:
     """Entry point: errors that a user can act on are one paragraph and their own exit code, bugs keep their traceback."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
+        for argument in sys.argv:
+            if not is_unicode(argument):
+                raise UsageError(f"{argument!r} is not UTF-8 text, so it could not be written down: rename that file or folder")
         app(standalone_mode=True)
     except MobileNASError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -37,6 +37,7 @@ from mobilenas.config import (
     command_line,
     load_config,
     load_preset,
+    same_data,
 )
 from mobilenas.console import percent
 from mobilenas.errors import BudgetError
@@ -72,7 +73,7 @@ def profile(
         "space.name": space,
         "space.options.channels": channels,
         "space.options.layers": layers,
-        "data": data,
+        "data.name": data,
         "plan": plan,
         "seed": seed,
         "output": str(output) if output else None,
@@ -99,7 +100,7 @@ def profile(
     following = SearchConfig(
         device=cfg.device,
         space=cfg.space,
-        data=DataConfig(name=cfg.data or "digits"),
+        data=same_data(DataConfig(), cfg.data) if cfg.data.name else DataConfig(),
         latency_budget="40%",
         table=cfg.output,
     )
@@ -174,7 +175,7 @@ def search(
         ("took", f"{result.duration_s:.0f} s"),
     ]
     show(result, json, "search", rows)
-    say_next(json, f"mobilenas train {result.run} --data {cfg.data.name}")
+    say_next(json, command_line("train", TrainConfig(data=same_data(TrainConfig().data, cfg.data)), result.run))
 
 
 def train(

@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import re
+import reprlib
+import stat
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,14 +21,25 @@ from mobilenas.errors import DocumentError, nearest_names
 T = TypeVar("T")
 
 MAXIMUM_BYTES = 256 * 1024 * 1024
+MAXIMUM_TOML_CHARACTERS = 1024 * 1024
+MAXIMUM_VALUES = 1_000_000
+MAXIMUM_DEPTH = 64
+
+_shortener = reprlib.Repr()
+_shortener.maxstring = _shortener.maxother = 100
+_short = _shortener.repr
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text of ``path``; raises ``DocumentError`` if it is missing, too large or not UTF-8."""
+    """The UTF-8 text of ``path``; raises ``DocumentError`` if it is missing, no regular file, too large or not UTF-8."""
     try:
-        if path.stat().st_size > MAXIMUM_BYTES:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DocumentError(f"{path}: cannot be read: not a regular file")
+        with open(path, "rb") as file:
+            data = file.read(MAXIMUM_BYTES + 1)
+        if len(data) > MAXIMUM_BYTES:
             raise DocumentError(f"{path}: larger than {MAXIMUM_BYTES // 2**20} MiB, which no mobilenas document is")
-        return path.read_bytes().decode()
+        return data.decode()
     except OSError as error:
         raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -33,33 +47,102 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """Parse JSON strictly: no duplicate names, no NaN. Raises ``DocumentError`` naming the place."""
+    """Parse JSON strictly: no duplicate names, no NaN, nothing that ``check_values`` refuses.
+
+    Raises ``DocumentError`` naming the place.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for name, value in pairs:
             if name in result:
-                raise DocumentError(f"{where}: the name {name!r} stands twice, with {result[name]!r} and {value!r}")
+                raise DocumentError(f"{where}: the name {name!r} stands twice, with {_short(result[name])} and {_short(value)}")
             result[name] = value
         return result
 
     def refuse(token: str) -> Any:
         raise DocumentError(f"{where}: {token} is not a JSON number")
 
+    check_count(text, ",[{", where)
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise DocumentError(f"{where}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
-    except RecursionError as error:
-        raise DocumentError(f"{where}: nested too deeply") from error
+    except DocumentError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise DocumentError(f"{where}: {_too_much(error)}") from error
+    check_values(value, where)
+    return value
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """Parse TOML; raises ``DocumentError`` naming the place."""
+    """Parse TOML without what ``check_values`` refuses; raises ``DocumentError`` naming the place."""
+    if len(text) > MAXIMUM_TOML_CHARACTERS:
+        raise DocumentError(f"{where}: larger than {MAXIMUM_TOML_CHARACTERS // 2**20} MiB, which no configuration is")
     try:
-        return tomllib.loads(text)
+        value = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise DocumentError(f"{where}: not TOML: {error}") from error
+        raise DocumentError(f"{where}: not TOML: {error}{_toml_lines(text, str(error))}") from error
+    except (RecursionError, ValueError) as error:
+        raise DocumentError(f"{where}: {_too_much(error)}") from error
+    check_values(value, where)
+    return value
+
+
+def check_count(text: str, separators: str, where: str) -> None:
+    """Raise ``DocumentError`` for more values than any document of ours holds, before one object is built of them."""
+    if sum(map(text.count, separators)) > MAXIMUM_VALUES:
+        raise DocumentError(f"{where}: holds more than {MAXIMUM_VALUES:,} values, which no mobilenas document does")
+
+
+def check_values(value: Any, where: str, place: str = "$", depth: int = 0) -> None:
+    """Raise ``DocumentError`` for what could not be written down again: numbers that are not finite or have more than 64
+    bits, text that is not Unicode; and for deeper nesting than ours.
+    """
+    if depth > MAXIMUM_DEPTH:
+        raise DocumentError(f"{where}: nested too deeply: over {MAXIMUM_DEPTH} levels")
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            check_values(key, where, f"{place} (a name)", depth)
+            check_values(inside, where, f"{place}.{key}", depth + 1)
+    elif isinstance(value, list):
+        for index, inside in enumerate(value):
+            check_values(inside, where, f"{place}[{index}]", depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise DocumentError(f"{where}: the number at {place} is {value}; it must be finite")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise DocumentError(f"{where}: the number at {place}, {_short(value)}, has more than 64 bits")
+    elif isinstance(value, str) and not is_unicode(value):
+        raise DocumentError(f"{where}: the text at {place}, {_short(value)}, is not Unicode: it holds half a character")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether ``text`` is whole characters: no halves of pairs, as JSON escapes and undecodable file names make them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _too_much(error: Exception) -> str:
+    return f"nested too deeply: over {MAXIMUM_DEPTH} levels" if isinstance(error, RecursionError) else "a number is too long"
+
+
+def _toml_lines(text: str, message: str) -> str:
+    """The line that ``message`` is about and, where its key stands twice, the one before it."""
+    found = re.search(r"\(at line (\d+), ", message)
+    if found is None:
+        return ""
+    *before, line = text.splitlines()[: int(found[1])] or [""]
+    said = f": {_short(line.strip())}"
+    for other in reversed(before if "overwrite" in message else []):
+        if other.lstrip().startswith("["):
+            break
+        if other.partition("=")[0].strip() == line.partition("=")[0].strip():
+            return f"{said}, after {_short(other.strip())}"
+    return said
 
 
 def convert(data: Any, kind: type[T], where: str) -> T:
@@ -68,7 +151,7 @@ def convert(data: Any, kind: type[T], where: str) -> T:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         message = _with_key(str(error), data, kind)
-        raise DocumentError(f"{where}: {message}{_nearest_field(message, kind)}") from error
+        raise DocumentError(f"{where}: {message}{_found(message, data)}{_nearest_field(message, kind)}") from error
 
 
 def _with_key(message: str, data: Any, kind: type) -> str:
@@ -85,6 +168,19 @@ def _with_key(message: str, data: Any, kind: type) -> str:
             if str(error) == message:
                 return message.replace("[...]", f".{key}", 1)
     return message
+
+
+def _found(message: str, data: Any) -> str:
+    """The value that ``message`` expects to be another."""
+    place = re.search(r"^Expected .* at `\$(.+)`$", message)
+    if place is None:
+        return ""
+    try:
+        for name, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", place[1]):
+            data = data[name or int(index)]
+    except (KeyError, IndexError, TypeError):
+        return ""
+    return f", found {_short(data)}"
 
 
 def _replaced(data: Any, path: list[str], value: Any) -> Any:

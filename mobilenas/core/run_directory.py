@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import sys
@@ -81,8 +82,14 @@ class Journal:
             return file.read() != b"\n"
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the records that are not ``wanted``."""
-        kept = [record for record in self.read() if wanted(record)]
+        """Drop the records that are not ``wanted``; raises ``DocumentError`` for one that ``wanted`` cannot read."""
+        kept = []
+        for number, record in enumerate(self.read(), 1):
+            try:
+                if wanted(record):
+                    kept.append(record)
+            except (KeyError, TypeError) as error:
+                raise DocumentError(f"{self.path}:{number}: lacks what it should hold ({error!r}): remove that line") from error
         if self.path.exists():
             write_atomic(self.path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
 
@@ -152,7 +159,8 @@ class RunDirectory:
     def running(self, config: str, environment: Any, inputs: Mapping[str, str]) -> Iterator[RunDirectory]:
         """Lock the folder, record what runs, and leave the outcome in STATUS.
 
-        ``inputs`` name the content of what the run starts from (a table, images); they lead config.toml as comments.
+        ``inputs`` name the content of what the run starts from (a table, images); they lead config.toml as comments. One
+        that is named as a setting stands for it: the same content may lie elsewhere.
         Raises ``UsageError`` if a process works in the folder, or if it holds another configuration or other inputs.
         """
         config = "".join(f"# {name} {value}\n" for name, value in inputs.items()) + config
@@ -177,11 +185,10 @@ class RunDirectory:
         present = self.path / "config.toml"
         if not present.exists() or not (self.is_finished or any(self.checkpoints.rglob("*.json"))):
             return
-        text = documents.read_text(present)
-        if text == config:
-            return
-        before, now = _settings(text, str(present)), _settings(config, "configuration")
+        before, now = _settings(documents.read_text(present), str(present)), _settings(config, "configuration")
         changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        if not changed:
+            return
         difference = "\n".join(f"  {key}: {before.get(key, 'unset')} -> {now.get(key, 'unset')}" for key in changed)
         raise UsageError(
             f"{self.path}: holds a run with another configuration; name another --output, or remove this folder to begin "
@@ -201,8 +208,8 @@ def _settings(text: str, where: str) -> dict[str, Any]:
                 flat[prefix + key] = value
 
     add(documents.parse_toml(text, where), "")
-    for line in text.splitlines():
-        if line.startswith("# "):
-            name, _, value = line[2:].partition(" ")
-            flat[name] = value
+    for line in itertools.takewhile(lambda line: line.startswith("# "), text.splitlines()):
+        name, _, value = line[2:].partition(" ")
+        flat.pop(name, None)
+        flat[f"{name} (content)"] = value
     return flat

@@ -11,6 +11,7 @@ from mobilenas.errors import UsageError
 
 _LATENCY_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 MAXIMUM_MS = 1e6
+ACCEPTED = "say a positive number with its unit, as 5ms, 800us or 0.005s, or a share of the space's range, as 40%"
 
 
 class LatencyTarget(msgspec.Struct, frozen=True):
@@ -31,15 +32,14 @@ class LatencyTarget(msgspec.Struct, frozen=True):
 def parse_latency_target(text: str, flag: str = "--latency-budget") -> LatencyTarget:
     """Parse ``5ms``, ``800us``, ``0.005s`` or ``40%``; raises ``UsageError`` for anything else, a bare number included."""
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(us|ms|s|%)\s*", text)
-    accepted = "say a positive number with its unit, as 5ms, 800us or 0.005s, or a share of the space's range, as 40%"
     if match is None:
-        raise UsageError(f"{flag} is {text!r}: {accepted}")
+        raise UsageError(f"{flag} is {text!r}: {ACCEPTED}")
     number, unit = float(match[1]), match[2]
     if unit == "%":
         if not 0 <= number <= 100:
-            raise UsageError(f"{flag} is {text!r}: a share of the space's range lies between 0% and 100%; {accepted}")
+            raise UsageError(f"{flag} is {text!r}: a share of the space's range lies between 0% and 100%; {ACCEPTED}")
         return LatencyTarget(text.strip(), range_fraction=number / 100)
     value_ms = number * _LATENCY_MS[unit]
     if not math.isfinite(value_ms) or not 0 < value_ms <= MAXIMUM_MS:
-        raise UsageError(f"{flag} is {text!r}: it must be above 0 and at most {MAXIMUM_MS:.0f} ms; {accepted}")
+        raise UsageError(f"{flag} is {text!r}: it must be above 0 and at most {MAXIMUM_MS:.0f} ms; {ACCEPTED}")
     return LatencyTarget(text.strip(), ms=value_ms)

@@ -1,7 +1,7 @@
 """Data sets: images and their preprocessing facts, halves for a bilevel search, persistent loaders."""
 
 from mobilenas.data.images import Cutout, ImageData, Images, ImageSource, InFiles, InMemory, Preprocessing, Subset
-from mobilenas.data.loader import CyclingLoader
+from mobilenas.data.loader import CyclingLoader, check_batch
 from mobilenas.data.sets import DATA, DataRequest, load_data
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "InMemory",
     "Preprocessing",
     "Subset",
+    "check_batch",
     "load_data",
 ]

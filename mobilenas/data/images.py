@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import numpy as np
@@ -16,6 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mobilenas.errors import DocumentError, UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Preprocessing(msgspec.Struct, frozen=True):
@@ -60,6 +64,18 @@ class InMemory:
         return _sha256(self.pixels.contiguous().numpy().data, self.labels.contiguous().numpy().data)
 
 
+@contextmanager
+def opened(path: str) -> Iterator[Image]:
+    """The image in a file; raises ``DocumentError`` naming the file if it is no image, not whole, or far too large."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DocumentError(f"{path}: not a whole image: {error}") from error
+
+
 @dataclass(frozen=True)
 class InFiles:
     """RGB images of any size, decoded when they are read."""
@@ -71,24 +87,20 @@ class InFiles:
         return len(self.labels)
 
     def read(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image
         from torchvision.transforms.v2.functional import pil_to_tensor
 
-        try:
-            with Image.open(self.paths[index]) as image:
-                if image.mode.startswith("I"):  # 16 bits: Pillow would cut them off at 255 where 65535 is white
-                    grey = torch.as_tensor(np.asarray(image, dtype=np.int32) // 257).clamp(0, 255).to(torch.uint8)
-                    return grey.expand(3, -1, -1).contiguous(), self.labels[index]
-                return pil_to_tensor(image.convert("RGB")), self.labels[index]
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DocumentError(f"{self.paths[index]}: not a whole image: {error}") from error
+        with opened(self.paths[index]) as image:
+            if image.mode.startswith("I"):  # 16 bits: Pillow would cut them off at 255 where 65535 is white
+                grey = torch.as_tensor(np.asarray(image, dtype=np.int32) // 257).clamp(0, 255).to(torch.uint8)
+                return grey.expand(3, -1, -1).contiguous(), self.labels[index]
+            return pil_to_tensor(image.convert("RGB")), self.labels[index]
 
     def digest(self) -> str:
         """Of the files' names, sizes and labels: their contents are not read."""
         folder = os.path.commonpath(self.paths)
         files = zip(self.paths, self.labels, strict=True)
         listed = [f"{os.path.relpath(path, folder)} {os.path.getsize(path)} {label}" for path, label in files]
-        return _sha256("\n".join(listed).encode())
+        return _sha256(os.fsencode("\n".join(listed)))
 
 
 class Images(Dataset[tuple[Tensor, int]]):

@@ -15,6 +15,12 @@ from mobilenas.data.images import Images
 from mobilenas.errors import DocumentError, UsageError
 
 
+def check_batch(images: Images, batch_size: int) -> None:
+    """Raise ``UsageError`` if there are fewer ``images`` than one batch takes."""
+    if not 1 <= batch_size <= len(images):
+        raise UsageError(f"data.batch is {batch_size}; it must be 1 to {len(images)}, the number of images here")
+
+
 class CyclingLoader:
     """Batches without end. Order and augmentation of each image follow from ``seed`` and the number of the pass alone.
 
@@ -22,8 +28,7 @@ class CyclingLoader:
     """
 
     def __init__(self, images: Images, batch_size: int, seed: int, workers: int = 0) -> None:
-        if batch_size < 1 or batch_size > len(images):
-            raise UsageError(f"data.batch is {batch_size}; it must be 1 to {len(images)}, the number of images here")
+        check_batch(images, batch_size)
         self._images, self._batch_size, self._seed = images, batch_size, seed
         self._pass, self._position = 0, 0
         self._loader: DataLoader[Any] = DataLoader(

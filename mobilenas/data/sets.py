@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mobilenas.core.documents import is_unicode
 from mobilenas.core.registry import Registry
 from mobilenas.core.resources import user_data_directory
-from mobilenas.data.images import ImageData, ImageSource, InFiles, InMemory, Preprocessing
+from mobilenas.data.images import ImageData, ImageSource, InFiles, InMemory, Preprocessing, opened
 from mobilenas.errors import DocumentError, MissingDataError, UsageError
 
 
@@ -152,8 +154,10 @@ def load_image_folder(request: DataRequest) -> ImageData:
     Statistics are ImageNet's; training images get a random resized crop and a flip, test images are resized to 8/7 of the
     image size and cropped in the middle.
     """
+    from PIL import Image
     from torchvision.transforms import v2
 
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # large photographs; far larger is an error
     size = request.image_size or 224
     train_folder = request.root / "train"
     test_folder = next((request.root / n for n in ("val", "test") if (request.root / n).is_dir()), request.root / "val")
@@ -181,6 +185,9 @@ def load_image_folder(request: DataRequest) -> ImageData:
 def _class_folders(folder: Path) -> tuple[str, ...]:
     found = folder.iterdir() if folder.is_dir() else ()
     names = tuple(sorted(path.name for path in found if path.is_dir() and not path.name.startswith(".")))
+    for name in names:
+        if not is_unicode(name):
+            raise DocumentError(f"{folder}: the name of the class folder {name!r} is not UTF-8 text: rename it")
     if len(names) < 2:
         raise MissingDataError(
             f"{folder} {'has fewer than two class folders' if folder.is_dir() else 'is not a folder'}: an image folder holds "
@@ -210,23 +217,22 @@ def _image_files(folder: Path, class_names: tuple[str, ...]) -> InFiles:
         paths += found
         labels += [label] * len(found)
     with ThreadPoolExecutor(16) as pool:
-        damaged = [path for path, is_image in zip(paths, pool.map(_has_image_header, paths), strict=True) if not is_image]
+        damaged = [damage for damage in pool.map(_damage, paths) if damage]
     if damaged:
         raise DocumentError(
-            f"{len(damaged)} of {len(paths)} files in {folder} are not images: {', '.join(damaged[:5])}"
-            f"{', ...' if len(damaged) > 5 else ''}; remove or replace them"
+            f"{len(damaged)} of {len(paths)} files in {folder} are not images: {'; '.join(damaged[:5])}"
+            f"{'; ...' if len(damaged) > 5 else ''}; remove or replace them"
         )
     return InFiles(tuple(paths), tuple(labels))
 
 
-def _has_image_header(path: str) -> bool:
-    from PIL import Image
-
+def _damage(path: str) -> str | None:
+    """Why a file is no image, as far as its header tells."""
     try:
-        with Image.open(path):
-            return True
-    except (OSError, SyntaxError, ValueError):
-        return False
+        with opened(path):
+            return None
+    except DocumentError as error:
+        return str(error)
 
 
 def _crop(size: int, padding: int) -> tuple[Callable[[Tensor], Tensor], ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from mobilenas.core.resources import shipped, user_data_directory
-from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError
+from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, UsageError
 from mobilenas.latency.table import LatencyTable, TableKey
 
 
@@ -48,6 +48,18 @@ def find_table(path: Path | None, key: TableKey, space_key: str, profile_command
     raise MissingDataError(
         f"no latency table of {_words(key)} covers the space {space_key}; measure one: {profile_command}{also}"
     )
+
+
+def check_replaceable(folder: Path, key: TableKey, space_key: str) -> None:
+    """Raise ``UsageError`` if ``folder`` holds a table of another target or space, which a new one would overwrite."""
+    if not (folder / "card.json").exists():
+        return
+    card = LatencyTable.load(folder).card
+    if not (_same_target(card.key, key) and set(card.spaces) == {space_key}):
+        raise UsageError(
+            f"{folder} holds the latency table of {_words(card.key)} with the space {', '.join(card.spaces)}; written would be "
+            f"one of {_words(key)} with the space {space_key}: name another --output"
+        )
 
 
 def known_tables() -> tuple[list[tuple[Path, LatencyTable]], list[DocumentError]]:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -25,6 +25,9 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e4)]
 """A time as tables hold it; ten seconds for one kernel would be another unit by mistake."""
+
+ModelMilliseconds = Annotated[float, msgspec.Meta(ge=1e-4, le=1e6)]
+"""A time of a whole model; no call of any runtime takes less than 100 ns."""
 
 SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 1
 
@@ -48,8 +51,8 @@ class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value_ms: Milliseconds
     low_ms: Milliseconds
     high_ms: Milliseconds
-    t2_ms: Milliseconds
-    t8_ms: Milliseconds
+    t2_ms: ModelMilliseconds
+    t8_ms: ModelMilliseconds
     sweeps: int
     converged: bool
 
@@ -82,10 +85,10 @@ class NetworkRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     architecture: Architecture
     role: Literal["scale", "test"]
-    measured_ms: float
-    low_ms: float
-    high_ms: float
-    kernel_sum_ms: float
+    measured_ms: ModelMilliseconds
+    low_ms: ModelMilliseconds
+    high_ms: ModelMilliseconds
+    kernel_sum_ms: ModelMilliseconds
     madds: int
     sweeps: int
     converged: bool
@@ -218,7 +221,8 @@ class LatencyTable:
         where = str(folder / "card.json")
         if folder.is_file():
             raise DocumentError(
-                f"{folder} is a file; a latency table is a folder with card.json, as mobilenas profile makes it"
+                f"{folder} is a file{_foreign_format(folder)}; a latency table is a folder with card.json, as mobilenas "
+                "profile makes it"
             )
         whole = documents.parse_json(documents.read_text(folder / "card.json"), where)
         data = documents.check_schema(whole, SCHEMA_NAME, SCHEMA_VERSION, where)
@@ -231,24 +235,27 @@ class LatencyTable:
             texts[name] = documents.read_text(folder / name)
             if digests.get(name) != _sha256(texts[name]):
                 raise DocumentError(f"{folder / name}: changed since it was measured (SHA-256 differs from card.json's)")
-        rows: dict[Kernel, TableRow] = {}
-        for row in _rows_from_csv(TableRow, texts["kernels.csv"], folder / "kernels.csv"):
-            if row.kernel in rows:
-                raise DocumentError(
-                    f"{folder / 'kernels.csv'}: two rows of the kernel {row.kernel.key}: {rows[row.kernel].value_ms} and "
-                    f"{row.value_ms} ms; keep one"
-                )
-            rows[row.kernel] = row
+        kernels = _rows_from_csv(TableRow, texts["kernels.csv"], folder / "kernels.csv", lambda row: row.value_ms)
         costs: dict[str, dict[Workload, float]] = {key: {} for key in card.spaces}
-        for cost in _rows_from_csv(_WorkloadRow, texts["workloads.csv"], folder / "workloads.csv"):
-            known = costs.get(cost.space)
-            if known is None or cost.workload in known:
-                what = "is of a space that the card does not know" if known is None else "stands twice"
-                raise DocumentError(f"{folder / 'workloads.csv'}: the workload {cost.workload} of {cost.space} {what}")
-            known[cost.workload] = cost.cost_ms
-        networks = _rows_from_csv(NetworkRow, texts["networks.csv"], folder / "networks.csv")
+        for cost in _rows_from_csv(_WorkloadRow, texts["workloads.csv"], folder / "workloads.csv", lambda row: row.cost_ms):
+            if cost.space not in costs:
+                raise DocumentError(
+                    f"{folder / 'workloads.csv'}: the workload {cost.workload.key} is of the space {cost.space}, which the "
+                    f"card does not know (it knows {', '.join(costs) or 'none'})"
+                )
+            costs[cost.space][cost.workload] = cost.cost_ms
+        networks = _rows_from_csv(NetworkRow, texts["networks.csv"], folder / "networks.csv", lambda row: row.measured_ms)
         workload_costs = {key: WorkloadCosts(costs[key], space.workload_error) for key, space in card.spaces.items()}
-        return cls(card, rows, workload_costs, tuple(networks))
+        return cls(card, {row.kernel: row for row in kernels}, workload_costs, tuple(networks))
+
+
+def _foreign_format(path: Path) -> str:
+    """What a file looks like that other projects keep tables in; judged by its first bytes, it is never opened as such."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
+        return " that looks like a pickle, which is never opened since opening one runs what it holds"
+    return {b"\x1f\x8b": " that looks like a gzip archive", b"PK": " that looks like a zip archive"}.get(start, "")
 
 
 class _WorkloadRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -277,31 +284,71 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value, order="sorted").decode()
 
 
-def _rows_from_csv(kind: type[T], text: str, path: Path) -> list[T]:
-    reader = csv.reader(io.StringIO(text))
+def _rows_from_csv(kind: type[T], text: str, path: Path, value_ms: Callable[[T], float]) -> list[T]:
+    """The rows of a file; raises ``DocumentError`` with all that are wrong, or two of the same thing with their values."""
+    documents.check_count(text, ",\n", str(path))
     fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    rows: list[T] = []
+    rows: dict[Hashable, T] = {}
     wrong: list[str] = []
-    for cells in reader:
-        where = f"{path}, line {reader.line_num}"
-        if reader.line_num == 1:
+    for number, cells in _lines(text, path):
+        if number == 1:
             if cells != list(fields):
-                raise DocumentError(f"{where}: columns are {', '.join(cells)}; expected {', '.join(fields)}")
+                raise DocumentError(f"{path}, line 1: columns are {', '.join(cells)}; expected {', '.join(fields)}")
             continue
-        if len(cells) != len(fields):
-            raise DocumentError(f"{where}: {len(cells)} cells, expected {len(fields)}")
         values = {
-            name: cell if _is_text(kind_of) else documents.parse_json(cell, where)
-            for (name, kind_of), cell in zip(fields.items(), cells, strict=True)
+            name: cell if _is_text(kind_of) else _value(cell)
+            for (name, kind_of), cell in zip(fields.items(), cells, strict=False)
         }
+        where = f"line {number}{_name(fields, values)}"
         try:
-            rows.append(documents.convert(values, kind, where))
+            if len(cells) != len(fields):
+                raise DocumentError(f"{where}: {len(cells)} cells, expected {len(fields)}")
+            row = documents.convert(values, kind, where)
         except DocumentError as error:
             wrong.append(str(error))
+            continue
+        before = rows.setdefault(_subject(row), row)
+        if before is not row:
+            wrong.append(f"{where}: stands twice, with {value_ms(before)} and {value_ms(row)} ms; keep one")
     if wrong:
-        more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise DocumentError(f"{len(wrong)} of the rows are wrong: {'; '.join(wrong[:10])}{more}")
-    return rows
+        raise DocumentError(
+            f"{path}: {len(wrong)} of the rows are wrong (times are milliseconds, from 0 to 10000 for a kernel and from 0.0001 "
+            f"to 1e6 for a network): {'; '.join(wrong)}"
+        )
+    return list(rows.values())
+
+
+def _lines(text: str, path: Path) -> list[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text))
+    try:
+        return [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise DocumentError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+
+
+def _value(cell: str) -> Any:
+    """What a cell holds as JSON; the converter refuses what is none, as the text that it is."""
+    try:
+        return documents.parse_json(cell, "cell")
+    except DocumentError:
+        return cell
+
+
+def _subject(row: msgspec.Struct) -> Hashable:
+    """What a row is about: its kernel, its workload in its space, or its network."""
+    return tuple(getattr(row, name) for name in ("space", "kernel", "workload", "architecture") if hasattr(row, name))
+
+
+def _name(fields: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """What a row is about, in words, if that much of it can be read."""
+    for name in ("kernel", "workload", "architecture"):
+        if name in values:
+            try:
+                found = documents.convert(values[name], fields[name], name)
+            except DocumentError:
+                return ""
+            return f", {found.fingerprint if isinstance(found, Architecture) else found.key}"
+    return ""
 
 
 def _is_text(kind: Any) -> bool:

@@ -54,7 +54,7 @@ def _document(path: Path) -> Any:
 def _told(run: Path, name: str, tell: Callable[[Any], list[tuple[str, str]]], document: Any) -> list[tuple[str, str]]:
     try:
         return tell(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DocumentError(f"{run}: the document of {name} lacks what it should hold ({error!r})") from error
 
 

@@ -67,10 +67,11 @@ class SweepLog:
         """Read back what an interrupted run recorded."""
         log = cls(journal)
         for number, entry in enumerate(journal.read() if journal else [], 1):
+            where = f"{journal.path if journal else ''}:{number}"
             if "hello" in entry:
-                log.hello = entry["hello"]
+                log.hello = documents.convert(entry["hello"], dict[str, Any], f"{where}: hello")
             else:
-                log._keep(documents.convert(entry, JournalEntry, f"{journal.path if journal else ''}:{number}"))
+                log._keep(documents.convert(entry, JournalEntry, where))
         return log
 
     def greet(self, hello: dict[str, Any]) -> None:

@@ -25,10 +25,21 @@ KEPT_GENERATIONS = 2
 SAVE_EVERY_S = 600.0
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file atomically; tensors are copied to the CPU."""
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Write a safetensors file atomically and return its SHA-256; tensors are copied to the CPU."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, safetensors.torch.save(plain, metadata))
+    content = safetensors.torch.save(plain, metadata)
+    write_atomic(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file; raises ``DocumentError`` if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def load_tensors(path: Path, fingerprint: str | None = None) -> dict[str, Tensor]:
@@ -44,6 +55,11 @@ def load_tensors(path: Path, fingerprint: str | None = None) -> dict[str, Tensor
     if fingerprint is not None and found != fingerprint:
         raise DocumentError(f"{path}: the weights are of the architecture {found}, not of {fingerprint}: train it again")
     return tensors
+
+
+def one_line(error: Exception) -> str:
+    """What ``error`` says, of torch's long lists of tensors only the first."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 class Checkpoints:
@@ -62,8 +78,7 @@ class Checkpoints:
         tensors: dict[str, Tensor] = {}
         plain = _split(state, "", tensors)
         path = self._folder / f"{number:06d}.safetensors"
-        save_tensors(path, tensors)
-        sha256 = {"state": documents.digest(plain), "tensors": hashlib.sha256(path.read_bytes()).hexdigest()}
+        sha256 = {"state": documents.digest(plain), "tensors": save_tensors(path, tensors)}
         document = {"schema": "mobilenas/checkpoint@1", "sha256": sha256, "state": plain}
         write_atomic(path.with_suffix(".json"), documents.dump_json(document))
         for old in self._numbers()[:-KEPT_GENERATIONS]:
@@ -88,11 +103,24 @@ class Checkpoints:
             raise DocumentError(f"no checkpoint in {self._folder} is whole, the oldest says: {damaged}")
         return None
 
+    def resume(self, load_state: Callable[[Any], None]) -> None:
+        """Pass the newest whole state to ``load_state``, if there is one; raises ``DocumentError`` if it does not fit."""
+        state = self.load_latest()
+        if state is None:
+            return
+        try:
+            load_state(state)
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise DocumentError(
+                f"the checkpoint in {self._folder} is of another search or training ({one_line(error)}): remove it "
+                "to begin anew"
+            ) from error
+
     def _load(self, path: Path) -> Any:
         data = documents.check_schema(documents.parse_json(documents.read_text(path), str(path)), "checkpoint", 1, str(path))
         tensors = path.with_suffix(".safetensors")
         loaded = load_tensors(tensors)
-        found = {"state": documents.digest(data.get("state")), "tensors": hashlib.sha256(tensors.read_bytes()).hexdigest()}
+        found = {"state": documents.digest(data.get("state")), "tensors": sha256_of(tensors)}
         if data.get("sha256") != found:
             raise DocumentError(f"{path}: it or its safetensors file has changed since it was written (SHA-256)")
         return _join(data["state"], loaded)

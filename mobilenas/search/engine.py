@@ -21,7 +21,7 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
 from mobilenas.data import CyclingLoader, Images
-from mobilenas.errors import DocumentError, MissingKernelError
+from mobilenas.errors import MissingKernelError
 from mobilenas.latency.budget import AugmentedLagrangian, Budget
 from mobilenas.methods.base import Batch, Progress, SearchMethod, Stage, Step
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, random_state, set_random_state
@@ -342,16 +342,7 @@ class _StageRun:
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; metrics of what is done again are dropped."""
-        state = self.checkpoints.load_latest()
-        if state is not None:
-            try:
-                self._load_state(state)
-            except (RuntimeError, KeyError, TypeError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise DocumentError(
-                    f"the checkpoint in {self.engine.directory.checkpoints / f'stage{self.index}'} is of another search "
-                    f"({reason}): remove it to begin anew"
-                ) from error
+        self.checkpoints.resume(self._load_state)
         here = (self.index, self.position.epoch)
         self.engine.directory.metrics.keep(lambda line: (line["stage"], line["epoch"]) < here)
 

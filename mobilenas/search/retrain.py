@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
+from mobilenas.core import documents
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
 from mobilenas.data import CyclingLoader, ImageData, Images
@@ -142,15 +143,16 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; metrics of what is done again are dropped."""
-        state = self.checkpoints.load_latest()
-        if state is not None:
-            self.epoch, self.step, self.tally = state["epoch"], state["step"], Tally(**state["tally"])
-            self.network.load_state_dict(state["network"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.loader.load_state(state["loader"])
-            set_random_state(state["random"])
-            self.report = msgspec.convert(state["report"], TrainReport | None)
+        self.checkpoints.resume(self._load_state)
         self.directory.metrics.keep(lambda line: line["epoch"] < self.epoch)
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self.epoch, self.step, self.tally = state["epoch"], state["step"], Tally(**state["tally"])
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.loader.load_state(state["loader"])
+        set_random_state(state["random"])
+        self.report = documents.convert(state["report"], TrainReport, "report") if state["report"] else None
 
 
 def evaluate(model: nn.Module, images: Images, task: Task, fabric: Fabric) -> float:

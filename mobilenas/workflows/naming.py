@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from mobilenas import config
-from mobilenas.config import DataConfig, DeviceConfig, SearchConfig, SpaceConfig
+from mobilenas.config import DataConfig, DataSetConfig, DeviceConfig, SearchConfig, SpaceConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Environment, Measurement, MeasurementPlan, detect_environment
@@ -31,7 +31,7 @@ from mobilenas.results import BudgetOutcome, TrainResult
 from mobilenas.runtimes import RUNTIMES
 from mobilenas.runtimes.base import RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, measure
-from mobilenas.search.checkpoints import load_tensors
+from mobilenas.search.checkpoints import load_tensors, one_line, sha256_of
 from mobilenas.search.engine import SgdSettings
 from mobilenas.spaces import SPACES
 from mobilenas.spaces.base import SearchSpace
@@ -125,9 +125,14 @@ def check_options(what: str, given: Iterable[str], known: Sequence[str]) -> None
             raise UsageError(f"{what} has no option {name!r}: {hint}it has {', '.join(known) or 'none'}")
 
 
+def data_set_from_config(cfg: DataSetConfig) -> ImageData:
+    """The whole data set that a configuration names; its images are read when first asked for."""
+    return load_data(cfg.name, Path(cfg.root) if cfg.root else None, cfg.image_size)
+
+
 def data_from_config(cfg: DataConfig, seed: int) -> ImageData:
-    """The data set that a configuration names; its images are read when first asked for."""
-    return load_data(cfg.name, Path(cfg.root) if cfg.root else None, cfg.image_size).reduced(cfg.train_fraction, seed)
+    """The share of a data set that a configuration asks for; its images are read when first asked for."""
+    return data_set_from_config(cfg).reduced(cfg.train_fraction, seed)
 
 
 def space_of(architecture: Architecture) -> SearchSpace:
@@ -188,10 +193,16 @@ def network_of(run: Path, space: SearchSpace, architecture: Architecture) -> tup
     if not weights.exists():
         initialise_for_timing(network, space.image_shape)
         return network.eval(), None
-    network.load_state_dict(load_tensors(weights, architecture.fingerprint))
     path = str(run / "train" / RESULT)
-    trained = documents.check_schema(RunDirectory(run / "train").read_document(RESULT), "train-result", 1, path)
-    return network.eval(), documents.convert(trained, TrainResult, path).test_accuracy
+    document = documents.check_schema(RunDirectory(run / "train").read_document(RESULT), "train-result", 1, path)
+    trained = documents.convert(document, TrainResult, path)
+    if sha256_of(weights) != trained.sha256:
+        raise DocumentError(f"{weights}: changed since it was trained (SHA-256 differs from {RESULT}'s): train it again")
+    try:
+        network.load_state_dict(load_tensors(weights, architecture.fingerprint))
+    except RuntimeError as error:
+        raise DocumentError(f"{weights}: other tensors than the network has ({one_line(error)}): train it again") from error
+    return network.eval(), trained.test_accuracy
 
 
 def sgd_settings(cfg: config.WeightsConfig) -> SgdSettings:

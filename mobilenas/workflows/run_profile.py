@@ -9,14 +9,14 @@ from mobilenas.config import ProfileConfig
 from mobilenas.core.measurement import plan_named
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
-from mobilenas.data import load_data
-from mobilenas.latency.store import table_folder
+from mobilenas.latency.store import check_replaceable, table_folder
 from mobilenas.profiling.campaign import Campaign
 from mobilenas.results import ProfileResult
 from mobilenas.workflows.naming import (
     Listener,
     Silent,
     Target,
+    data_set_from_config,
     space_from_config,
 )
 
@@ -24,7 +24,7 @@ from mobilenas.workflows.naming import (
 def campaign_from_config(cfg: ProfileConfig) -> Campaign:
     """The campaign that ``profile`` would run; ``describe`` on it is the dry run."""
     target = Target.from_config(cfg.device)
-    data = load_data(cfg.data) if cfg.data else None
+    data = data_set_from_config(cfg.data) if cfg.data.name else None
     space = space_from_config(cfg.space, data, cfg.device.batch)
     root = user_data_directory() / "campaigns"
     return Campaign(space, target.device, target.runtime, target.settings, plan_named(cfg.plan), root, cfg.seed)
@@ -37,6 +37,7 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
     campaign = campaign_from_config(cfg)
     if cfg.output:
         check_writable(Path(cfg.output))
+        check_replaceable(Path(cfg.output), Target.from_config(cfg.device).table_key, campaign.space.key)
     with campaign.running():
         table = campaign.run(lambda p: told.progress(p.stage, p.done, p.total))
         folder = Path(cfg.output) if cfg.output else table_folder(table.card.key, campaign.space.key)

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from mobilenas import config, onnx_model
-from mobilenas.config import ProfileConfig, SearchConfig
+from mobilenas.config import DataSetConfig, ProfileConfig, SearchConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Measurement, plan_named
@@ -71,7 +71,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     directory = RunDirectory(output or default_run("search"))
     with target.device.open() as link:
         bounds, budget = None, None
-        inputs = {"data": data.digest()}
+        inputs = {"data.root": data.digest()}
         if cfg.latency_budget is not None:
             model = table_model(cfg, space, target, link)
             bounds = latency_range(space, model, method.restrict)
@@ -165,7 +165,8 @@ def table_model(cfg: SearchConfig, space: SearchSpace, target: Target, link: Lin
 
 
 def _profile_command(cfg: SearchConfig) -> str:
-    return config.command_line("profile", ProfileConfig(device=cfg.device, space=cfg.space, data=cfg.data.name))
+    data = config.same_data(DataSetConfig(), cfg.data)
+    return config.command_line("profile", ProfileConfig(device=cfg.device, space=cfg.space, data=data))
 
 
 def _budget(cfg: SearchConfig, model: TableModel, bounds: LatencyRange, told: Listener) -> Budget:

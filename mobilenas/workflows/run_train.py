@@ -12,6 +12,7 @@ from mobilenas import config
 from mobilenas.config import TrainConfig
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory
+from mobilenas.data import check_batch
 from mobilenas.results import TrainResult
 from mobilenas.search.checkpoints import save_tensors
 from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings
@@ -42,6 +43,7 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
     torch.manual_seed(cfg.seed)
     network = space.build(architecture, auxiliary=cfg.auxiliary_weight > 0)
     fabric = fabric_from_config(cfg.compute)
+    check_batch(data.train, cfg.data.batch)
     directory = RunDirectory(run / "train")
 
     def on_epoch(report: TrainReport) -> None:
@@ -51,7 +53,7 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
             f"test accuracy {report.test_accuracy:.1%}"
         )
 
-    inputs = {"architecture": architecture.fingerprint, "data": data.digest()}
+    inputs = {"architecture": architecture.fingerprint, "data.root": data.digest()}
     with directory.running(config.dump_config(cfg), run_environment(), inputs):
         trainer = Trainer(
             network=network,
@@ -75,9 +77,10 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
         report = trainer.run()
         weights = directory.path / WEIGHTS
         tensors = {k: v for k, v in network.state_dict().items() if not k.startswith("auxiliary.")}
-        save_tensors(weights, tensors, {"fingerprint": architecture.fingerprint})
+        sha256 = save_tensors(weights, tensors, {"fingerprint": architecture.fingerprint})
         result = TrainResult(
             weights=str(weights),
+            sha256=sha256,
             fingerprint=architecture.fingerprint,
             test_accuracy=report.test_accuracy,
             train_accuracy=report.train_accuracy,

@@ -107,7 +107,7 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
     "5 a row twice": (
         lambda t: edit_csv(t, "kernels.csv", lambda ls: [*ls, with_value(ls[1], 1, "7.5")]),
         3,
-        ("two rows", "7.5"),
+        ("kernels.csv", "stands twice", "7.5"),
     ),
     "5 a name twice": (
         lambda t: (t / "card.json").write_text((t / "card.json").read_text().replace('"rows":', '"rows": 7, "rows":')),
@@ -416,7 +416,7 @@ def test_a_table_that_was_measured_again_does_not_go_on_with_a_search(
     assert command(*arguments).code == 0
     monkeypatch.setattr(run_search, "table_model", lambda cfg, space, target, link: fakes.make_model(space, 1.2))
     before = (tmp_path / "out" / "result.json").read_bytes()
-    check(command(*arguments), 2, f"table: {first.table.digest} -> ")
+    check(command(*arguments), 2, f"table (content): {first.table.digest} -> ")
     assert (tmp_path / "out" / "result.json").read_bytes() == before
 
 
@@ -427,7 +427,7 @@ def test_images_that_changed_do_not_go_on_with_a_training(
     assert command(*arguments).code == 0
     real = ImageData.digest
     monkeypatch.setattr(ImageData, "digest", lambda data: real(data)[::-1])
-    check(command(*arguments), 2, "data: ", " -> ")
+    check(command(*arguments), 2, "data.root (content): ", " -> ")
 
 
 @pytest.mark.parametrize(
