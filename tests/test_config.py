@@ -105,7 +105,7 @@ def test_a_command_leaves_defaults_out_but_names_the_data_set() -> None:
     assert command_line("profile", ProfileConfig()) == "mobilenas profile --data digits"
 
 
-def test_set_is_stronger_than_flags_and_flags_are_stronger_than_a_file(tmp_path: Path) -> None:
+def test_sets_and_flags_are_stronger_than_a_file(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("epochs = 3\nseed = 4\n[weights]\nlr = 0.5\n")
     config = load_config(TrainConfig, file, ["weights.lr=0.25"], {"epochs": 7, "seed": None})
@@ -120,11 +120,49 @@ def test_set_is_stronger_than_flags_and_flags_are_stronger_than_a_file(tmp_path:
         (["epochs"], "key=value"),
         (["epochs=many"], "epochs"),
         (["epochs.more=1"], "epochs is a value"),
+        (["epochs=1\nseed=7"], "--set epochs: .*also sets seed"),
+        (["seed=" + "9" * 5000], "--set seed: a number is too long"),
+        (["seed=" + "[" * 20_000], "--set seed: nested too deeply"),
+        (["weights.lr=nan"], "--set weights.lr: .* is nan"),
+        (["epochs=0"], "epochs`, found 0"),
+        (["data.workers=99999"], "<= 1024"),
+        (["compute.threads=99999"], "<= 1024"),
+        (["epochs=1", "epochs=2"], "--set epochs=1 and --set epochs=2 contradict each other"),
+        (["weights={lr=1}", "weights.lr=2"], "--set weights={lr=1} and --set weights.lr=2 contradict each other"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_bad_settings_are_usage_errors(sets: list[str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         load_config(TrainConfig, None, sets, {})
+
+
+@pytest.mark.parametrize(
+    ("sets", "flags", "said"),
+    [
+        (["space.options.channels=8"], {"space.options.channels": 4}, "--channels 4 and --set space.options.channels=8"),
+        (["space.options={layers=3}"], {"space.options.channels": 4}, "--channels 4 and --set space.options={layers=3}"),
+        (["epochs=1"], {"epochs": 3}, "--epochs 3 and --set epochs=1"),
+        (["measure=true"], {"measure": False}, "measure False and --set measure=true"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_both_named(sets: list[str], flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        load_config(SearchConfig, None, sets, flags)
+    assert str(error.value) == f"{said} contradict each other: leave one of them out"
+
+
+def test_settings_may_be_said_twice_and_next_to_each_other() -> None:
+    sets = ["epochs=3", "weights={lr=1.0}", "weights.momentum=0.5", "weights.lr=1", "space.options.layers=3"]
+    found = load_config(SearchConfig, None, sets, {"epochs": 3, "space.options.channels": 4})
+    assert (found.epochs, found.weights.lr, found.weights.momentum) == (3, 1.0, 0.5)
+    assert found.space.options == {"channels": 4, "layers": 3}
+
+
+@pytest.mark.parametrize("text", ["5", "0.5", "5000"])
+def test_a_budget_that_is_a_number_says_the_accepted_form(text: str) -> None:
+    with pytest.raises(UsageError, match=r"found .*5ms, 800us .* 40%"):
+        load_config(SearchConfig, None, [f"latency_budget={text}"], {})
 
 
 def test_every_flag_in_a_printed_command_is_a_setting() -> None:

@@ -81,7 +81,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     if len(text) > MAXIMUM_TOML_CHARACTERS:
         raise DocumentError(f"{where}: larger than {MAXIMUM_TOML_CHARACTERS // 2**20} MiB, which no configuration is")
     try:
-        value = tomllib.loads(text)
+        value = tomllib.loads(f"{text}\n")  # so that an error in the last line has a place
     except tomllib.TOMLDecodeError as error:
         raise DocumentError(f"{where}: not TOML: {error}{_toml_lines(text, str(error))}") from error
     except (RecursionError, ValueError) as error:
