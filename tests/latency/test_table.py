@@ -1,10 +1,16 @@
+import csv
 import dataclasses
+import hashlib
+import io
 import json
+import pickle
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from mobilenas.core import documents
 from mobilenas.core.workload import Workload, weighted_sum
 from mobilenas.errors import DocumentError, MissingKernelError
 from mobilenas.latency.table import LatencyTable
@@ -82,6 +88,111 @@ def test_a_wrong_card_is_refused(folder: Path, change: dict, what: str) -> None:
     with pytest.raises(DocumentError) as error:
         LatencyTable.load(folder)
     assert what in str(error.value)
+
+
+def spoiled(folder: Path, name: str, change: Callable[[list[list[str]]], object]) -> str:
+    """What loading says after ``change`` of the rows of a file (its header first), signed anew."""
+    rows = list(csv.reader((folder / name).read_text().splitlines()))
+    change(rows)
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    (folder / name).write_text(buffer.getvalue())
+    card = json.loads((folder / "card.json").read_text())
+    card["sha256"][name] = hashlib.sha256(buffer.getvalue().encode()).hexdigest()
+    del card["sha256"]["card.json"]
+    card["sha256"]["card.json"] = documents.digest(card)
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(DocumentError) as error:
+        LatencyTable.load(folder)
+    return str(error.value)
+
+
+def set_cells(column: str, values: Sequence[str]) -> Callable[[list[list[str]]], None]:
+    def change(rows: list[list[str]]) -> None:
+        for row, value in zip(rows[1:], values, strict=False):
+            row[rows[0].index(column)] = value
+
+    return change
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity", "1e999", "fast", "-1.0", "50000.0", "", "9" * 5000, "true", "null"])
+def test_all_wrong_rows_are_named_by_their_kernels(folder: Path, bad: str) -> None:
+    kernels = list(TABLE.rows)[:12]
+    said = spoiled(folder, "kernels.csv", set_cells("value_ms", [bad] * 12))
+    assert "kernels.csv: 12 of the rows are wrong" in said
+    assert "from 0 to 10000" in said
+    for number, kernel in enumerate(kernels, 2):
+        assert f"line {number}, {kernel.key}: " in said
+    assert bad.removesuffix(".0")[:20] in said or bad in ("", "true", "null")
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "bad"),
+    [
+        ("kernels.csv", "t2_ms", "0.00001"),
+        ("kernels.csv", "kernel", "{"),
+        ("networks.csv", "measured_ms", "-5"),
+        ("networks.csv", "measured_ms", "0"),
+        ("networks.csv", "measured_ms", "1e999"),
+        ("networks.csv", "architecture", "[" * 100),
+        ("workloads.csv", "cost_ms", "-1"),
+        ("workloads.csv", "space", "another"),
+    ],
+)
+def test_a_wrong_cell_is_named(folder: Path, name: str, column: str, bad: str) -> None:
+    said = spoiled(folder, name, set_cells(column, [bad]))
+    assert name in said
+    assert column in said
+    assert bad[:20] in said or float(bad) < 1e-4
+
+
+def test_a_kernel_may_cost_nothing_measurable(folder: Path) -> None:
+    kernel, row = next(iter(TABLE.rows.items()))
+    for value_ms in (0.0, 1e-9):
+        free = msgspec.structs.replace(row, value_ms=value_ms, low_ms=0.0)
+        dataclasses.replace(TABLE, rows={kernel: free}).save(folder)
+        assert LatencyTable.load(folder).rows == {kernel: free}
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("kernels.csv", "value_ms"), ("workloads.csv", "cost_ms"), ("networks.csv", "measured_ms")]
+)
+def test_a_row_that_stands_twice_is_shown_with_both_values(folder: Path, name: str, column: str) -> None:
+    def twice(rows: list[list[str]]) -> None:
+        again = list(rows[1])
+        again[rows[0].index(column)] = "7.5"
+        rows.append(again)
+        before.append(rows[1][rows[0].index(column)])
+
+    before: list[str] = []
+    said = spoiled(folder, name, twice)
+    assert f"stands twice, with {before[0]} and 7.5 ms" in said
+    assert name in said
+
+
+def test_a_cell_without_end_is_refused(folder: Path) -> None:
+    assert "kernels.csv, line 2: not CSV: field larger than" in spoiled(
+        folder, "kernels.csv", set_cells("kernel", ["x" * 200_000])
+    )
+
+
+def test_a_file_of_too_many_rows_is_refused(folder: Path) -> None:
+    assert "more than 1,000,000 values" in spoiled(folder, "workloads.csv", lambda rows: rows.extend([["x"]] * 1_000_001))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (pickle.dumps({}), "looks like a pickle, which is never opened"),
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"PK\x03\x04", "zip"),
+        (b"", "is a file; "),
+    ],
+)
+def test_a_file_of_another_format_is_named_as_what_it_looks_like(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "lut").write_bytes(content)
+    with pytest.raises(DocumentError, match=f"{said}.*mobilenas profile makes it"):
+        LatencyTable.load(tmp_path / "lut")
 
 
 def test_a_missing_kernel_names_its_nearest_and_the_command() -> None:
