@@ -1,6 +1,9 @@
 import hashlib
+import os
 import pickle
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +221,40 @@ def test_a_bad_image_folder_is_named(tmp_path: Path, spoil: Any, kind: type[Exce
     with pytest.raises(kind, match=said):
         data = load_data("image-folder", root, 32)
         len(data.train)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A file that says it is a grey image of this size."""
+    facts = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", facts), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(x)) + name + x + struct.pack(">I", zlib.crc32(name + x)) for name, x in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def test_an_image_far_too_large_is_named_before_it_is_decoded(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    file = root / "train" / "cat" / "1.png"
+    file.write_bytes(png_header(60_000, 60_000))
+    with pytest.raises(DocumentError, match=r"1 of 6 .*cat/1\.png.*3600000000 pixels"):
+        len(load_data("image-folder", root, 32).train)
+    with pytest.raises(DocumentError, match=r"cat/1\.png.*3600000000 pixels"):
+        data.InFiles((str(file),), (0,)).read(0)
+
+
+def test_a_large_photograph_is_an_image(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    (root / "train" / "cat" / "1.png").write_bytes(png_header(10_000, 10_000))
+    assert len(load_data("image-folder", root, 32).train) == 6, "and no warning, which would be an error here"
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    image = os.fsencode(root / "train" / "cat" / "1.png")
+    os.rename(image, image.replace(b"1.png", b"\xff.png"))
+    assert load_data("image-folder", root, 32).digest()
+    os.rename(root / "train" / "cat", os.fsencode(root / "train") + b"/\xff")
+    with pytest.raises(DocumentError, match=r"class folder .*not UTF-8"):
+        load_data("image-folder", root, 32)
 
 
 def test_a_truncated_image_is_named_when_it_is_read(tmp_path: Path) -> None:

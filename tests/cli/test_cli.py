@@ -1,14 +1,19 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
-from mobilenas import cli
+from mobilenas import cli, workflows
+from mobilenas.data import load_data
 from mobilenas.errors import UsageError
+from mobilenas.results import ProfileResult
+from tests.conftest import CONFIG, SMALL
+from tests.test_data import image_folder
 
 
 def mobilenas(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -105,3 +110,32 @@ def test_no_colour_where_none_is_wanted() -> None:
         assert "done" in done.stdout
         coloured.append(re.search(r"\x1b\[[0-9;]*[34]\d", done.stdout) is not None)
     assert coloured == [False, True]
+
+
+def test_printed_commands_name_the_image_folder(command, tmp_path, monkeypatch) -> None:
+    """As printed they work: the space has the images' size and classes, and the folder is found again."""
+    root = image_folder(tmp_path / "my photos")
+    data = ("--data", "image-folder", "--set", f"data.root={root}", "--set", "data.image_size=16")
+    missing = command("search", "--latency-budget", "40%", *data, *SMALL, "-o", "out")
+    assert missing.code == 3
+    printed = shlex.split(missing.err.rpartition("measure one: mobilenas ")[2])
+    planned = command(*printed, "--dry-run", "--json")
+    assert planned.code == 0, planned.err
+    space = workflows.space_from_config(CONFIG.space, load_data("image-folder", root, 16), 1)
+    assert json.loads(planned.out)["space"] == space.key
+
+    small = ("--set", "supernet.channels=2", "--set", "supernet.layers=3", "--set", "data.batch=2", "--epochs", "1")
+    searched = command("search", *data, *SMALL, *small, "-q", "-o", "out")
+    assert searched.code == 0, searched.err
+    printed = shlex.split(searched.out.rpartition("next: mobilenas ")[2])
+    trained = command(*printed, "--epochs", "1", "--set", "data.batch=2", "-q")
+    assert trained.code == 0, trained.err
+
+    result = ProfileResult("t", 1, 0, 1.0, 0.0, 0.1, 0.1, 0.1, 0.1, 0.1, 1.0)
+    monkeypatch.setattr(workflows, "profile", lambda cfg, told: result)
+    profiled = command("profile", *data, *SMALL)
+    printed = shlex.split(profiled.out.rpartition("next: mobilenas ")[2])
+    check = command(*printed, "-o", "other")
+    assert check.code == 3, "no table is there, but the images are"
+    assert "no latency table" in check.err
+    assert space.key in check.err

@@ -117,6 +117,24 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
     assert RunDirectory(tmp_path).is_finished
 
 
+def test_a_setting_that_has_its_content_among_the_inputs_is_compared_by_it(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path).running('table = "t"\n', {}, {"table": "abc"}):
+        pass
+    with RunDirectory(tmp_path).running('table = "/here/t"\n', {}, {"table": "abc"}):
+        pass
+    with pytest.raises(UsageError) as error, RunDirectory(tmp_path).running('table = "t"\n', {}, {"table": "abd"}):
+        pass
+    assert str(error.value).splitlines()[1:] == ["  table (content): abc -> abd"]
+
+
+def test_a_difference_always_shows(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path).running("a = 1\n", {}, {"table": "abc"}):
+        pass
+    with pytest.raises(UsageError) as error, RunDirectory(tmp_path).running('a = 1\ntable = "abc"\n', {}, {}):
+        pass
+    assert str(error.value).splitlines()[1:] == ["  table: unset -> abc", "  table (content): abc -> unset"]
+
+
 def test_metrics_are_json_lines(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.metrics.append({"epoch": 0})

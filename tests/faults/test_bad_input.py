@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mobilenas import workflows
 from mobilenas.core import documents
+from mobilenas.core.run_directory import Journal
 from mobilenas.data import ImageData
+from mobilenas.errors import DocumentError
+from mobilenas.latency.store import check_replaceable
+from mobilenas.runtimes.measure import SweepLog
+from mobilenas.search.checkpoints import Checkpoints
 from mobilenas.testing import fakes
 from mobilenas.workflows import run_search
-from tests.conftest import SMALL, Outcome, space
+from tests.conftest import CONFIG, SMALL, Outcome, space
 
 SEARCH = ("search", "--latency-budget", "40%", *SMALL, "--no-measure", "-q", "-o", "out", "--table")
 
@@ -233,6 +240,8 @@ BAD_VALUES = [
     ("search --set data.root=/dev/null", "/dev/null"),
     ("search --set a.b.c=1", "a"),
     ("search --threads 0", "threads"),
+    ("profile --threads 99999999", "<= 1024"),
+    ("search --epochs 3 --set epochs=1", "--epochs 3 and --set epochs=1 contradict"),
     ("search --precision fp17", "fp32"),
     ("search --device phone", "local"),
     ("search --runtime onnxrt", "onnxruntime"),
@@ -281,6 +290,22 @@ def other_operator(data: dict[str, Any]) -> None:
     data["choices"][name] = "max_pool_3x3" if operator != "max_pool_3x3" else "avg_pool_3x3"
 
 
+def edit_weights(run: Path, signed: bool = False) -> None:
+    """Another number in the weights, or another name of a tensor where the training result is signed anew."""
+    path = run / "train" / "weights.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b".weight", b".weighx", 1) if signed else content[:-3] + b"\x00\x00\x01")
+    if signed:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        edit_json(run / "train" / "result.json", lambda d: d.update(sha256=sha256))
+
+
+def budget(**changed: Any) -> dict[str, Any]:
+    times = dict.fromkeys(("lowest_ms", "highest_ms", "expected_ms", "table_ms", "table_low_ms", "table_high_ms"), 1.0)
+    measured = {"measured_ms": 1.0, "measured_repeatability_fraction": 0.01, "measured_converged": True}
+    return {"text": "5ms", "statistic": "floor", "target_ms": 5.0, **times, **measured, **changed}
+
+
 BAD_RUNS: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
     "17 unknown operator": (
         lambda r: edit_json(r / "architecture.json", lambda d: d["choices"].update({next(iter(d["choices"])): "sep_conv_3x4"})),
@@ -313,6 +338,42 @@ BAD_RUNS: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
         lambda r: edit_json(r / "architecture.json", other_operator),
         3,
         ("weights", "train it again"),
+    ),
+    "weights with another number": (lambda r: edit_weights(r), 3, ("weights.safetensors", "SHA-256", "train it again")),
+    "weights with another name, signed": (
+        lambda r: edit_weights(r, signed=True),
+        3,
+        ("weights.safetensors", "other tensors", "Missing key", "train it again"),
+    ),
+    "a training result without a checksum": (
+        lambda r: edit_json(r / "train/result.json", lambda d: d.pop("sha256")),
+        3,
+        ("train/result.json", "sha256"),
+    ),
+    "a budget of nothing": (
+        lambda r: edit_json(r / "result.json", lambda d: d.update(budgets=[budget(target_ms=0.0)])),
+        3,
+        ("result.json", "target_ms", "found 0.0"),
+    ),
+    "a measured budget of nothing": (
+        lambda r: edit_json(r / "result.json", lambda d: d.update(budgets=[budget(measured_ms=-1)])),
+        3,
+        ("result.json", "measured_ms", "found -1"),
+    ),
+    "a number over all bounds": (
+        lambda r: (r / "result.json").write_text('{"budgets": [], "duration_s": 1e908}'),
+        3,
+        ("result.json", "duration_s", "inf"),
+    ),
+    "a long number": (
+        lambda r: (r / "architecture.json").write_text('{"schema": ' + "9" * 5000 + "}"),
+        3,
+        ("architecture.json", "too long"),
+    ),
+    "half a character": (
+        lambda r: edit_json(r / "architecture.json", lambda d: d["space_options"].update(stem="\ud800")),
+        3,
+        ("architecture.json", "not Unicode"),
     ),
     "10 truncated weights": (
         lambda r: (r / "train/weights.safetensors").write_bytes((r / "train/weights.safetensors").read_bytes()[:999]),
@@ -366,6 +427,28 @@ BAD_REPORTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "not UTF-8": (lambda r: (r / "metrics.jsonl").write_bytes(b'{"epoch": "\xff"}\n'), ("metrics.jsonl", "UTF-8")),
     "a folder": (lambda r: (r / "metrics.jsonl").mkdir(), ("metrics.jsonl", "cannot be read")),
     "a number": (lambda r: (r / "metrics.jsonl").write_text("5\n"), ("metrics.jsonl:1", "JSON object")),
+    "a number over all bounds": (
+        lambda r: (r / "metrics.jsonl").write_text('{"lr": 1}\n{"lr": 1e908}\n'),
+        ("metrics.jsonl:2", "lr", "inf"),
+    ),
+    "a budget of nothing": (
+        lambda r: (r / "result.json").write_text(
+            json.dumps(
+                {
+                    "method": "darts",
+                    "epochs": 1,
+                    "duration_s": 1,
+                    "fingerprint": "",
+                    "params": 1,
+                    "madds": 1,
+                    "budgets": [budget(target_ms=0)],
+                }
+            )
+        ),
+        ("search", "ZeroDivisionError"),
+    ),
+    "half a character": (lambda r: (r / "result.json").write_text(r'{"method": "\ud800"}'), ("result.json", "not Unicode")),
+    "a configuration with NaN": (lambda r: (r / "config.toml").write_text("x = nan"), ("config.toml", "nan")),
 }
 
 
@@ -373,7 +456,7 @@ BAD_REPORTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 def test_a_bad_journal_is_named(case: str, run: Path, command: Callable[..., Outcome]) -> None:
     spoil, said = BAD_REPORTS[case]
     spoil(run)
-    check(command("report", "run"), 3, *said)
+    check(command("report", "run", "--json"), 3, *said)
 
 
 def test_looking_at_a_run_leaves_it_as_it_is(run: Path, command: Callable[..., Outcome]) -> None:
@@ -390,6 +473,75 @@ def test_a_checkpoint_of_another_search_is_refused(command: Callable[..., Outcom
         (tmp_path / "other" / "checkpoints" / "stage0" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "other" / "checkpoints" / "stage0" / "000001.backup.json").write_text("not a checkpoint")
     check(command("search", "--set", "supernet.channels=4", *small, "other"), 3, "of another search", "remove it")
+
+
+def test_a_checkpoint_or_metrics_of_another_training_are_refused(
+    run: Path, command: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    arguments = ("train", "run", "--epochs", "1", "--set", "data.train_fraction=0.1", "-q")
+    assert command(*arguments).code == 0
+    metrics = run / "train" / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole + "{}\n")
+    check(command(*arguments), 3, "metrics.jsonl:2", "'epoch'")
+    metrics.write_text(whole + '{"epoch": "1"}\n')
+    check(command(*arguments), 3, "metrics.jsonl:2")
+    for state in ({"epoch": 1}, [], {"epoch": 1, "step": 0, "tally": {}, "network": {"stem.weight": torch.zeros(1)}}):
+        Checkpoints(run / "train" / "checkpoints").save(state)
+        check(command(*arguments), 3, "another search or training", "remove it")
+
+
+def test_an_overflowing_number_in_the_newest_checkpoint_goes_back_to_the_one_before_it(
+    run: Path, command: Callable[..., Outcome]
+) -> None:
+    arguments = ("train", "run", "--epochs", "2", "--set", "data.train_fraction=0.1")
+    assert command(*arguments, "-q").code == 0
+    newest = run / "train" / "checkpoints" / "000002.json"
+    newest.write_text(newest.read_text().replace('"lr": ', '"lr": 1e908, "_": '))
+    outcome = command(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert "is inf" in outcome.err
+    assert "going back to the checkpoint before it" in outcome.err
+
+
+def test_a_hello_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"hello": ["onnxruntime"]}\n')
+    with pytest.raises(DocumentError, match=r"rows\.jsonl:1: hello: Expected `object`"):
+        SweepLog.resume(Journal(tmp_path / "rows.jsonl"))
+
+
+def test_arguments_that_are_no_text_are_refused(command: Callable[..., Outcome], tmp_path: Path) -> None:
+    for arguments in (("search", "-o", "o\udcff"), ("search", "--set", "data.root=\udcff"), ("report", "r\udcff")):
+        check(command(*arguments), 2, "not UTF-8", "rename")
+    assert not list(tmp_path.glob("o*"))
+
+
+def test_a_configuration_that_is_no_file_is_refused(command: Callable[..., Outcome]) -> None:
+    check(command("search", "--config", "/dev/zero"), 3, "/dev/zero", "not a regular file")
+
+
+def test_one_bad_table_hides_no_other(command: Callable[..., Outcome], table: Path, home: Path) -> None:
+    shutil.copytree(table, home / "latency_tables" / "good")
+    for name, card in (("digits", '{"schema": ' + "9" * 5000 + "}"), ("many", '{"a": [' + "0," * 1_000_001 + "0]}")):
+        (home / "latency_tables" / name).mkdir()
+        (home / "latency_tables" / name / "card.json").write_text(card)
+    outcome = command("table", "list", "--json")
+    assert outcome.code == 0, outcome.err
+    listed = json.loads(outcome.out)
+    assert [Path(t["path"]).name for t in listed["tables"]] == ["good"]
+    assert len(listed["damaged"]) == 2
+
+
+@pytest.mark.parametrize("other", [("--channels", "8"), ("--channels", "4", "--threads", "2")])
+def test_a_table_of_another_space_or_target_is_not_overwritten(
+    other: tuple[str, ...], command: Callable[..., Outcome], table: Path, home: Path
+) -> None:
+    before = (table / "card.json").read_bytes()
+    check(command("profile", *other, "--layers", "3", "-o", table), 2, "holds the latency table of", space().key, "--output")
+    assert (table / "card.json").read_bytes() == before
+    assert not home.exists(), "before any measuring"
+    check_replaceable(table, workflows.Target.from_config(CONFIG.device).table_key, space().key)
+    check_replaceable(table / "none", workflows.Target.from_config(CONFIG.device).table_key, "another")
 
 
 def test_another_configuration_is_refused_with_the_difference(run: Path, command: Callable[..., Outcome]) -> None:

@@ -42,7 +42,10 @@ def test_two_generations_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" * 40])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" * 40, lambda data: data[:-3] + b"1e908"],
+)
 def test_a_damaged_checkpoint_is_announced_and_the_one_before_it_is_taken(tmp_path: Path, suffix: str, damage: Any) -> None:
     said: list[str] = []
     checkpoints = Checkpoints(tmp_path, said.append)
