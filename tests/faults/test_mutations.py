@@ -1,9 +1,10 @@
-"""Valid documents, spoiled at random: refused with an error of ours, or read as what they were. 2,000 mutations in all."""
+"""Valid documents, spoiled at random: refused with an error of ours, or read as what they were. 3,000 mutations in all."""
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -17,23 +18,40 @@ import torch
 from mobilenas.config import SearchConfig, dump_config, load_config
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
+from mobilenas.core.run_directory import Journal
 from mobilenas.errors import MobileNASError
 from mobilenas.latency.table import LatencyTable
+from mobilenas.report.summary import summarise
 from mobilenas.search.checkpoints import Checkpoints
+from mobilenas.workflows.naming import budget_of, network_of
 from tests.conftest import CONFIG, space
 
 CASES = 250
-"""Mutations of each of the eight kinds of file below."""
+"""Mutations of each of the twelve kinds of file below."""
+
+
+DEEP_EDITS = (
+    (rb"(?<=\d)(?=[,\s}\]])", b"e999"),
+    (rb"(?<=\d)(?=[,\s}\]])", b"0" * 5000),
+    (rb"(?<=[:=] )\d", b"[" * 30_000 + b"1"),
+    (rb"(?<=[:=] )\d", b"[" * 40 + b"1" + b"]" * 40),
+    (rb"(?<=[:=] )\d", b"[" * 100 + b"1" + b"]" * 100),
+    (rb"(?<=\w)(?=\")", rb"\ud800"),
+    (rb"(?<=[:=] )\d[\d.e-]*", b"nan"),
+)
+"""What is replaced (by pattern) and by what: edits that random bytes do not hit upon."""
 
 
 def mutated(data: bytes, generator: random.Random) -> bytes:
-    """One to three edits: a byte changed, added or removed, a digit replaced, a line twice or gone, the end cut off."""
+    """One to three edits: a byte changed, added or removed, a digit replaced, a line twice or gone, the end cut off; or a
+    number made infinite, far too long or a nest of lists, half a character put into a text.
+    """
     for _ in range(generator.randint(1, 3)):
         at = generator.randrange(len(data)) if data else 0
         digits = [i for i, byte in enumerate(data) if chr(byte).isdigit()]
         lines = data.split(b"\n")
         line = generator.randrange(len(lines))
-        edit = generator.randrange(7)
+        edit = generator.randrange(8)
         if edit == 0:
             data = data[:at] + bytes([generator.randrange(256)]) + data[at + 1 :]
         elif edit == 1:
@@ -49,6 +67,12 @@ def mutated(data: bytes, generator: random.Random) -> bytes:
             data = b"\n".join([*lines[:line], *lines[line + 1 :]])
         elif edit == 6:
             data = data[: len(data) - generator.randrange(1 + len(data) // 4)]
+        elif edit == 7:
+            spoilt, instead = generator.choice(DEEP_EDITS)
+            places = list(re.finditer(spoilt, data))
+            if places:
+                start, end = generator.choice(places).span()
+                data = data[:start] + instead + data[end:]
     return data
 
 
@@ -129,13 +153,56 @@ def test_checkpoints(suffix: str, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "result.json"])
+def test_trained_weights(name: str, run: Path, valid_run: Path) -> None:
+    """Weights are what was trained or refused; of the result the accuracy may be another, as nothing signs it."""
+    architecture = Architecture.load(run / "architecture.json")
+    network, _ = network_of(valid_run, space(), architecture)
+    generator, valid = random.Random(name), (run / "train" / name).read_bytes()
+    expected = network.state_dict()
+    for _ in range(CASES):
+        (run / "train" / name).write_bytes(mutated(valid, generator))
+        survives(
+            lambda: network_of(run, space(), architecture)[0].state_dict(),
+            lambda found: all(torch.equal(found[name], tensor) for name, tensor in expected.items()),
+        )
+
+
+@pytest.mark.parametrize("name", ["result.json", "metrics.jsonl"])
+def test_reports(name: str, run: Path) -> None:
+    """What is read of a run can be told and written down again."""
+    (run / "result.json").write_text(documents.dump_json(SEARCHED))
+    (run / "metrics.jsonl").write_text("".join(json.dumps({**EPOCH, "epoch": n}) + "\n" for n in range(9)))
+    generator, valid = random.Random(name), (run / name).read_bytes()
+    if name == "metrics.jsonl":
+        (run / "result.json").unlink()
+    for _ in range(CASES):
+        (run / name).write_bytes(mutated(valid, generator))
+        survives(lambda: summarise(run), lambda found: bool(documents.dump_json(found.document).encode()))
+        survives(lambda: budget_of(run), lambda found: found is None or found.target_ms > 0)
+        here = Journal(run / name)
+        survives(lambda journal=here: journal.keep(lambda line: line["epoch"] < 5), lambda kept: True)
+
+
+EPOCH = {"stage": 0, "epoch": 0, "epochs": 9, "train_cross_entropy": 2.25, "train_accuracy": 0.5, "lr": 0.025, "budgets": []}
+BUDGET = {
+    "text": "40%", "statistic": "floor", "target_ms": 1.5, "lowest_ms": 0.5, "highest_ms": 3.0, "expected_ms": 1.25,
+    "table_ms": 1.4, "table_low_ms": 1.3, "table_high_ms": 1.6, "measured_ms": 1.45, "measured_repeatability_fraction": 0.01,
+    "measured_converged": True,
+}  # fmt: skip
+SEARCHED = {
+    "schema": "mobilenas/search-result@1", "method": "darts", "fingerprint": "0123456789abcdef", "params": 7698,
+    "madds": 103872, "epochs": 9, "duration_s": 12.5, "budgets": [BUDGET],
+}  # fmt: skip
+
+
 def test_the_mutations_do_reach_deep(valid_table: Path) -> None:
     """Mutations that stay valid JSON are among them, so that more than the parser is tried."""
     generator, parsed = random.Random(0), 0
     for _ in range(CASES):
         try:
             json.loads(mutated((valid_table / "card.json").read_bytes(), generator))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         parsed += 1
     assert parsed > CASES / 10
