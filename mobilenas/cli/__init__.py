@@ -62,7 +62,7 @@ def main() -> None:
     """Entry point: errors that a user can act on are one paragraph and their own exit code, bugs keep their traceback."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        for argument in sys.argv:
+        for argument in sys.argv[1:]:
             if not is_unicode(argument):
                 raise UsageError(f"{argument!r} is not UTF-8 text, so it could not be written down: rename that file or folder")
         app(standalone_mode=True)

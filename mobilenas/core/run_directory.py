@@ -64,8 +64,10 @@ class Journal:
         """Every whole record written so far; the file is left as it is. Raises ``DocumentError`` for damage before its end."""
         if not self.path.exists():
             return []
+        text = documents.read_text(self.path)
+        documents.check_count(text, "\n", str(self.path))
         records = []
-        for number, line in enumerate(documents.read_text(self.path).split("\n")[:-1], 1):
+        for number, line in enumerate(text.split("\n")[:-1], 1):
             where = f"{self.path}:{number}"
             record = documents.parse_json(line, where)
             if not isinstance(record, dict):

@@ -251,8 +251,11 @@ class LatencyTable:
 
 def _foreign_format(path: Path) -> str:
     """What a file looks like that other projects keep tables in; judged by its first bytes, it is never opened as such."""
-    with open(path, "rb") as file:
-        start = file.read(2)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
     if start[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
         return " that looks like a pickle, which is never opened since opening one runs what it holds"
     return {b"\x1f\x8b": " that looks like a gzip archive", b"PK": " that looks like a zip archive"}.get(start, "")

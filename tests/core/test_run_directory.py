@@ -66,6 +66,12 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
         Journal(path).read()
 
 
+def test_a_journal_of_too_many_lines_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "j.jsonl").write_text("{}\n" * 1_000_001)
+    with pytest.raises(DocumentError, match=r"j\.jsonl: holds more than 1,000,000"):
+        Journal(tmp_path / "j.jsonl").read()
+
+
 def test_a_run_that_ends_well(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     assert not run.is_finished
