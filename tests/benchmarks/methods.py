@@ -57,7 +57,7 @@ def _row(output: Path, data: str, name: str, budget: str) -> str:
     try:
         if not (table / "card.json").exists():
             space = [f"space.options.{key}={value}" for key, value in searched.space.options.items()]
-            workflows.profile(load_config(ProfileConfig, None, space, {"data": data, "output": str(table)}))
+            workflows.profile(load_config(ProfileConfig, None, space, {"data.name": data, "output": str(table)}))
         searched = load_config(
             SearchConfig,
             None,
