@@ -25,6 +25,8 @@ def workloads() -> list[Workload]:
                 found += [Workload(name, c, c, height, width, stride) for c in (4, 5) for stride in (1, 2)]
             elif name in READS_TWO:
                 found.append(Workload(name, 4, 4 * READS_TWO[name], height, width, attributes=(("inputs", 2),)))
+            elif name.startswith("fixed_reduce"):
+                found += [Workload(name, c, c, height, width, 2) for c in (8, 24)]
             elif name == "head":
                 found.append(Workload(name, 6, 3, height, width))
             else:

@@ -59,7 +59,7 @@ def _told(run: Path, name: str, tell: Callable[[Any], list[tuple[str, str]]], do
 
 
 def _search_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-    if "method" not in result:
+    if result.keys() == {"schema", "budgets"}:
         return [("method", "none: a run made of a network that was there")]
     rows = [
         ("method", f"{result['method']}, {result['epochs']} epochs, {result['duration_s']:.0f} s"),
