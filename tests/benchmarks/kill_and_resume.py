@@ -126,8 +126,8 @@ def search(folder: Path, table: Path, size: Size, kills: int, seed: int) -> int:
 
 
 def train(folder: Path, run: Path, size: Size, kills: int, seed: int) -> int:
-    """The weights are those of a training that was never killed, bit for bit."""
-    arguments = ["train", "run", "--epochs", str(size.epochs), "--set", f"data.train_fraction={size.train_fraction}"]
+    """The weights are those of a training that was never killed, bit for bit; it has epochs enough to be killed in."""
+    arguments = ["train", "run", "--epochs", str(5 * size.epochs), "--set", f"data.train_fraction={size.train_fraction}"]
     whole, killed = folder / "whole", folder / "killed"
     for each in (whole, killed):
         each.mkdir(parents=True)
