@@ -89,7 +89,7 @@ def shifted_by_one(x: Tensor) -> Tensor:
 
 
 def _fixed_reduce_conv(w: Workload, affine: bool) -> nn.Module:
-    """Branch of GDAS's fixed reduction cell (arXiv 1910.04465, figure 4): 1x3, 3x1 in eight groups, then 1x1; stride 2."""
+    """Branch of GDAS's fixed reduction cell (arXiv 1910.04465): 1x3, 3x1 in eight groups, then 1x1; stride 2."""
     c_in, c_out = w.in_channels, w.out_channels
     return nn.Sequential(
         nn.ReLU(),

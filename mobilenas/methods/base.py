@@ -53,7 +53,7 @@ class Stage:
 
     def skip_dropout_at(self, epoch: int) -> float:
         """Chance that an element of an identity is dropped: falls linearly through the warm-up, then starts over and falls
-        exponentially (P-DARTS, arXiv 1904.12760, section 3.2 and the authors' schedule).
+        exponentially (the schedule of P-DARTS's authors, arXiv 1904.12760).
         """
         if epoch < self.warmup_epochs:
             return self.skip_dropout * (self.epochs - epoch - 1) / self.epochs

@@ -2,7 +2,7 @@
 
 Three stages, each with fresh weights and logits: the supernet grows from 5 to 11 and 17 cells, while each edge keeps only the
 likeliest operators of the stage before (8, 5, 3). Identities lose elements to dropout that fades away in each stage, and the
-normal cell keeps at most two skip connections (section 3.2; ``Switches``). In the first 40 % of a stage's epochs the logits
+normal cell keeps at most two skip connections (``Switches``). In the first 40 % of a stage's epochs the logits
 stand still. Steps and gradient are first-order DARTS's.
 """
 

@@ -1,7 +1,7 @@
 """PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search. Xu et al., ICLR 2020, arXiv 1907.05737.
 
-One channel in K passes through the operators, the others go by, and a shuffle gives each its turn (equation 1); a softmax over
-the inputs of every node steadies the choice that so few channels make noisy (equation 2). An edge is as strong as its best
+One channel in K passes through the operators, the others go by, and a shuffle gives each its turn; a softmax over
+the inputs of every node steadies the choice that so few channels make noisy. An edge is as strong as its best
 operator's probability times its own. The logits stand still in the first 30 % of the epochs (15 of 50).
 
 All of it is in the supernet and in ``Switches``; steps and gradient are first-order DARTS's. With K = 2 and the stem of three

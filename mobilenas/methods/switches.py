@@ -1,7 +1,7 @@
 """What any method on cells can turn on, whichever paper it came from; methods have their own defaults.
 
-Edge normalisation and partial channels: PC-DARTS, arXiv 1907.05737, section 3. Dropout of skips and their limit: P-DARTS, arXiv
-1904.12760, section 3.2.
+Edge normalisation and partial channels: PC-DARTS, arXiv 1907.05737. Dropout of skips and their limit: P-DARTS, arXiv
+1904.12760.
 """
 
 from __future__ import annotations

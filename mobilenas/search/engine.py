@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
-from mobilenas.data import CyclingLoader, Images
+from mobilenas.data import CyclingLoader, Images, check_batch
 from mobilenas.errors import MissingKernelError
 from mobilenas.latency.budget import AugmentedLagrangian, Budget
 from mobilenas.methods.base import Batch, Progress, SearchMethod, Stage, Step
@@ -141,7 +141,7 @@ class SearchEngine:
         with torch.device("meta"):
             self.space.supernet(self.plan_of(next(self._stages())))
         for images in self.halves:
-            CyclingLoader(images, self.settings.batch_size, 0, 0)
+            check_batch(images, self.settings.batch_size)
 
     def plan_of(self, stage: Stage) -> SupernetPlan:
         """The supernet of a stage."""

@@ -35,7 +35,7 @@ class SupernetPlan:
     """What one stage of a search trains: its size, what it chooses among, and how it is relaxed.
 
     ``decisions`` may lack options of the space's, and whole decisions; what is left out is not built. Of ``partial_channels``
-    K only every K-th channel passes through the candidates (PC-DARTS, arXiv 1907.05737, section 3.1). ``checkpoint`` trades
+    K only every K-th channel passes through the candidates (PC-DARTS, arXiv 1907.05737). ``checkpoint`` trades
     time for memory: what a cell computes is computed again on the way back.
     """
 

@@ -1,7 +1,7 @@
 """The supernet of the cell space: every edge a mixture of operators, every node the sum of all its edges.
 
-DARTS, arXiv 1806.09055, section 2.2; partial channels and edge normalisation: PC-DARTS, arXiv 1907.05737, section 3; the
-fixed reduction cell: GDAS, arXiv 1910.04465, section 3.3. Shapes: ``B`` batch, ``C`` channels, ``H``, ``W``.
+DARTS, arXiv 1806.09055, section 2.2; partial channels and edge normalisation: PC-DARTS, arXiv 1907.05737; the
+fixed reduction cell: GDAS, arXiv 1910.04465. Shapes: ``B`` batch, ``C`` channels, ``H``, ``W``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,6 @@ class RelaxedCell:
     inputs: Sequence[Tensor]
     """Weight of each edge that enters each node; empty without edge normalisation."""
     zero: Tensor
-    """0, a function of the weights: where every edge draws ``none`` their gradient is zero, not absent."""
     skip_dropout: float
     batch: int
 
@@ -93,7 +92,7 @@ class RelaxedCell:
             scales=[weights.of_source(source, cell.channels) for source in sources],
             active=[[mixture.active.get(edge) for edge in cell.edges[source]] for source in sources],
             inputs=weights.inputs,
-            zero=0 * weights.by_node.sum(),
+            zero=weights.zero,
             skip_dropout=mixture.skip_dropout,
             batch=batch,
         )

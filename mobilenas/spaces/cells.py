@@ -78,7 +78,7 @@ class CellSpace(SearchSpace):
 
     ``image_size`` is height and width in pixels; any size from 8 on works, odd ones included. ``stem`` is ``"cifar"``
     (one convolution) or ``"imagenet"`` (three of stride 2). ``reduction`` is ``"searched"``, or ``"fixed"`` for GDAS's fixed
-    reduction cell (arXiv 1910.04465, section 3.3), which needs channels divisible by 4. Raises ``UsageError`` for a value out
+    reduction cell (arXiv 1910.04465), which needs channels divisible by 4. Raises ``UsageError`` for a value out
     of range.
     """
 
@@ -327,7 +327,7 @@ class CellSpace(SearchSpace):
     def decode(self, probabilities: Probabilities) -> Architecture:
         """DARTS section 2.4: per node the two edges with the likeliest operator other than ``none``, and that operator.
 
-        An edge's strength is its operator's probability times, with edge normalisation, its own (PC-DARTS, section 3.2).
+        An edge's strength is its operator's probability times, with edge normalisation, its own (PC-DARTS).
         Ties go to the lower source and the earlier operator.
         """
         choices = []

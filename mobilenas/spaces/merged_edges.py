@@ -28,19 +28,21 @@ class EdgeWeights:
     """A mixture's weights of all edges of one type of cell, each spread over its channels as a BatchNorm's scale.
 
     ``nodes`` holds, for each node, the names of the edges that enter it, by source; with edge normalisation an edge's
-    weights are multiplied by its input's (PC-DARTS, equation 3).
+    weights are multiplied by its input's (PC-DARTS).
     """
 
     def __init__(self, nodes: Mapping[str, Sequence[str]], mixture: Mixture) -> None:
         rows = torch.stack([mixture.weights[edge] for edges in nodes.values() for edge in edges])
         self.inputs = [mixture.weights[node] for node in nodes if node in mixture.weights]
         """Weight of each edge that enters each node; empty without edge normalisation."""
-        self.by_node = rows * torch.cat(self.inputs)[:, None] if self.inputs else rows
+        by_node = rows * torch.cat(self.inputs)[:, None] if self.inputs else rows
+        self.zero = 0 * by_node.sum()
+        """0, a function of the weights: where every edge draws ``none`` their gradient is zero, not absent."""
         count = len(nodes)
         ends = [(source, node) for node in range(count) for source in range(node + 2)]
         order = sorted(range(len(ends)), key=ends.__getitem__)
         # contiguous: torch's batch_norm in channels_last gives a wrong input gradient, silently, for a scale that is not
-        self._by_source = self.by_node[torch.tensor(order, device=rows.device)].t().contiguous()
+        self._by_source = by_node[torch.tensor(order, device=rows.device)].t().contiguous()
         self._edges_of_source = [sum(end[0] == source for end in ends) for source in range(count + 1)]
         self._spread: dict[int, list[tuple[Tensor, ...]]] = {}
 
@@ -212,7 +214,7 @@ def _side_by_side(x: Tensor, times: int) -> Tensor:
 
 
 def dropped(x: Tensor, times: int, fraction: float) -> Tensor:
-    """``x`` for ``times`` edges, each with elements of its own dropped (P-DARTS, section 3.2)."""
+    """``x`` for ``times`` edges, each with elements of its own dropped (P-DARTS)."""
     return functional.dropout(_side_by_side(x, times), fraction) if fraction > 0 else x
 
 

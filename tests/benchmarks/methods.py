@@ -10,6 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
+import msgspec
+
 from mobilenas import MobileNASError, workflows
 from mobilenas.config import ExportConfig, ProfileConfig, SearchConfig, TrainConfig, load_config, load_preset
 
@@ -58,13 +60,7 @@ def _row(output: Path, data: str, name: str, budget: str) -> str:
         if not (table / "card.json").exists():
             space = [f"space.options.{key}={value}" for key, value in searched.space.options.items()]
             workflows.profile(load_config(ProfileConfig, None, space, {"data.name": data, "output": str(table)}))
-        searched = load_config(
-            SearchConfig,
-            None,
-            [*sets, *search_sets],
-            {"method": method, "data.name": data, "latency_budget": budget, "table": str(table)},
-            load_preset(method, "quick"),
-        )
+        searched = msgspec.structs.replace(searched, table=str(table))
         found = workflows.search(searched, run)
         trained = workflows.train(run, load_config(TrainConfig, None, train_sets, {"data.name": data}))
         if not (run / "export" / "report.json").exists():

@@ -52,7 +52,7 @@ def searched(cell: SearchedCell, before: Tensor, last: Tensor, mixture: Mixture)
 
 
 def partial_edge(parts, edges, position, x, weights, active, mixture) -> Tensor:
-    """PC-DARTS, figure 1: the first channels through the mixture, the others past it, then the shuffle."""
+    """PC-DARTS: the first channels through the mixture, the others past it, then the shuffle."""
     channels = x.shape[1] // parts
     mixed = mixed_op(edges, position, x[:, :channels], weights, active, mixture)
     if parts == 1:
