@@ -1,7 +1,7 @@
 """Kill a profile, a search and a training at random moments, run each again until it ends, and compare with one never killed.
 
 python tests/benchmarks/kill_and_resume.py --kills 5 --output /tmp/kills
-python tests/benchmarks/kill_and_resume.py --kills 5 --output /tmp/kills --channels 16 --layers 8 --epochs 10
+python tests/benchmarks/kill_and_resume.py --kills 5 --output /tmp/kills --channels 16 --layers 8 --epochs 15
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ class Size:
 
     channels: int = 4
     layers: int = 3
-    epochs: int = 3
-    train_fraction: float = 0.4
+    epochs: int = 15
+    """Of the search and of the training: three or more for a kill."""
+    train_fraction: float = 0.2
 
     @property
     def space(self) -> list[str]:
@@ -49,25 +50,23 @@ class Commands:
         with open(self.home / "log.txt", "ab") as log:
             return subprocess.Popen(argv, cwd=self.home, env=self.environment, stdout=log, stderr=log)
 
-    def run(self, arguments: Sequence[str]) -> float:
-        """Run to the end; returns the seconds it took."""
-        begin = time.monotonic()
+    def run(self, arguments: Sequence[str]) -> None:
+        """Run to the end."""
         code = self.start(arguments).wait()
         assert code == 0, (self.home / "log.txt").read_text()[-3000:]
-        return time.monotonic() - begin
 
     def run_with_kills(
-        self, arguments: Sequence[str], kills: int, working: Path, duration_s: float, generator: random.Random
+        self, arguments: Sequence[str], kills: int, working: Path, pace_s: float, generator: random.Random
     ) -> int:
-        """Kill it ``kills`` times while it works, that is after ``working`` has changed; returns how often that hit."""
+        """Kill it ``kills`` times while it works, up to ``pace_s`` after ``working`` has changed; how often that hit."""
         hits = 0
         for _ in range(kills):
             before = _stamp(working)
             process = self.start(arguments)
             while process.poll() is None and _stamp(working) == before:
-                time.sleep(0.01)
+                time.sleep(0.005)
             try:
-                process.wait(generator.uniform(0, duration_s / kills))
+                process.wait(generator.uniform(0, pace_s))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -95,7 +94,7 @@ def profile(folder: Path, size: Size, kills: int, seed: int) -> int:
     """Every model is recorded once per sweep, whatever was killed; returns the number of kills that hit."""
     commands = Commands(folder)
     arguments = ["profile", "--data", "digits", *size.space, "-o", str(folder / "table")]
-    hits = commands.run_with_kills(arguments, kills, folder / "data" / "campaigns", 20.0, random.Random(seed))
+    hits = commands.run_with_kills(arguments, kills, folder / "data" / "campaigns", 4.0, random.Random(seed))
     [journal] = (folder / "data" / "campaigns").glob("*/rows.jsonl")
     entries = [json.loads(line) for line in journal.read_text().splitlines()]
     records = Counter((e["sweep"], e["model"]) for e in entries if "record" in e and e["model"] != "sentinel")
@@ -114,10 +113,10 @@ def search(folder: Path, table: Path, size: Size, kills: int, seed: int) -> int:
         "--set", f"data.train_fraction={size.train_fraction}", "--set", "architecture.lr=0.02", "-o",
     ]  # fmt: skip
     commands = Commands(folder)
-    duration_s = commands.run([*arguments, "whole"])
-    working = folder / "killed" / "metrics.jsonl"
-    hits = commands.run_with_kills([*arguments, "killed"], kills, working, duration_s, random.Random(seed))
+    commands.run([*arguments, "whole"])
     whole, killed = folder / "whole", folder / "killed"
+    pace_s = _pace_s(whole, size.epochs / kills)
+    hits = commands.run_with_kills([*arguments, "killed"], kills, killed / "metrics.jsonl", pace_s, random.Random(seed))
     assert (whole / "architecture.json").read_bytes() == (killed / "architecture.json").read_bytes()
     assert (whole / "logits.safetensors").read_bytes() == (killed / "logits.safetensors").read_bytes()
     _assert_same_tensors(_last_checkpoint(whole), _last_checkpoint(killed))
@@ -126,15 +125,16 @@ def search(folder: Path, table: Path, size: Size, kills: int, seed: int) -> int:
 
 
 def train(folder: Path, run: Path, size: Size, kills: int, seed: int) -> int:
-    """The weights are those of a training that was never killed, bit for bit; it has epochs enough to be killed in."""
-    arguments = ["train", "run", "--epochs", str(5 * size.epochs), "--set", f"data.train_fraction={size.train_fraction}"]
+    """The weights are those of a training that was never killed, bit for bit."""
+    arguments = ["train", "run", "--epochs", str(size.epochs), "--set", f"data.train_fraction={size.train_fraction}"]
     whole, killed = folder / "whole", folder / "killed"
     for each in (whole, killed):
         each.mkdir(parents=True)
         _copy_run(run, each / "run")
-    duration_s = Commands(whole).run(arguments)
+    Commands(whole).run(arguments)
     working = killed / "run" / "train" / "metrics.jsonl"
-    hits = Commands(killed).run_with_kills(arguments, kills, working, duration_s, random.Random(seed))
+    pace_s = _pace_s(whole / "run" / "train", size.epochs / kills)
+    hits = Commands(killed).run_with_kills(arguments, kills, working, pace_s, random.Random(seed))
     name = Path("run", "train", "weights.safetensors")
     assert (whole / name).read_bytes() == (killed / name).read_bytes()
     _assert_same_metrics(whole / "run" / "train", killed / "run" / "train")
@@ -145,6 +145,12 @@ def _copy_run(run: Path, to: Path) -> None:
     to.mkdir()
     for name in ("architecture.json", "config.toml", "result.json"):
         (to / name).write_bytes((run / name).read_bytes())
+
+
+def _pace_s(run: Path, epochs: float) -> float:
+    """Seconds that so many epochs of a run took, less the one that a kill waits for."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return max(1.0, epochs - 1) * sum(line["duration_s"] for line in lines) / len(lines)
 
 
 def _last_checkpoint(run: Path) -> Path:
@@ -171,8 +177,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--channels", type=int, default=4)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--train-fraction", type=float, default=0.4)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--train-fraction", type=float, default=0.2)
     a = parser.parse_args()
     size = Size(a.channels, a.layers, a.epochs, a.train_fraction)
     output = a.output.resolve()

@@ -12,7 +12,6 @@ from tests.benchmarks import kill_and_resume as kills
 SIZE = kills.Size()
 
 
-@pytest.mark.serial
 @pytest.mark.slow
 def test_killed_profile_search_and_training_end_as_ones_never_stopped(tmp_path: Path) -> None:
     hits = [
@@ -20,4 +19,4 @@ def test_killed_profile_search_and_training_end_as_ones_never_stopped(tmp_path: 
         kills.search(tmp_path / "search", tmp_path / "profile" / "table", SIZE, 5, seed=2),
         kills.train(tmp_path / "train", tmp_path / "search" / "whole", SIZE, 5, seed=3),
     ]
-    assert min(hits) >= 2, f"too few kills hit a working process: {hits}"
+    assert min(hits) >= 3, f"too few kills hit a working process: {hits}"
