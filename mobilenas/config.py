@@ -6,7 +6,7 @@ import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import tomli_w
@@ -96,12 +96,12 @@ class ArchitectureConfig(Strict):
 
 
 class SupernetConfig(Strict):
-    """Size of the network that is trained while searching."""
+    """The network that is trained while searching; its size is the space's choice where it is unset."""
 
-    channels: Count = 16
-    layers: Count = 8
+    channels: Count | None = None
+    layers: Count | None = None
     checkpoint_cells: bool = False
-    """Compute each cell again on the way back: less memory, more time."""
+    """Compute each cell or block again on the way back: less memory, more time."""
 
 
 class SwitchesConfig(Strict):
@@ -114,6 +114,18 @@ class SwitchesConfig(Strict):
     """Chance at first that an element of an identity is dropped."""
     skip_limit: CountOrNone | None = None
     """Skip connections in a normal cell at most."""
+
+
+class LogCostConfig(Strict):
+    """DenseNAS's objective beside or instead of a budget: ``weight * log(cost) / log(base)`` in the loss."""
+
+    weight: NotNegative = 0.0
+    """0 leaves the objective out."""
+    base: Annotated[float, msgspec.Meta(gt=1, le=1e12)] = 15.0
+    unit: Literal["ms", "million-madds"] = "ms"
+    """Milliseconds of the latency table, or millions of multiply-adds."""
+    skip_share: Fraction = 0.0
+    """What a skip costs, as a share of the first operator in its place."""
 
 
 class ComputeConfig(Strict):
@@ -153,6 +165,7 @@ class SearchConfig(Strict):
     latency_budget: str | None = None
     """``5ms``, ``800us``, or ``40%`` of the space's range."""
     budget_statistic: str = "floor"
+    log_cost: LogCostConfig = LogCostConfig()
     plan: str = "quick"
     """How candidates are measured."""
     measure: bool = True

@@ -1,13 +1,15 @@
 """The operator catalogue: name -> module builder, multiply-adds and parameters.
 
 The same modules are profiled, searched and exported. Cell operators follow DARTS (Liu, Simonyan, Yang, ICLR 2019,
-arXiv 1806.09055, section 3.1 and appendix A). Shapes: ``B`` batch, ``C`` channels, ``H`` height, ``W`` width.
+arXiv 1806.09055, section 3.1 and appendix A), those of dense blocks DenseNAS (Fang et al., CVPR 2020, arXiv 1906.09607,
+section 4.1). Shapes: ``B`` batch, ``C`` channels, ``H`` height, ``W`` width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import cast
 
 import torch
@@ -39,9 +41,25 @@ class Operator:
     params: Counter
 
 
-def norm(channels: int, affine: bool) -> nn.BatchNorm2d:
+def norm(channels: int, affine: bool, eps: float = 1e-5) -> nn.BatchNorm2d:
     """BatchNorm of a derived network (``affine``), or of a searched one, which knows its batch's statistics only."""
-    return nn.BatchNorm2d(channels, affine=affine, track_running_stats=affine)
+    return nn.BatchNorm2d(channels, eps, affine=affine, track_running_stats=affine)
+
+
+def conv_bn(
+    c_in: int,
+    c_out: int,
+    kernel: int,
+    stride: int,
+    affine: bool,
+    *,
+    groups: int = 1,
+    activation: type[nn.Module] | None = None,
+    eps: float = 1e-5,
+) -> nn.Sequential:
+    """Convolution with same padding, BatchNorm, activation: ``(B, c_in, H, W) -> (B, c_out, H/stride, W/stride)``."""
+    convolution = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, norm(c_out, affine, eps), *([activation(inplace=True)] if activation else []))
 
 
 def relu_conv_bn(c_in: int, c_out: int, kernel: int, stride: int, affine: bool) -> nn.Sequential:
@@ -110,6 +128,62 @@ def _fixed_reduce_conv_madds(w: Workload) -> int:
 def _fixed_reduce_conv_params(w: Workload) -> int:
     grouped = 3 * w.in_channels * (w.in_channels // FIXED_REDUCE_GROUPS)
     return 2 * grouped + 2 * w.in_channels + _pointwise_params(w)
+
+
+MOBILE_EPS = 1e-3
+"""What the BatchNorms of DenseNAS's mobile networks add to the variance."""
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: 1x1 to ``expansion * C_in`` channels, depthwise ``kernel x kernel``, 1x1 to ``C_out``.
+
+    The input is added where the shapes agree. Without expansion the first 1x1 is left out, and the last BatchNorm always has
+    a scale and shift, as in the authors' code.
+    """
+
+    def __init__(self, w: Workload, kernel: int, expansion: int, affine: bool) -> None:
+        super().__init__()
+        hidden = expansion * w.in_channels
+        self.adds_input = w.stride == 1 and w.in_channels == w.out_channels
+        parts = [
+            conv_bn(hidden, hidden, kernel, w.stride, affine, groups=hidden, activation=nn.ReLU6, eps=MOBILE_EPS),
+            conv_bn(hidden, w.out_channels, 1, 1, affine or expansion == 1, eps=MOBILE_EPS),
+        ]
+        if expansion > 1:
+            parts.insert(0, conv_bn(w.in_channels, hidden, 1, 1, affine, activation=nn.ReLU6, eps=MOBILE_EPS))
+        self.layers = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = cast(Tensor, self.layers(x))
+        return x + y if self.adds_input else y
+
+
+class ResidualBlock(nn.Module):
+    """ResNet's block: convolutions of ``kernels``, the input added (through a 1x1 where the shapes differ), then ReLU.
+
+    ``channels`` are those between the convolutions; the first 3x3 has the stride (He et al., arXiv 1512.03385; the
+    stride's place as in torchvision).
+    """
+
+    def __init__(self, w: Workload, kernels: Sequence[int], channels: int, affine: bool) -> None:
+        super().__init__()
+        widths = [w.in_channels, *[channels] * (len(kernels) - 1), w.out_channels]
+        strided = kernels.index(3)
+        parts = []
+        for index, kernel in enumerate(kernels):
+            activation = nn.ReLU if index + 1 < len(kernels) else None
+            stride = w.stride if index == strided else 1
+            parts.append(conv_bn(widths[index], widths[index + 1], kernel, stride, affine, activation=activation))
+        self.layers = nn.Sequential(*parts)
+        same = w.stride == 1 and w.in_channels == w.out_channels
+        self.shortcut = nn.Identity() if same else conv_bn(w.in_channels, w.out_channels, 1, w.stride, affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.layers(x) + self.shortcut(x))
+
+
+BOTTLENECK_EXPANSION = 4
+"""A bottleneck's output is so many times as wide as its 3x3."""
 
 
 class Sum(nn.Module):
@@ -207,6 +281,59 @@ def _separable(name: str, kernel: int, dilation: int, twice: bool) -> Operator:
     return Operator(name, build, madds, params)
 
 
+def _inverted_residual(kernel: int, expansion: int) -> Operator:
+    def madds(w: Workload) -> int:
+        hidden = expansion * w.in_channels
+        expand = w.height * w.width * w.in_channels * hidden if expansion > 1 else 0
+        return expand + _out_pixels(w) * hidden * (kernel * kernel + w.out_channels)
+
+    def params(w: Workload) -> int:
+        hidden = expansion * w.in_channels
+        expand = hidden * (w.in_channels + 2) if expansion > 1 else 0
+        return expand + hidden * (kernel * kernel + 2) + w.out_channels * (hidden + 2)
+
+    name = f"mbconv_k{kernel}_e{expansion}"
+    return Operator(name, lambda w, affine: InvertedResidual(w, kernel, expansion, affine), madds, params)
+
+
+def _conv_bn_relu6(kernel: int) -> Operator:
+    def build(w: Workload, affine: bool) -> nn.Module:
+        return conv_bn(w.in_channels, w.out_channels, kernel, w.stride, affine, activation=nn.ReLU6, eps=MOBILE_EPS)
+
+    return Operator(
+        f"conv{kernel}x{kernel}_bn_relu6",
+        build,
+        lambda w: kernel * kernel * _pointwise_madds(w),
+        lambda w: w.out_channels * (kernel * kernel * w.in_channels + 2),
+    )
+
+
+def _residual_block(name: str, kernels: tuple[int, ...], expansion: int) -> Operator:
+    """The widths of ``w`` are those of its input and output; between them are ``out_channels / expansion`` channels."""
+
+    def convolutions(w: Workload) -> Iterator[tuple[int, int]]:
+        """Pixels and weights of each convolution."""
+        inner = w.out_channels // expansion
+        widths = [w.in_channels, *[inner] * (len(kernels) - 1), w.out_channels]
+        strided = kernels.index(3)
+        for index, kernel in enumerate(kernels):
+            pixels = _out_pixels(w) if index >= strided else w.height * w.width
+            yield pixels, kernel * kernel * widths[index] * widths[index + 1]
+        if not _skip_is_identity(w):
+            yield _out_pixels(w), w.in_channels * w.out_channels
+
+    def params(w: Workload) -> int:
+        norms = (len(kernels) - 1) * (w.out_channels // expansion) + w.out_channels * (1 if _skip_is_identity(w) else 2)
+        return sum(weights for _, weights in convolutions(w)) + 2 * norms
+
+    return Operator(
+        name,
+        lambda w, affine: ResidualBlock(w, kernels, w.out_channels // expansion, affine),
+        lambda w: sum(pixels * weights for pixels, weights in convolutions(w)),
+        params,
+    )
+
+
 def _nothing(w: Workload) -> int:
     return 0
 
@@ -265,6 +392,10 @@ OPERATORS: Registry[Operator] = Registry(
                 _nothing,
                 lambda w: 2 * w.out_channels,
             ),
+            *(_inverted_residual(kernel, expansion) for kernel, expansion in product((3, 5, 7), (1, 3, 6))),
+            _residual_block("basic_block", (3, 3), 1),
+            _residual_block("bottleneck", (1, 3, 1), BOTTLENECK_EXPANSION),
+            *(_conv_bn_relu6(kernel) for kernel in (1, 3)),
             Operator("sum", lambda w, affine: Sum(), _nothing, _nothing),
             Operator("concat", lambda w, affine: Concat(), _nothing, _nothing),
             Operator(

@@ -20,6 +20,8 @@ from mobilenas.core.workload import Workload
 
 NO_OPERATOR = "none"
 """The option that computes zero; no workload and no cost belong to it."""
+SKIP = "skip_connect"
+"""The option that passes its input on, where the shapes agree."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,42 @@ class ArchitectureParameters(nn.Module):
     def softmax(self, kinds: Collection[str] | None = None) -> dict[str, Tensor]:
         """Probabilities ``(O,)`` per decision name, DARTS equation 2; zero for an option that the stage lacks."""
         return self.relax(lambda logits: logits.softmax(dim=-1), kinds)
+
+
+@dataclass(frozen=True)
+class LogitsBefore:
+    """Where logits and their optimiser stood before a step; ``logits`` are rows ``(D, O)`` by name of their group."""
+
+    logits: Mapping[str, Tensor]
+    _states: Mapping[str, Mapping[str, Tensor]]
+
+    @classmethod
+    def of(cls, parameters: ArchitectureParameters, optimiser: torch.optim.Optimizer) -> LogitsBefore:
+        """Take note of everything."""
+        states = {
+            name: {key: value.clone() for key, value in optimiser.state.get(row, {}).items() if value.shape == row.shape}
+            for name, row in parameters.logits.items()
+        }
+        return cls({name: row.detach().clone() for name, row in parameters.logits.items()}, states)
+
+    def put_back(
+        self, parameters: ArchitectureParameters, optimiser: torch.optim.Optimizer, which: Mapping[str, Tensor]
+    ) -> None:
+        """Undo the step for the logits in ``which``, masks ``(D, O)`` by group, and for what the optimiser knows of them."""
+        with torch.no_grad():
+            for name, mask in which.items():
+                row = parameters.logits[name]
+                row.copy_(torch.where(mask, self.logits[name], row))
+                for key, value in optimiser.state.get(row, {}).items():
+                    if value.shape == row.shape:
+                        before = self._states[name].get(key, torch.zeros_like(value))
+                        value.copy_(torch.where(mask, before, value))
+
+
+def gumbel_noise(logits: Tensor) -> Tensor:
+    """Standard Gumbel noise of the shape of ``logits``: ``-log(E)`` with ``E`` exponential of rate 1, drawn on the CPU."""
+    exponential = torch.empty(logits.shape, dtype=logits.dtype).exponential_()
+    return -exponential.clamp_min(torch.finfo(logits.dtype).tiny).log().to(logits.device)
 
 
 class Mixture(msgspec.Struct, frozen=True):

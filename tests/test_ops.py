@@ -27,6 +27,8 @@ def workloads() -> list[Workload]:
                 found.append(Workload(name, 4, 4 * READS_TWO[name], height, width, attributes=(("inputs", 2),)))
             elif name.startswith("fixed_reduce"):
                 found += [Workload(name, c, c, height, width, 2) for c in (8, 24)]
+            elif name.startswith("mbconv") or name in ("basic_block", "bottleneck"):
+                found += [Workload(name, c_in, 8, height, width, stride) for c_in in (6, 8) for stride in (1, 2)]
             elif name == "head":
                 found.append(Workload(name, 6, 3, height, width))
             else:
@@ -71,8 +73,10 @@ def test_every_operator_of_the_catalogue_is_counted() -> None:
 def test_without_affine_only_the_batchnorms_lose_parameters(name: str) -> None:
     workload = next(w for w in workloads() if w.operator == name)
     affine, plain = (ops.build_operator(workload, affine=flag) for flag in (True, False))
-    norms = [m for m in affine.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in plain.modules() if isinstance(m, nn.BatchNorm2d) and not m.affine]
     assert count_params(affine) - count_params(plain) == sum(2 * m.num_features for m in norms)
+    kept = [m for m in plain.modules() if isinstance(m, nn.BatchNorm2d) and m.affine]
+    assert len(kept) == (1 if name.startswith("mbconv") and name.endswith("e1") else 0)
 
 
 @pytest.mark.parametrize("batch", [1, 3])

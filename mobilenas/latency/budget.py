@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,7 +15,8 @@ from torch import Tensor
 from mobilenas.core.architecture import Architecture
 from mobilenas.errors import BudgetError, MissingKernelError
 from mobilenas.latency.models import Prediction, TableModel, extreme_scores
-from mobilenas.spaces.base import DerivationProgram, SearchSpace
+from mobilenas.spaces.base import DerivationProgram, OptionCosts, Probabilities, SearchSpace
+from mobilenas.supernet import SKIP
 
 LOWERED_PER_TARGET, LOWERED_TOGETHER = 32, 16
 """How many answers of a derivation program are lowered for one target at most, and how many in one go."""
@@ -77,6 +79,36 @@ class AugmentedLagrangian:
         """Go on from ``state``."""
         self.multiplier, self.penalty, self.shift_ms = state["multiplier"], state["penalty"], state["shift_ms"]
         self._last_unmet = state["last_unmet"]
+
+
+@dataclass(frozen=True)
+class LogCost:
+    """DenseNAS's objective: ``weight * log(cost) / log(base)`` is added to the loss (arXiv 1906.09607, equation 8).
+
+    It has no target: weight and base alone trade cost for accuracy. ``costs`` are of any unit.
+    """
+
+    space: SearchSpace
+    costs: OptionCosts
+    weight: float
+    base: float
+
+    def term(self, probabilities: Probabilities) -> Tensor:
+        """The term to add to the loss; a scalar tensor."""
+        return self.weight * self.space.expected_cost(probabilities, self.costs).log() / math.log(self.base)
+
+
+def with_skip_share(costs: OptionCosts, space: SearchSpace, share: float) -> OptionCosts:
+    """``costs`` in which a skip costs ``share`` of what the first operator of its decision costs.
+
+    DenseNAS's authors search ResNets with a share of 0.1, lest everything becomes a skip.
+    """
+    options = dict(costs.options)
+    for decision in space.decisions:
+        if SKIP in decision.options:
+            options[decision.name] = options[decision.name].copy()
+            options[decision.name][decision.options.index(SKIP)] = share * options[decision.name][0]
+    return OptionCosts(costs.fixed, options)
 
 
 # ---- exact derivation ----------------------------------------------------------------------------------------------------

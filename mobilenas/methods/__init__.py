@@ -16,5 +16,6 @@ METHODS: Registry[type[SearchMethod]] = Registry(
         "gdas": "mobilenas.methods.gdas:Gdas",
         "p-darts": "mobilenas.methods.p_darts:PDarts",
         "pc-darts": "mobilenas.methods.pc_darts:PCDarts",
+        "dense-nas": "mobilenas.methods.dense_nas:DenseNas",
     },
 )

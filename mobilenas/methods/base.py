@@ -18,13 +18,14 @@ from typing import ClassVar, Literal
 
 import msgspec
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mobilenas.core.architecture import Architecture, Decision, DecisionKind
 from mobilenas.errors import IncompatibleError
 from mobilenas.methods.switches import Switches
 from mobilenas.spaces.base import DerivationProgram, SearchSpace, SupernetSize
-from mobilenas.supernet import ArchitectureParameters, Mixture
+from mobilenas.supernet import ArchitectureParameters, LogitsBefore, Mixture
 
 DROPPED_SCORE = -1000.0
 """Far below any sum of log probabilities."""
@@ -43,7 +44,7 @@ class Batch(msgspec.Struct, frozen=True):
 class Stage:
     """A part of the search with one supernet: its size, the decisions with their options, its length in epochs."""
 
-    size: SupernetSize
+    size: SupernetSize | None
     decisions: tuple[Decision, ...]
     epochs: int
     warmup_epochs: int = 0
@@ -67,6 +68,12 @@ class Progress:
     stage: int
     epoch: int
     epochs: int
+    warmup_epochs: int = 0
+
+    @property
+    def is_warmup(self) -> bool:
+        """Whether only weights are trained yet."""
+        return self.epoch < self.warmup_epochs
 
     @property
     def fraction(self) -> float:
@@ -93,6 +100,16 @@ class Step:
     weights: Sequence[nn.Parameter]
     weights_after: Callable[[Sequence[Tensor]], list[Tensor]]
     weights_lr: float
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The logits after a step of their optimiser, and where both stood ``before``."""
+
+    parameters: ArchitectureParameters
+    before: LogitsBefore
+    optimiser: torch.optim.Optimizer
+    progress: Progress
 
 
 @contextmanager
@@ -133,7 +150,7 @@ class SearchMethod:
         self.switches.check(space)
 
     def stages(
-        self, space: SearchSpace, size: SupernetSize, epochs: int, warmup_epochs: int
+        self, space: SearchSpace, size: SupernetSize | None, epochs: int, warmup_epochs: int
     ) -> Generator[Stage, ArchitectureParameters, None]:
         """Yield the stages in order; each ``yield`` returns the stage's finished logits."""
         yield Stage(size, self.searched(space), epochs, warmup_epochs, self.switches.skip_dropout)
@@ -161,7 +178,7 @@ class SearchMethod:
             mixture = self.relax_architecture(step.parameters, step.progress)
             step.backward(step.loss(step.valid, mixture) + step.constraint(mixture))
 
-    def after_architecture_step(self, parameters: ArchitectureParameters, progress: Progress) -> None:
+    def after_architecture_step(self, moved: Moved) -> None:
         """Called after the optimiser moved the logits; may change them in place."""
 
     def decode(self, space: SearchSpace, parameters: ArchitectureParameters) -> Architecture:

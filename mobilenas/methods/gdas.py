@@ -18,15 +18,9 @@ import torch
 from torch import Tensor
 
 from mobilenas.methods.base import Progress, SearchMethod, StepKind
-from mobilenas.supernet import ArchitectureParameters, Mixture
+from mobilenas.supernet import ArchitectureParameters, Mixture, gumbel_noise
 
 FIRST_TAU, LAST_TAU = 10.0, 0.1
-
-
-def gumbel_noise(logits: Tensor) -> Tensor:
-    """Standard Gumbel noise ``(D, O)``: ``-log(E)`` with ``E`` exponential of rate 1, drawn on the CPU."""
-    exponential = torch.empty(logits.shape, dtype=logits.dtype).exponential_()
-    return -exponential.clamp_min(torch.finfo(logits.dtype).tiny).log().to(logits.device)
 
 
 class Gdas(SearchMethod):

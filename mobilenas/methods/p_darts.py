@@ -61,8 +61,9 @@ class PDarts(SearchMethod):
             )
 
     def stages(
-        self, space: SearchSpace, size: SupernetSize, epochs: int, warmup_epochs: int
+        self, space: SearchSpace, size: SupernetSize | None, epochs: int, warmup_epochs: int
     ) -> Generator[Stage, ArchitectureParameters, None]:
+        assert size is not None, "cells have a proxy"
         decisions = self.searched(space)
         for index, (layers, channels) in enumerate(zip(self.added_layers, self.added_channels, strict=True)):
             larger = SupernetSize(size.channels + channels, size.layers + layers)

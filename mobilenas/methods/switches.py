@@ -16,8 +16,8 @@ from torch import Tensor
 from mobilenas.core.architecture import Architecture
 from mobilenas.errors import IncompatibleError
 from mobilenas.spaces.base import DerivationProgram, SearchSpace
+from mobilenas.supernet import SKIP
 
-SKIP = "skip_connect"
 LIMITED = "normal."
 """Beginning of the names of the decisions that a skip limit is about."""
 

@@ -22,12 +22,12 @@ from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
 from mobilenas.data import CyclingLoader, Images, check_batch
 from mobilenas.errors import MissingKernelError
-from mobilenas.latency.budget import AugmentedLagrangian, Budget
-from mobilenas.methods.base import Batch, Progress, SearchMethod, Stage, Step
+from mobilenas.latency.budget import AugmentedLagrangian, Budget, LogCost
+from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, Step
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, random_state, set_random_state
 from mobilenas.search.task import Task
 from mobilenas.spaces.base import SearchSpace, SupernetPlan, SupernetSize
-from mobilenas.supernet import ArchitectureParameters, Mixture, Supernet
+from mobilenas.supernet import ArchitectureParameters, LogitsBefore, Mixture, Supernet
 
 LOWEST_TEMPERATURE = 0.05
 
@@ -66,7 +66,7 @@ class AdamSettings(msgspec.Struct, frozen=True):
 class EngineSettings(msgspec.Struct, frozen=True):
     """Everything about a search that is neither space nor method."""
 
-    supernet: SupernetSize
+    supernet: SupernetSize | None
     checkpoint_cells: bool
     epochs: int
     warmup_epochs: int
@@ -133,6 +133,7 @@ class SearchEngine:
     settings: EngineSettings
     fabric: Fabric
     directory: RunDirectory
+    log_cost: LogCost | None = None
     on_epoch: Callable[[EpochReport], None] = lambda _: None
     on_note: Callable[[str], None] = lambda _: None
 
@@ -206,13 +207,16 @@ class _StageRun:
         with StopRequest() as stop:
             saver = Saver(self.checkpoints, self._state, stop)
             while self.position.epoch < self.stage.epochs:
-                report = self._epoch(Progress(self.index, self.position.epoch, self.stage.epochs), saver)
+                report = self._epoch(self._progress(), saver)
                 self.position = _Position(self.position.epoch + 1)
                 self.engine.directory.metrics.append(report)
                 saver.save()
                 self.engine.on_epoch(report)
                 stop.leave()
         return self.parameters
+
+    def _progress(self) -> Progress:
+        return Progress(self.index, self.position.epoch, self.stage.epochs, self.stage.warmup_epochs)
 
     def _epoch(self, progress: Progress, saver: Saver) -> EpochReport:
         begin = time.monotonic()
@@ -280,9 +284,10 @@ class _StageRun:
         clip_norm = self.engine.settings.architecture.clip_norm
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters.parameters(), clip_norm)
+        before = LogitsBefore.of(self.parameters, self.architecture_optimiser)
         self.architecture_optimiser.step()
         with torch.no_grad():
-            self.engine.method.after_architecture_step(self.parameters, progress)
+            self.engine.method.after_architecture_step(Moved(self.parameters, before, self.architecture_optimiser, progress))
 
     def _loss(self, batch: Batch, mixture: Mixture, tally: Tally) -> Tensor:
         dropout = self.stage.skip_dropout_at(self.position.epoch)
@@ -309,12 +314,13 @@ class _StageRun:
         for budget, lagrangian in zip(self.engine.budgets, self.lagrangians, strict=True):
             expected_ms = budget.model.expected_ms(mixture.probabilities, temperature_at(progress))
             total = total + lagrangian.term(expected_ms, budget.target_ms)
+        if self.engine.log_cost is not None:
+            total = total + self.engine.log_cost.term(mixture.probabilities)
         return total
 
     def _update_multipliers(self, decoded: Architecture, progress: Progress) -> tuple[BudgetReport, ...]:
         """Drive each multiplier by the decoded network's table latency, or by its linear cost where a row is missing."""
-        with torch.no_grad():
-            probabilities = self.engine.method.relax_architecture(self.parameters, progress).probabilities
+        probabilities = {name: row.detach() for name, row in self.parameters.softmax().items()}
         reports = []
         for budget, lagrangian in zip(self.engine.budgets, self.lagrangians, strict=True):
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mobilenas.core.registry import Registry
@@ -9,4 +10,13 @@ from mobilenas.core.registry import Registry
 if TYPE_CHECKING:
     from mobilenas.spaces.base import SearchSpace
 
-SPACES: Registry[type[SearchSpace]] = Registry("space", {"cells": "mobilenas.spaces.cells:CellSpace"})
+SPACES: Registry[Callable[..., SearchSpace]] = Registry(
+    "space",
+    {
+        "cells": "mobilenas.spaces.cells:CellSpace",
+        "dense-blocks": "mobilenas.spaces.dense_blocks:DenseBlockSpace",
+        "densenas-mbv2": "mobilenas.spaces.dense_blocks:densenas_mbv2",
+        "densenas-resnet": "mobilenas.spaces.dense_blocks:densenas_resnet",
+    },
+)
+"""Classes of spaces, and functions that make one at a paper's size; their arguments are the space's options."""

@@ -24,7 +24,7 @@ Probabilities = Mapping[str, Tensor]
 
 
 class SupernetSize(msgspec.Struct, frozen=True):
-    """Size of the proxy network that is trained while searching; it shares the decisions with the deployed network."""
+    """Size of a proxy network that is trained while searching; it shares the decisions with the deployed network."""
 
     channels: int
     layers: int
@@ -34,12 +34,13 @@ class SupernetSize(msgspec.Struct, frozen=True):
 class SupernetPlan:
     """What one stage of a search trains: its size, what it chooses among, and how it is relaxed.
 
-    ``decisions`` may lack options of the space's, and whole decisions; what is left out is not built. Of ``partial_channels``
-    K only every K-th channel passes through the candidates (PC-DARTS, arXiv 1907.05737). ``checkpoint`` trades
-    time for memory: what a cell computes is computed again on the way back.
+    Without a ``size`` it is as large as the deployed network. ``decisions`` may lack options of the space's, and whole
+    decisions; what is left out is not built. Of ``partial_channels`` K only every K-th channel passes through the candidates
+    (PC-DARTS, arXiv 1907.05737). ``checkpoint`` trades time for memory: what a cell or block computes is computed
+    again on the way back.
     """
 
-    size: SupernetSize
+    size: SupernetSize | None
     decisions: tuple[Decision, ...]
     partial_channels: int = 1
     checkpoint: bool = False
@@ -78,13 +79,15 @@ class SearchSpace(ABC):
     """Describes the *deployed* network: its size, its decisions, its workloads. Implementations are frozen dataclasses.
 
     Budgets, costs, fingerprints and profiles are about the deployed network. The supernet, which is only trained to
-    decide, gets its own ``SupernetSize``. Costs flow one way: a cost per workload -> ``option_costs`` -> either
+    decide, may have its own ``SupernetSize``. Costs flow one way: a cost per workload -> ``option_costs`` -> either
     ``expected_cost`` (the loss) or ``derivation_program`` (the choice).
     """
 
     name: ClassVar[str]
     traits: ClassVar[frozenset[str]] = frozenset()
     """What a method may ask for: ``"cells"``, ``"routes"``, ``"partial channels"``, ..."""
+    proxy: ClassVar[SupernetSize | None] = SupernetSize(channels=16, layers=8)
+    """Size of a supernet unless the search says otherwise; ``None`` where it is always as large as the deployed network."""
 
     @property
     @abstractmethod

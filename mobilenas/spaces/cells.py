@@ -27,6 +27,7 @@ from mobilenas.spaces.base import (
     Probabilities,
     SearchSpace,
     SupernetPlan,
+    SupernetSize,
     check_range,
 )
 from mobilenas.spaces.cell_supernet import CellSupernet
@@ -273,7 +274,8 @@ class CellSpace(SearchSpace):
         return ops.auxiliary_head(self.nodes * place.channels, place.out_size, self.classes, second_norm)
 
     def supernet(self, plan: SupernetPlan) -> Supernet:
-        return CellSupernet(replace(self, channels=plan.size.channels, layers=plan.size.layers), plan)
+        size = plan.size or SupernetSize(self.channels, self.layers)
+        return CellSupernet(replace(self, channels=size.channels, layers=size.layers), plan)
 
     def search_only(self, supernet: Supernet) -> tuple[nn.Module, ...]:
         return tuple(module.pool_norm for module in supernet.modules() if isinstance(module, MergedEdges))

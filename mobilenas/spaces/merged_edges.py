@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from mobilenas import ops
 from mobilenas.core.workload import Workload
-from mobilenas.supernet import NO_OPERATOR, Mixture
+from mobilenas.supernet import NO_OPERATOR, SKIP, Mixture
 
-POOLS, SKIP = ("max_pool_3x3", "avg_pool_3x3"), "skip_connect"
+POOLS = ("max_pool_3x3", "avg_pool_3x3")
 
 
 class EdgeWeights:

@@ -27,7 +27,7 @@ from mobilenas import network
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.workload import Workload, weighted_sum
 from mobilenas.latency.budget import score_of, solutions
-from mobilenas.spaces.base import OptionCosts, Probabilities, SearchSpace, SupernetPlan, SupernetSize
+from mobilenas.spaces.base import OptionCosts, Probabilities, SearchSpace, SupernetPlan
 from mobilenas.supernet import Mixture, SearchedPool
 
 
@@ -88,13 +88,6 @@ class SpaceContract(ABC):
     @abstractmethod
     def make(self) -> SearchSpace:
         """The space under test; small enough to run its supernet."""
-
-    def supernet_size(self, space: SearchSpace) -> SupernetSize:
-        """The size at which the supernet is the deployed network; from the options ``channels`` and ``layers``."""
-        channels, layers = space.options["channels"], space.options["layers"]
-        assert isinstance(channels, int)
-        assert isinstance(layers, int)
-        return SupernetSize(channels, layers)
 
     def architectures(self, space: SearchSpace) -> list[Architecture]:
         """Random architectures of ``space``, the same ones each time."""
@@ -247,7 +240,7 @@ class SpaceContract(ABC):
         """On the statistics of the batch: a supernet need not keep running ones, which would be of no network at all."""
         space = self.make()
         torch.manual_seed(0)
-        supernet = space.supernet(SupernetPlan(self.supernet_size(space), space.decisions)).double()
+        supernet = space.supernet(SupernetPlan(None, space.decisions)).double()
         for module in space.search_only(supernet):
             _replace_by_identity(supernet, module)
         images = torch.randn((4, *space.image_shape[1:]), dtype=torch.float64)
@@ -263,7 +256,7 @@ class SpaceContract(ABC):
     def test_supernet_gives_every_decision_a_finite_gradient(self) -> None:
         space = self.make()
         torch.manual_seed(1)
-        supernet = space.supernet(SupernetPlan(self.supernet_size(space), space.decisions))
+        supernet = space.supernet(SupernetPlan(None, space.decisions))
         logits = {name: row.detach().float().requires_grad_() for name, row in _random_logits(space, 6, 0.1).items()}
         images = torch.randn((4, *space.image_shape[1:]))
         output = supernet(images, Mixture.soft({name: row.softmax(0) for name, row in logits.items()}))

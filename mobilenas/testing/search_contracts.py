@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,13 @@ from mobilenas.data import Images, InMemory
 from mobilenas.errors import DocumentError
 from mobilenas.latency.budget import solutions
 from mobilenas.latency.models import LatencyModel
-from mobilenas.methods.base import Batch, Progress, SearchMethod, Stage, Step
+from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, Step
 from mobilenas.search.checkpoints import Checkpoints
 from mobilenas.search.engine import AdamSettings, EngineSettings, EpochReport, SearchEngine, SgdSettings
 from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace, SupernetPlan, SupernetSize
 from mobilenas.spaces.cells import CellSpace
-from mobilenas.supernet import ArchitectureParameters, Mixture, Supernet
+from mobilenas.supernet import ArchitectureParameters, LogitsBefore, Mixture, Supernet
 from mobilenas.testing.contracts import central_difference, expect_error, random_costs, random_probabilities
 
 SIZE = SupernetSize(channels=2, layers=3)
@@ -129,6 +130,7 @@ class MethodContract(ABC):
     """The laws of a search method, on a cell space small enough to search in seconds. Override ``make``."""
 
     seed = 3
+    toy_operators = ("skip_connect", "sep_conv_3x3")
 
     @abstractmethod
     def make(self) -> SearchMethod:
@@ -139,7 +141,7 @@ class MethodContract(ABC):
         return CellSpace(channels=2, layers=3, image_size=8, nodes=2, classes=3)
 
     def toy_space(self, cheap: str, dear: str) -> SearchSpace:
-        """A space whose only options are ``cheap`` and ``dear``."""
+        """A space whose only operators are ``cheap`` and ``dear``, which are two of ``toy_operators``."""
         return CellSpace(channels=2, layers=3, image_size=8, nodes=1, classes=3, operators=(cheap, dear))
 
     def test_a_search_changes_weights_and_logits(self) -> None:
@@ -156,7 +158,7 @@ class MethodContract(ABC):
         for name, row in search.parameters.named_parameters():
             assert row.grad is not None, name
             assert torch.isfinite(row.grad).all(), name
-            assert row.grad.abs().max() > 0, name
+            assert row.grad.abs().max() > 0 or row.shape[1] == 1, name
             assert torch.equal(row, logits[name]), "the optimiser moves logits, not the method"
         for name, weight in search.supernet.named_parameters():
             assert torch.equal(weight, weights[name]), f"{name} was not restored bit for bit"
@@ -167,7 +169,7 @@ class MethodContract(ABC):
             assert torch.equal(batch.labels, before.labels)
 
     def test_the_cost_sees_soft_probabilities(self) -> None:
-        """A hard sample has no expectation: the latency of one draw would push at random."""
+        """A hard sample has no expectation: the latency of one draw would push at random. Several may be drawn, though."""
         method = self.make()
         search = _ToySearch.of(method, self.space(), self.seed)
         for mixture in (
@@ -175,8 +177,8 @@ class MethodContract(ABC):
         ):
             for name, row in mixture.probabilities.items():
                 assert abs(float(row.detach().sum()) - 1) < 1e-5, name
-                assert float(row.detach().min()) > 0, name
-                assert float(row.detach().max()) < 1 - 1e-6, name
+                assert float(row.detach().min()) >= 0, name
+                assert len(row) == 1 or float(row.detach().max()) < 1 - 1e-6, name
 
     def test_the_constraint_enters_the_gradient_whole(self) -> None:
         """The gradient with a constraint less the one without is the constraint's own."""
@@ -204,7 +206,8 @@ class MethodContract(ABC):
         search = _ToySearch.of(method, space, self.seed, spread=1e3)
         scores = method.scores(space, search.parameters)
         for name, row in method.relax_architecture(search.parameters, search.progress).probabilities.items():
-            wanted = torch.tensor(scores[name]).exp()
+            wanted = torch.tensor(scores[name]).exp() * (row.detach() > 0)  # what was not drawn, the cost does not see
+            wanted /= wanted.sum()
             assert torch.allclose(row.detach().double(), wanted, rtol=1e-3, atol=1e-6), name
 
     def test_an_architecture_step_descends_on_validation_images(self) -> None:
@@ -234,8 +237,8 @@ class MethodContract(ABC):
         search = _ToySearch.of(method, self.space(), self.seed)
         torch.manual_seed(12345)
         method.relax_weights(search.parameters, search.progress)
-        method.architecture_gradient(search.step(lambda mixture: torch.zeros(())))
-        method.after_architecture_step(search.parameters, search.progress)
+        optimiser = torch.optim.Adam(search.parameters.parameters(), lr=0.1)
+        search.move(method, optimiser, search.step(lambda mixture: torch.zeros(())))
         assert torch.initial_seed() == 12345
 
     def test_an_architecture_step_judges_on_validation_images(self) -> None:
@@ -293,7 +296,9 @@ class MethodContract(ABC):
             with expect_error(KeyboardInterrupt, "the search is interrupted in its second epoch"):
                 self._search(halved, epochs=2, method=interrupted)
             state = Checkpoints(RunDirectory(halved).checkpoints / "stage0").load_latest()
-            assert (state["position"]["epoch"], state["position"]["step"]) == (1, 1), "the step was not finished and saved"
+            passes = self.make().phases(self._first_stage(), 1)
+            before = 2 * next(index for index, kinds in enumerate(passes) if "weights" in kinds)
+            assert (state["position"]["epoch"], state["position"]["step"]) == (1, before + 1), "the step was not saved"
             resumed = self._search(halved, epochs=2)
             lines = [
                 [(line["stage"], line["epoch"]) for line in RunDirectory(folder).metrics.read()] for folder in (whole, halved)
@@ -303,18 +308,15 @@ class MethodContract(ABC):
 
     def test_a_huge_multiplier_makes_the_cheap_operator_win(self) -> None:
         method = self.make()
-        for cheap, dear in (("skip_connect", "sep_conv_3x3"), ("sep_conv_3x3", "skip_connect")):
+        for cheap, dear in permutations(self.toy_operators):
             space = self.toy_space(cheap, dear)
             constraint = _HugeConstraint(space, {w: 1.0 if w.operator == dear else 0.01 for w in space.workloads()})
             search = _ToySearch.of(method, space, self.seed)
             optimiser = torch.optim.Adam(search.parameters.parameters(), lr=0.1)
             for _ in range(10):
-                optimiser.zero_grad()
-                method.architecture_gradient(search.step(constraint))
-                optimiser.step()
-                with torch.no_grad():
-                    method.after_architecture_step(search.parameters, search.progress)
-            assert set(method.decode(space, search.parameters).choices.values()) == {cheap}
+                search.move(method, optimiser, search.step(constraint))
+            chosen = set(method.decode(space, search.parameters).choices.values())
+            assert chosen & {cheap, dear} == {cheap}
 
     def test_scores_agree_with_decode(self) -> None:
         method, space = self.make(), self.space()
@@ -411,6 +413,15 @@ class _ToySearch:
                 row.mul_(spread)
         batches = [Batch(torch.randn((4, *space.image_shape[1:])), torch.tensor([0, 1, 2, 0])) for _ in range(2)]
         return cls(supernet, parameters, batches[0], batches[1], Progress(0, 1, 2))
+
+    def move(self, method: SearchMethod, optimiser: torch.optim.Optimizer, step: Step) -> None:
+        """One architecture step, as the engine makes it."""
+        optimiser.zero_grad()
+        method.architecture_gradient(step)
+        before = LogitsBefore.of(self.parameters, optimiser)
+        optimiser.step()
+        with torch.no_grad():
+            method.after_architecture_step(Moved(self.parameters, before, optimiser, self.progress))
 
     def step(self, constraint: Callable[[Mixture], Tensor]) -> Step:
         return Step(

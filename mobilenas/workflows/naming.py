@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -92,7 +92,7 @@ class Target:
 
 def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> SearchSpace:
     """The deployed space: the data set gives image size, image channels and classes unless the options say otherwise."""
-    kind: Any = SPACES.get(cfg.name)
+    kind = SPACES.get(cfg.name)
     if cfg.options.get("batch", batch) != batch:
         raise UsageError(
             f"space.options.batch is {cfg.options['batch']}, device.batch {batch}: say --set device.batch=... only"
@@ -105,7 +105,7 @@ def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> S
             "classes": len(data.class_names),
         }
     options |= cfg.options
-    check_options(f"the space {cfg.name}", options, [field.name for field in dataclasses.fields(kind)])
+    check_options(f"the space {cfg.name}", options, list(inspect.signature(kind).parameters))
     types = get_type_hints(kind)
     for name, value in options.items():
         try:

@@ -16,8 +16,7 @@ from mobilenas.errors import MissingDataError
 from mobilenas.network import count_params
 from mobilenas.results import NetworkDescription, OperatorShare, SpaceDescription
 from mobilenas.spaces.base import SearchSpace
-from mobilenas.spaces.cells import CellSpace
-from mobilenas.spaces.published import PUBLISHED, PublishedCells
+from mobilenas.spaces.published import PUBLISHED, Published
 from mobilenas.workflows.naming import ARCHITECTURE, RESULT, space_from_config, space_of
 
 
@@ -27,7 +26,7 @@ class Found:
 
     space: SearchSpace
     architecture: Architecture
-    published: PublishedCells | None
+    published: Published | None
 
 
 def find_network(target: str, cfg: DescribeConfig) -> Found:
@@ -49,8 +48,7 @@ def find_network(target: str, cfg: DescribeConfig) -> Found:
         architecture, published = space.architecture(old.choices.items()), None
     elif target in PUBLISHED:
         published = PUBLISHED.get(target)
-        space = space_from_config(SpaceConfig(name="cells", options=published.options(changed)), None, cfg.batch)
-        assert isinstance(space, CellSpace)
+        space = space_from_config(SpaceConfig(name=published.space, options=published.options(changed)), None, cfg.batch)
         architecture = published.architecture(space)
     else:
         raise MissingDataError(
@@ -101,9 +99,7 @@ def _network(found: Found) -> NetworkDescription:
         counts[workload.operator] += count
         madds[workload.operator] += count * ops.madds(workload)
         params[workload.operator] += count * ops.params(workload)
-    head = space.auxiliary_head(architecture)
-    if found.published is not None and isinstance(space, CellSpace):
-        head = space.auxiliary_head(architecture, found.published.auxiliary_norm)
+    head = found.published.auxiliary_head(space) if found.published else space.auxiliary_head(architecture)
     return NetworkDescription(
         space=space.name,
         options=space.options,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from mobilenas import config, onnx_model
-from mobilenas.config import DataSetConfig, ProfileConfig, SearchConfig
+from mobilenas import config, onnx_model, ops
+from mobilenas.config import DataSetConfig, LogCostConfig, ProfileConfig, SearchConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Measurement, plan_named
@@ -21,7 +21,7 @@ from mobilenas.core.units import parse_latency_target
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
 from mobilenas.errors import BudgetError, IncompatibleError
-from mobilenas.latency.budget import Budget, LatencyRange, latency_range
+from mobilenas.latency.budget import Budget, LatencyRange, LogCost, latency_range, with_skip_share
 from mobilenas.latency.models import MeasureKernels, TableModel
 from mobilenas.latency.store import find_table
 from mobilenas.latency.table import TableRow
@@ -70,22 +70,24 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     fabric = fabric_from_config(cfg.compute)
     directory = RunDirectory(output or default_run("search"))
     with target.device.open() as link:
-        bounds, budget = None, None
+        bounds, budget, model = None, None, None
         inputs = {"data.root": data.digest()}
-        if cfg.latency_budget is not None:
+        if cfg.latency_budget is not None or (cfg.log_cost.weight and cfg.log_cost.unit == "ms"):
             model = table_model(cfg, space, target, link)
+            inputs["table"] = model.table.digest
+        if cfg.latency_budget is not None and model is not None:
             bounds = latency_range(space, model, method.restrict)
             budget = _budget(cfg, model, bounds, told)
-            inputs["table"] = model.table.digest
         engine = SearchEngine(
             space=space,
             method=method,
             task=Classification(),
             halves=data.halves(cfg.seed, cfg.validation_fraction),
             budgets=[budget] if budget else [],
-            settings=_engine_settings(cfg, method),
+            settings=_engine_settings(cfg, space, method),
             fabric=fabric,
             directory=directory,
+            log_cost=_log_cost(cfg.log_cost, space, model),
             on_epoch=lambda report: _tell_epoch(told, report),
             on_note=told.note,
         )
@@ -186,10 +188,20 @@ def _budget(cfg: SearchConfig, model: TableModel, bounds: LatencyRange, told: Li
     return Budget(model, target_ms, cfg.budget_statistic)
 
 
-def _engine_settings(cfg: SearchConfig, method: SearchMethod) -> EngineSettings:
+def _log_cost(cfg: LogCostConfig, space: SearchSpace, model: TableModel | None) -> LogCost | None:
+    if not cfg.weight:
+        return None
+    if model is not None and cfg.unit == "ms":
+        costs = model.option_costs
+    else:
+        costs = space.option_costs({workload: ops.madds(workload) / 1e6 for workload in space.workloads()})
+    return LogCost(space, with_skip_share(costs, space, cfg.skip_share), cfg.weight, cfg.base)
+
+
+def _engine_settings(cfg: SearchConfig, space: SearchSpace, method: SearchMethod) -> EngineSettings:
     own_warmup_epochs = round(method.warmup_fraction * cfg.epochs)
     return EngineSettings(
-        supernet=SupernetSize(cfg.supernet.channels, cfg.supernet.layers),
+        supernet=_supernet_size(cfg, space),
         checkpoint_cells=cfg.supernet.checkpoint_cells,
         epochs=cfg.epochs,
         warmup_epochs=own_warmup_epochs if cfg.warmup_epochs is None else cfg.warmup_epochs,
@@ -199,6 +211,18 @@ def _engine_settings(cfg: SearchConfig, method: SearchMethod) -> EngineSettings:
         architecture=AdamSettings(**msgspec.to_builtins(cfg.architecture)),
         seed=cfg.seed,
     )
+
+
+def _supernet_size(cfg: SearchConfig, space: SearchSpace) -> SupernetSize | None:
+    channels, layers = cfg.supernet.channels, cfg.supernet.layers
+    if space.proxy is not None:
+        return SupernetSize(channels or space.proxy.channels, layers or space.proxy.layers)
+    if channels or layers:
+        raise IncompatibleError(
+            f"supernet.channels and supernet.layers: leave them out, as the supernet of {space.name} is always as large as the "
+            "deployed network"
+        )
+    return None
 
 
 def _tell_epoch(told: Listener, report: EpochReport) -> None:

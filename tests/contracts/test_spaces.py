@@ -1,6 +1,9 @@
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.cells import CellSpace
+from mobilenas.spaces.dense_blocks import DenseBlockSpace
+from mobilenas.spaces.dense_layout import blocks
 from mobilenas.testing.contracts import SpaceContract
+from tests.oracles.small_blocks import small_blocks
 
 
 class TestDigitCells(SpaceContract):
@@ -16,3 +19,34 @@ class TestOddCells(SpaceContract):
 class TestImagenetStem(SpaceContract):
     def make(self) -> SearchSpace:
         return CellSpace(channels=4, layers=3, image_size=33, stem="imagenet")
+
+
+class TestMobileBlocks(SpaceContract):
+    def make(self) -> SearchSpace:
+        return small_blocks()
+
+
+class TestOddMobileBlocks(SpaceContract):
+    def make(self) -> SearchSpace:
+        return small_blocks(image_size=27)
+
+
+class TestResnetBlocks(SpaceContract):
+    """All blocks that lead to the last node are as wide as it: without the 1x1 convolutions the classifier is the same."""
+
+    def make(self) -> SearchSpace:
+        layout = blocks((4, 4, 6, 8, 8), (1, 2, 2, 4, 4), (0, 1, 1, 2, 2), (0, 1, 2, 1, 1))
+        return DenseBlockSpace("basic_block", layout, 8, reach=10, image_size=9, image_channels=1, classes=5)
+
+
+class TestBottleneckBlocks(SpaceContract):
+    def make(self) -> SearchSpace:
+        layout = blocks((4, 2, 3, 4, 4), (2, 2, 4, 4, 8), (0, 1, 1, 2, 2), (0, 1, 2, 0, 1))
+        return DenseBlockSpace("bottleneck", layout, 16, reach=10, image_size=16, image_channels=1, classes=5)
+
+
+class TestTheSmallestDenseSpace(SpaceContract):
+    heeds_temperature = False
+
+    def make(self) -> SearchSpace:
+        return DenseBlockSpace("mbconv", blocks((4, 6), (1, 2), (0, 1), (0, 0)), 8, image_size=8, classes=3)

@@ -1,5 +1,5 @@
-"""Oracle: sizes counted by the authors' own network code (quark0/darts, D-X-Y/GDAS, chenxin061/pdarts, yuhuixu1993/PC-DARTS),
-as exact integers. Published results quote some of them rounded.
+"""Oracle: sizes counted by the authors' own network code (quark0/darts, D-X-Y/GDAS, chenxin061/pdarts, yuhuixu1993/PC-DARTS,
+JaminFong/DenseNAS), as exact integers. Published results quote some of them rounded.
 """
 
 import json
@@ -30,6 +30,8 @@ SIZES = [
     ("pc-darts-cifar", "", 3_634_678, 4_111_104, 556_670_592),
     ("pc-darts-cifar", "--stem imagenet", 5_270_560, 6_531_336, 571_137_408),
     ("pc-darts-imagenet", "--stem imagenet", 5_342_464, 6_603_240, 581_627_328),
+    ("densenas-a", "", 4_767_920, 4_767_920, 251_334_416),
+    ("densenas-c", "", 6_134_144, 6_134_144, 360_808_256),
 ]
 
 

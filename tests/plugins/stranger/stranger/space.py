@@ -82,7 +82,7 @@ class ChainSpace(SearchSpace):
         return Blueprint((*layers, Layer("head", self.head, (source,))), self.image_shape)
 
     def supernet(self, plan: SupernetPlan) -> Supernet:
-        return ChainSupernet(replace(self, channels=plan.size.channels))
+        return ChainSupernet(self if plan.size is None else replace(self, channels=plan.size.channels))
 
     # ---- choices ---------------------------------------------------------------------------------------------------
 
