@@ -153,7 +153,7 @@ class SearchConfig(Strict):
     """``mobilenas search``."""
 
     method: str = "darts"
-    method_options: dict[str, bool | int | float | str | tuple[float, ...]] = {}
+    method_options: dict[str, bool | int | float | str | tuple[int | float, ...]] = {}
     """Arguments of the method, as ``order = 2`` for darts."""
     switches: SwitchesConfig = SwitchesConfig()
     space: SpaceConfig = SpaceConfig()

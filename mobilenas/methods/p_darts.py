@@ -40,6 +40,9 @@ class PDarts(SearchMethod):
     ) -> None:
         self.added_layers, self.added_channels, self.kept = tuple(added_layers), tuple(added_channels), tuple(kept)
         self.skip_dropout = tuple(skip_dropout)
+        for name in ("added_layers", "added_channels", "kept"):
+            if not all(isinstance(value, int) for value in getattr(self, name)):
+                raise UsageError(f"method_options.{name} is {list(getattr(self, name))}; it must hold whole numbers")
         count = len(self.added_layers)
         for name, values, length, lowest, highest in (
             ("added_layers", self.added_layers, count, 0, 1000),

@@ -15,6 +15,7 @@ SPACES: Registry[Callable[..., SearchSpace]] = Registry(
     {
         "cells": "mobilenas.spaces.cells:CellSpace",
         "dense-blocks": "mobilenas.spaces.dense_blocks:DenseBlockSpace",
+        "dense-small": "mobilenas.spaces.dense_blocks:dense_small",
         "densenas-mbv2": "mobilenas.spaces.dense_blocks:densenas_mbv2",
         "densenas-resnet": "mobilenas.spaces.dense_blocks:densenas_resnet",
     },

@@ -33,7 +33,7 @@ from mobilenas.spaces.base import (
     SupernetPlan,
     check_range,
 )
-from mobilenas.spaces.dense_layout import LAST, MBV2_BLOCKS, RESNET_BLOCKS, STEM, Layout, head, route, stacked
+from mobilenas.spaces.dense_layout import LAST, MBV2_BLOCKS, RESNET_BLOCKS, SMALL_BLOCKS, STEM, Layout, head, route, stacked
 from mobilenas.spaces.dense_supernet import DenseSupernet
 from mobilenas.supernet import SKIP, Supernet
 
@@ -382,6 +382,11 @@ class DenseBlockSpace(SearchSpace):
 def densenas_mbv2(image_size: int = 224, image_channels: int = 3, classes: int = 1000, batch: int = 1) -> DenseBlockSpace:
     """The paper's space of mobile networks."""
     return DenseBlockSpace("mbconv", MBV2_BLOCKS, 1984, 4, (), image_size, image_channels, classes, batch)
+
+
+def dense_small(image_size: int = 32, image_channels: int = 3, classes: int = 10, batch: int = 1) -> DenseBlockSpace:
+    """Mobile networks for images of some thirty pixels, small enough to search on a CPU."""
+    return DenseBlockSpace("mbconv", SMALL_BLOCKS, 128, 4, (), image_size, image_channels, classes, batch)
 
 
 def densenas_resnet(

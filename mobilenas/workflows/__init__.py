@@ -14,7 +14,7 @@ from mobilenas.workflows.run_describe import describe, make_run
 from mobilenas.workflows.run_evaluate import evaluate
 from mobilenas.workflows.run_export import export
 from mobilenas.workflows.run_profile import campaign_from_config, profile
-from mobilenas.workflows.run_search import method_from_config, search, table_model
+from mobilenas.workflows.run_search import method_from_config, search, supernet_size, table_model
 from mobilenas.workflows.run_train import train
 from mobilenas.workflows.run_verify import verify
 
@@ -35,6 +35,7 @@ __all__ = [
     "search_config_of",
     "space_from_config",
     "space_of",
+    "supernet_size",
     "table_model",
     "train",
     "verify",

@@ -201,7 +201,7 @@ def _log_cost(cfg: LogCostConfig, space: SearchSpace, model: TableModel | None) 
 def _engine_settings(cfg: SearchConfig, space: SearchSpace, method: SearchMethod) -> EngineSettings:
     own_warmup_epochs = round(method.warmup_fraction * cfg.epochs)
     return EngineSettings(
-        supernet=_supernet_size(cfg, space),
+        supernet=supernet_size(cfg, space),
         checkpoint_cells=cfg.supernet.checkpoint_cells,
         epochs=cfg.epochs,
         warmup_epochs=own_warmup_epochs if cfg.warmup_epochs is None else cfg.warmup_epochs,
@@ -213,7 +213,8 @@ def _engine_settings(cfg: SearchConfig, space: SearchSpace, method: SearchMethod
     )
 
 
-def _supernet_size(cfg: SearchConfig, space: SearchSpace) -> SupernetSize | None:
+def supernet_size(cfg: SearchConfig, space: SearchSpace) -> SupernetSize | None:
+    """Size of the supernet; raises ``IncompatibleError`` for a size of one that has none of its own."""
     channels, layers = cfg.supernet.channels, cfg.supernet.layers
     if space.proxy is not None:
         return SupernetSize(channels or space.proxy.channels, layers or space.proxy.layers)
