@@ -203,7 +203,7 @@ def train(
 
 
 def export(
-    run: Run,
+    target: Annotated[str, typer.Argument(help="Run directory, or name of a published network.", metavar="RUN|NAME")],
     onnx: Annotated[bool | None, typer.Option("--onnx", help="Write an ONNX model (the default).")] = None,
     device: DeviceName = None,
     no_device: Annotated[bool, typer.Option("--no-device", help="Do not measure the exported model.")] = False,
@@ -221,6 +221,7 @@ def export(
         import msgspec
 
         cfg = msgspec.structs.replace(cfg, device=None)
+    run = workflows.run_of(target)
     result = with_listener(quiet or json, lambda told: workflows.export(run, cfg, told), BEGINS_ANEW)
     rows = [] if result.budget is None else budget_rows(result.budget)
     if result.measured is not None:

@@ -105,7 +105,7 @@ def describe(
             rows.append(("drawing", str(drawing)))
         if output is not None and target is not None:
             workflows.make_run(target, cfg, output)
-            rows.append(("run", f"{output}: mobilenas train {output} --data {cfg.data or 'digits'}"))
+            rows.append(("run", f"{output}: mobilenas train {output} --data {cfg.data or 'DATA'}"))
     else:
         rows += [("decisions", str(len(found.decisions))), ("workloads", str(found.workloads))]
         rows += [(decision.name, ", ".join(decision.options)) for decision in found.decisions]

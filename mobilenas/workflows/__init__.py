@@ -10,9 +10,9 @@ from mobilenas.workflows.naming import (
     space_from_config,
     space_of,
 )
-from mobilenas.workflows.run_describe import describe, make_run
+from mobilenas.workflows.run_describe import describe, find_network, make_run
 from mobilenas.workflows.run_evaluate import evaluate
-from mobilenas.workflows.run_export import export
+from mobilenas.workflows.run_export import export, run_of
 from mobilenas.workflows.run_profile import campaign_from_config, profile
 from mobilenas.workflows.run_search import method_from_config, search, supernet_size, table_model
 from mobilenas.workflows.run_train import train
@@ -28,9 +28,11 @@ __all__ = [
     "describe",
     "evaluate",
     "export",
+    "find_network",
     "make_run",
     "method_from_config",
     "profile",
+    "run_of",
     "search",
     "search_config_of",
     "space_from_config",

@@ -77,13 +77,14 @@ def describe(target: str | None, cfg: DescribeConfig) -> SpaceDescription | Netw
 def make_run(target: str, cfg: DescribeConfig, output: Path) -> None:
     """Write a run directory of the network, as a search without a budget leaves one, for ``train`` and ``export``.
 
+    Without ``cfg.data`` the run is of no data set; ``train`` wants one then.
     Raises ``UsageError`` if there is something at ``output``.
     """
     found = find_network(target, cfg)
     check_is_new(output)
     run = RunDirectory(output)
     searched = SearchConfig(
-        space=SpaceConfig(name=found.space.name, options=dict(found.space.options)), data=DataConfig(name=cfg.data or "digits")
+        space=SpaceConfig(name=found.space.name, options=dict(found.space.options)), data=DataConfig(name=cfg.data or "")
     )
     with run.running(config.dump_config(searched), {}, {}):
         run.write_document(ARCHITECTURE, documents.parse_json(found.architecture.to_json(), ARCHITECTURE))

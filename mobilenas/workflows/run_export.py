@@ -10,15 +10,17 @@ import msgspec
 import torch
 
 from mobilenas import onnx_model
-from mobilenas.config import ExportConfig
+from mobilenas.config import DescribeConfig, ExportConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import plan_named
 from mobilenas.data import ImageData
-from mobilenas.errors import UsageError
+from mobilenas.errors import MissingDataError, UsageError
 from mobilenas.export.bundle import write_bundle
 from mobilenas.export.verify import compare
 from mobilenas.results import ExportResult
+from mobilenas.spaces.base import SearchSpace
+from mobilenas.spaces.published import PUBLISHED
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
     Listener,
@@ -31,21 +33,41 @@ from mobilenas.workflows.naming import (
     search_config_of,
     space_of,
 )
+from mobilenas.workflows.run_describe import make_run
 
 VERIFIED_INPUTS = 64
-"""Test images that an exported model is compared on: as many whole batches of them as this holds, at least one."""
+"""Images that an exported model is compared on: as many whole batches of them as this holds, at least one."""
+
+
+def run_of(target: str) -> Path:
+    """The run directory that ``target`` names; that of a published network is made in ``runs`` if there is none.
+
+    Raises ``MissingDataError`` if there is neither.
+    """
+    if Path(target).exists():
+        return Path(target)
+    if target not in PUBLISHED:
+        raise MissingDataError(f"{target}: no run directory, and no published network has that name ({', '.join(PUBLISHED)})")
+    run = Path("runs") / target
+    if not run.exists():
+        make_run(target, DescribeConfig(), run)
+    return run
 
 
 def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> ExportResult:
-    """Export the architecture of ``run``, trained if ``train`` was run, into ``run/export``: checked and measured."""
+    """Export the architecture of ``run``, trained if ``train`` was run, into ``run/export``: checked and measured.
+
+    A run that was made without a data set is compared on noise.
+    """
     told = listener or Silent()
     if not cfg.onnx:
         raise UsageError("nothing to export: say --onnx")
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
     search_cfg = search_config_of(run)
-    data = data_from_config(search_cfg.data, search_cfg.seed)
-    check_data_fits(space, data)
+    data = data_from_config(search_cfg.data, search_cfg.seed) if search_cfg.data.name else None
+    if data is not None:
+        check_data_fits(space, data)
     plan = plan_named(cfg.plan)
     target = Target.from_config(msgspec.structs.replace(search_cfg.device, name=cfg.device)) if cfg.device else None
     budget = budget_of(run)
@@ -54,11 +76,7 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     exported = onnx_model.slim(onnx_model.onnx_from_module(network, [torch.zeros(space.image_shape)]))
     onnx_model.set_metadata(exported, _metadata(architecture, data))
     model = exported.SerializeToString()
-    generator = random.Random(0)
-    batch = space.image_shape[0]
-    chosen = generator.sample(range(len(data.test)), batch * max(1, min(VERIFIED_INPUTS, len(data.test)) // batch))
-    images = torch.stack([data.test[index][0] for index in chosen])
-    agreement = compare(network, model, images, cfg.tolerance, batch)
+    agreement = compare(network, model, _images(space, data), cfg.tolerance, space.image_shape[0])
 
     stage = "measuring the exported model"
     measured = target.measure(architecture.fingerprint, model, plan, told, stage) if target else None
@@ -82,10 +100,22 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     return result
 
 
-def _metadata(architecture: Architecture, data: ImageData) -> dict[str, str]:
+def _images(space: SearchSpace, data: ImageData | None) -> torch.Tensor:
+    """Test images, or standard normal noise without a data set: whole batches ``(N, C, H, W)``."""
+    batch = space.image_shape[0]
+    if data is None:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn((batch * max(1, VERIFIED_INPUTS // batch), *space.image_shape[1:]), generator=generator)
+    count = batch * max(1, min(VERIFIED_INPUTS, len(data.test)) // batch)
+    return torch.stack([data.test[index][0] for index in random.Random(0).sample(range(len(data.test)), count)])
+
+
+def _metadata(architecture: Architecture, data: ImageData | None) -> dict[str, str]:
+    made = {"mobilenas_version": version("mobilenas"), "fingerprint": architecture.fingerprint}
+    if data is None:
+        return made
     return {
-        "mobilenas_version": version("mobilenas"),
-        "fingerprint": architecture.fingerprint,
+        **made,
         "data": data.name,
         "preprocessing": msgspec.json.encode(data.preprocessing).decode(),
         "class_names": msgspec.json.encode(data.class_names).decode(),
