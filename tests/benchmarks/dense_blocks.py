@@ -1,7 +1,7 @@
 """DenseNAS from profile to measured export on Fashion-MNIST under several budgets, beside random networks of the same budgets.
 
-``OMP_NUM_THREADS=1 python tests/benchmarks/dense_blocks.py --output runs/dense`` prints a table for docs/benchmarks/densenas.md.
-It can be stopped and run again: what is done is kept.
+``OMP_NUM_THREADS=1 python tests/benchmarks/dense_blocks.py --output runs/dense`` prints a table for
+docs/benchmarks/densenas.md. It can be stopped and run again: what is done is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ import random
 from pathlib import Path
 
 from mobilenas import workflows
-from mobilenas.config import DescribeConfig, ExportConfig, TrainConfig, load_config
+from mobilenas.config import DescribeConfig, ExportConfig, ProfileConfig, SearchConfig, TrainConfig, load_config, load_preset
+from mobilenas.data import load_data
+from mobilenas.devices.links import Link
+from mobilenas.errors import MissingKernelError
+from mobilenas.latency.models import TableModel
+from mobilenas.spaces.base import SearchSpace
 
 DATA = "fashion-mnist"
 
@@ -43,8 +48,8 @@ def main() -> None:
             report = json.loads((run / "export" / "report.json").read_text())
             ms, high_ms = report["measured"]["value_ms"], report["measured"]["high_ms"]
             print(
-                f"| {target_ms:.4f} | {name} | {table_ms[run]:.4f} | {ms:.4f} | {ms / target_ms - 1:+.1%} | {high_ms / ms - 1:.2%} "
-                f"| {report['madds']:,} | {report['params']:,} | {trained.test_accuracy:.1%} |",
+                f"| {target_ms:.4f} | {name} | {table_ms[run]:.4f} | {ms:.4f} | {ms / target_ms - 1:+.1%} "
+                f"| {high_ms / ms - 1:.2%} | {report['madds']:,} | {report['params']:,} | {trained.test_accuracy:.1%} |",
                 flush=True,
             )
 
