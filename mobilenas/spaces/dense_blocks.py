@@ -385,8 +385,9 @@ def densenas_mbv2(image_size: int = 224, image_channels: int = 3, classes: int =
 
 
 def dense_small(image_size: int = 32, image_channels: int = 3, classes: int = 10, batch: int = 1) -> DenseBlockSpace:
-    """Mobile networks for images of some thirty pixels, small enough to search on a CPU."""
-    return DenseBlockSpace("mbconv", SMALL_BLOCKS, 128, 4, (), image_size, image_channels, classes, batch)
+    """Mobile networks for images of some thirty pixels, small enough to search on a CPU; no 7x7 on maps that are no larger."""
+    operators = tuple(name for name in FAMILIES["mbconv"].heads if "k7" not in name)
+    return DenseBlockSpace("mbconv", SMALL_BLOCKS, 128, 4, operators, image_size, image_channels, classes, batch)
 
 
 def densenas_resnet(

@@ -71,12 +71,7 @@ RESNET_BLOCKS = blocks(
     (0, *[0] * 3, *[5] * 3, *[15] * 4, *[5] * 7, *[1] * 3),
 )
 """The space of DenseNAS-R1 and -R2 (of -R3 with bottlenecks)."""
-SMALL_BLOCKS = blocks(
-    (8, 12, 16, 20, 24, 32, 40, 48, 64),
-    (1, 2, 2, 4, 4, 4, 8, 8, 8),
-    (0, 1, 1, 2, 2, 2, 3, 3, 3),
-    (0, 2, 2, 2, 2, 2, 1, 1, 1),
-)
+SMALL_BLOCKS = blocks((16, 16, 24, 32, 40, 48, 64), (2, 2, 2, 4, 4, 8, 8), (0, 1, 1, 2, 2, 3, 3), (0, 1, 1, 1, 1, 1, 1))
 """Nobody's: for images of some thirty pixels."""
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--budgets", nargs="+", default=["15%", "30%", "50%"])
-    parser.add_argument("--search-fraction", default="0.1", help="share of the training images that the search sees")
+    parser.add_argument("--search-fraction", default="0.3", help="share of the training images that the search sees")
     parser.add_argument("--train-fraction", default="0.3", help="share that the found networks are trained on")
     parser.add_argument("--train-epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0, help="of the random networks")
