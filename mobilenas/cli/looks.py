@@ -63,7 +63,7 @@ def describe(
     stem: Annotated[str | None, typer.Option("--stem", help="First layers: cifar or imagenet.")] = None,
     data: DataName = None,
     sets: Sets = None,
-    drawing: Annotated[Path | None, typer.Option("--drawing", help="Draw the cells into this SVG file.")] = None,
+    drawing: Annotated[Path | None, typer.Option("--drawing", help="Draw the network into this SVG file.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Make a run directory of the network, to train and export it.")
     ] = None,
@@ -86,7 +86,7 @@ def describe(
     from mobilenas.results import NetworkDescription
 
     found = workflows.describe(target, cfg)
-    options = ", ".join(f"{name} {value}" for name, value in found.options.items() if name != "operators")
+    options = ", ".join(f"{name} {value}" for name, value in found.options.items() if not isinstance(value, tuple))
     rows = [("space", f"{found.space} ({options})"), ("input", " x ".join(map(str, found.input_shape)))]
     if isinstance(found, NetworkDescription):
         rows += [
@@ -99,9 +99,8 @@ def describe(
         ]
         if drawing is not None:
             from mobilenas.core.run_directory import write_atomic
-            from mobilenas.report.drawing import draw_cells
 
-            write_atomic(drawing, draw_cells(found.choices, f"{target} ({found.fingerprint})"))
+            write_atomic(drawing, workflows.draw(str(target), cfg))
             rows.append(("drawing", str(drawing)))
         if output is not None and target is not None:
             workflows.make_run(target, cfg, output)

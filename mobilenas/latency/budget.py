@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mobilenas.core.architecture import Architecture
 from mobilenas.errors import BudgetError, MissingKernelError
-from mobilenas.latency.models import Prediction, TableModel, extreme_scores
+from mobilenas.latency.models import Prediction, TableModel
 from mobilenas.spaces.base import DerivationProgram, OptionCosts, Probabilities, SearchSpace
 from mobilenas.supernet import SKIP
 
@@ -228,6 +228,12 @@ def _latency_or_none(model: TableModel, architecture: Architecture) -> Predictio
         return None
 
 
+def extreme_program(space: SearchSpace, costs: OptionCosts, sign: float) -> DerivationProgram:
+    """The program whose best solution is the cheapest (``sign=-1``) or the dearest (``+1``) network by linear cost."""
+    program = space.derivation_program({d.name: np.zeros(len(d.options)) for d in space.decisions}, [costs])
+    return replace(program, scores=sign * program.costs[0])
+
+
 @dataclass(frozen=True)
 class LatencyRange:
     """The fastest and the slowest network of a space that were found, by table latency."""
@@ -240,7 +246,7 @@ def latency_range(space: SearchSpace, model: TableModel, restrict: Restrict = la
     """Bounds of the space: of the ``EXTREMES_LOWERED`` most extreme networks by linear cost the extreme whole sums."""
     ends = []
     for sign in (-1.0, 1.0):
-        program = restrict(space.derivation_program(extreme_scores(model.option_costs, sign), [model.option_costs]))
+        program = restrict(extreme_program(space, model.option_costs, sign))
         found = [space.architecture(choice) for choice in islice(solutions(program), EXTREMES_LOWERED)]
         summed = [c for c in _sum_up(found, program, model) if c is not None]
         if not summed:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import msgspec
-import numpy as np
 from torch import Tensor
 
 from mobilenas.core.architecture import Architecture
@@ -128,8 +127,3 @@ class TableModel:
             "table_error": msgspec.to_builtins(self.card.table_error),
             "workload_error": msgspec.to_builtins(self.card.workload_error),
         }
-
-
-def extreme_scores(costs: OptionCosts, sign: float) -> dict[str, np.ndarray]:
-    """Scores under which the derivation program finds the cheapest (``sign=-1``) or dearest (``+1``) network."""
-    return {name: sign * row for name, row in costs.options.items()}

@@ -1,14 +1,16 @@
-"""A network's cells as a drawing: SVG text, which every browser shows and every editor takes."""
+"""A network as a drawing: SVG text, which every browser shows and every editor takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mobilenas.core.workload import Blueprint, Layer
+
 _MARGIN, _ROW, _GAP, _HEIGHT = 24, 42, 34, 28
 _NODE_WIDTH, _OPERATOR_WIDTH = 66, 104
-_COLOURS = {"skip": "#e5e5e5", "max_": "#d6eaf8", "avg_": "#d6eaf8", "sep_": "#f9d6d2", "dil_": "#fae5c3"}
+_COLOURS = {"skip": "#e5e5e5", "max_": "#d6eaf8", "avg_": "#d6eaf8", "sep_": "#f9d6d2", "dil_": "#fae5c3", "mbco": "#f9d6d2"}
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,47 @@ def draw_cells(choices: Mapping[str, str], title: str) -> str:
         kind, _, ends = name.partition(".")
         source, _, node = ends.partition("-")
         cells.setdefault(kind, {}).setdefault(int(node), []).append((int(source), operator))
-    parts, right, top = [_text(_MARGIN, _MARGIN, title, 14)], 0.0, 1.8 * _MARGIN
+    parts, right, top = list[str](), 0.0, 1.8 * _MARGIN
     for kind, nodes in cells.items():
         parts.append(_text(_MARGIN, top + 12, f"{kind} cell", 12))
         boxes, arrows = _cell(nodes, top + _ROW)
         parts += [*arrows, *(box.svg() for box in boxes)]
         right = max(right, boxes[-1].x + boxes[-1].width)
         top = max(box.y for box in boxes) + 1.5 * _ROW
-    width, height = right + _MARGIN, top
+    return _picture(title, parts, right + _MARGIN, top)
+
+
+def draw_layers(blueprint: Blueprint, title: str) -> str:
+    """A chain of layers from top to bottom, one row per block: its output's channels and size, then its operators in order."""
+    rows: dict[str, list[Layer]] = {}
+    for layer in blueprint.layers:
+        rows.setdefault(layer.name.partition("/")[0], []).append(layer)
+    parts, before, right, y = list[str](), None, 0.0, 1.8 * _MARGIN
+    for name, layers in rows.items():
+        y += _ROW
+        last = layers[-1].workload
+        parts.append(_text(_MARGIN, y + 4, f"{name}: {last.out_channels} x {last.out_height} x {last.out_width}", 12))
+        for place, layer in enumerate(layers):
+            x = _MARGIN + 3 * _NODE_WIDTH + place * (1.5 * _OPERATOR_WIDTH + _GAP)
+            operator, stride = layer.workload.operator, layer.workload.stride
+            text = operator if stride == 1 else f"{operator}, stride {stride}"
+            box = _Box(x, y, 1.5 * _OPERATOR_WIDTH, text, _COLOURS.get(operator[:4], "white"))
+            parts.append(box.svg())
+            if before is not None and place > 0:
+                parts.append(before.arrow_to(box))
+            before, right = box, max(right, box.x + box.width)
+    return _picture(title, parts, right + _MARGIN, y + _ROW)
+
+
+def _picture(title: str, parts: Sequence[str], width: float, height: float) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" '
         f'font-family="sans-serif" font-size="12">\n<title>{escape(title)}</title>\n'
         '<rect width="100%" height="100%" fill="white"/>\n'
         '<defs><marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0 0L8 4L0 8z" fill="#555555"/></marker></defs>\n' + "\n".join(parts) + "\n</svg>\n"
+        '<path d="M0 0L8 4L0 8z" fill="#555555"/></marker></defs>\n'
+        + "\n".join([_text(_MARGIN, _MARGIN, title, 14), *parts])
+        + "\n</svg>\n"
     )
 
 

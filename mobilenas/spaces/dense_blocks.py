@@ -131,11 +131,12 @@ class DenseBlockSpace(SearchSpace):
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
-        heads, stack = self.heads, (*self.heads, SKIP)
-        found = [Decision(route(node), targets, "route") for node, targets in self.layout.routes.items()]
+        heads, stack, routes = self.heads, (*self.heads, SKIP), self.layout.routes
+        found = [Decision(route(STEM), routes[STEM], "route")]
         for block in self.layout.searched:
             found += [Decision(head(block.name, source), heads, "op") for source in self.layout.sources[block.name]]
             found += [Decision(name, stack, "op") for name in stacked(block)]
+            found.append(Decision(route(block.name), routes[block.name], "route"))
         return tuple(found)
 
     # ---- structure -------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from torch.nn import functional
 from mobilenas import network
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.workload import Workload, weighted_sum
-from mobilenas.latency.budget import score_of, solutions
+from mobilenas.latency.budget import extreme_program, score_of, solutions
 from mobilenas.spaces.base import OptionCosts, Probabilities, SearchSpace, SupernetPlan
 from mobilenas.supernet import Mixture, SearchedPool
 
@@ -160,8 +160,7 @@ class SpaceContract(ABC):
             costs = space.option_costs(cost)
             ends = []
             for sign in (-1.0, 1.0):
-                program = space.derivation_program({name: sign * row for name, row in costs.options.items()})
-                extreme = space.architecture(next(solutions(program)))
+                extreme = space.architecture(next(solutions(extreme_program(space, costs, sign))))
                 ends.append(weighted_sum(space.workloads_of(extreme), cost))
             for temperature in (1.0, 0.2):
                 expected = float(space.expected_cost(random_probabilities(space, seed), costs, temperature))

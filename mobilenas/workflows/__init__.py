@@ -10,7 +10,7 @@ from mobilenas.workflows.naming import (
     space_from_config,
     space_of,
 )
-from mobilenas.workflows.run_describe import describe, find_network, make_run
+from mobilenas.workflows.run_describe import describe, draw, find_network, make_run
 from mobilenas.workflows.run_evaluate import evaluate
 from mobilenas.workflows.run_export import export, run_of
 from mobilenas.workflows.run_profile import campaign_from_config, profile
@@ -26,6 +26,7 @@ __all__ = [
     "data_from_config",
     "default_run",
     "describe",
+    "draw",
     "evaluate",
     "export",
     "find_network",

@@ -14,6 +14,7 @@ from mobilenas.core.run_directory import RunDirectory, check_is_new
 from mobilenas.data import load_data
 from mobilenas.errors import MissingDataError
 from mobilenas.network import count_params
+from mobilenas.report.drawing import draw_cells, draw_layers
 from mobilenas.results import NetworkDescription, OperatorShare, SpaceDescription
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.published import PUBLISHED, Published
@@ -91,6 +92,15 @@ def make_run(target: str, cfg: DescribeConfig, output: Path) -> None:
         run.write_document(RESULT, {"schema": "mobilenas/search-result@1", "budgets": []})
 
 
+def draw(target: str, cfg: DescribeConfig) -> str:
+    """The network that ``target`` names as an SVG: its cells, or its layers block by block."""
+    found = find_network(target, cfg)
+    title = f"{target} ({found.architecture.fingerprint})"
+    if "cells" in found.space.traits:
+        return draw_cells(found.architecture.choices, title)
+    return draw_layers(found.space.blueprint(found.architecture), title)
+
+
 def _network(found: Found) -> NetworkDescription:
     space, architecture = found.space, found.architecture
     counts: Counter[str] = Counter()
@@ -105,7 +115,7 @@ def _network(found: Found) -> NetworkDescription:
         space=space.name,
         options=space.options,
         fingerprint=architecture.fingerprint,
-        choices=architecture.choices,
+        choices={d.name: architecture.choices[d.name] for d in space.decisions if d.name in architecture.choices},
         input_shape=space.image_shape,
         params=space.params(architecture),
         params_with_auxiliary=space.params(architecture) + (count_params(head) if head is not None else 0),

@@ -18,7 +18,7 @@ import torch
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.workload import weighted_sum
 from mobilenas.errors import DocumentError, UsageError
-from mobilenas.latency.budget import LogCost, solutions, with_skip_share
+from mobilenas.latency.budget import LogCost, extreme_program, solutions, with_skip_share
 from mobilenas.spaces.base import SupernetPlan
 from mobilenas.spaces.dense_blocks import DenseBlockSpace, densenas_mbv2, densenas_resnet
 from mobilenas.spaces.dense_layout import LAST, STEM, blocks, head, route, stacked
@@ -133,6 +133,18 @@ def test_viterbi_and_derivation_under_a_budget_are_brute_force(number: int) -> N
         found = space.architecture(next(solutions(program, [target])))
         wanted = everything[int(np.where(sums <= target * (1 + 1e-9), scores, -np.inf).argmax())]
         assert found == wanted
+
+
+@pytest.mark.parametrize("number", range(len(SMALL)))
+def test_the_cheapest_and_the_dearest_network_are_brute_force(number: int) -> None:
+    """Operators score against the best of their decision, so that a score alone could not tell: their cost must."""
+    space = SMALL[number]
+    for seed in range(20):
+        cost = random_costs(space, seed)
+        sums = {a: weighted_sum(space.workloads_of(a), cost) for a in networks(space)}
+        for sign, extreme in ((-1.0, min(sums.values())), (1.0, max(sums.values()))):
+            found = space.architecture(next(solutions(extreme_program(space, space.option_costs(cost), sign))))
+            assert math.isclose(sums[found], extreme, rel_tol=1e-9)
 
 
 def test_a_budget_below_everything_has_no_solution() -> None:
