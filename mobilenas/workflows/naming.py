@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -106,14 +106,19 @@ def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> S
         }
     options |= cfg.options
     check_options(f"the space {cfg.name}", options, list(inspect.signature(kind).parameters))
-    types = get_type_hints(kind)
-    for name, value in options.items():
-        try:
-            options[name] = msgspec.convert(value, types[name])
-        except msgspec.ValidationError as error:
-            raise UsageError(f"space.options.{name} is {value!r}: {error}") from error
-    space: SearchSpace = kind(**options)
+    space: SearchSpace = kind(**typed_options("space.options", options, get_type_hints(kind)))
     return space
+
+
+def typed_options(where: str, given: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with the types that a constructor asks for; raises ``UsageError`` for a value that is of another."""
+    found = {}
+    for name, value in given.items():
+        try:
+            found[name] = msgspec.convert(value, types[name])
+        except msgspec.ValidationError as error:
+            raise UsageError(f"{where}.{name} is {value!r}: {error}") from error
+    return found
 
 
 def check_options(what: str, given: Iterable[str], known: Sequence[str]) -> None:

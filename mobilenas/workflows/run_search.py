@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_type_hints
 
 import msgspec
 
@@ -50,6 +51,7 @@ from mobilenas.workflows.naming import (
     sgd_settings,
     space_from_config,
     tell_sweep,
+    typed_options,
 )
 
 
@@ -148,7 +150,7 @@ def method_from_config(cfg: SearchConfig) -> SearchMethod:
     plain = ("bool", "int", "float", "str", "tuple[int, ...]", "tuple[float, ...]")
     known = [name for name, parameter in inspect.signature(kind).parameters.items() if parameter.annotation in plain]
     check_options(f"the method {cfg.method} (method_options)", cfg.method_options, known)
-    method = kind(**cfg.method_options)
+    method = kind(**typed_options("method_options", cfg.method_options, get_type_hints(kind.__init__)))
     chosen = {name: value for name, value in msgspec.to_builtins(cfg.switches).items() if value is not None}
     method.switches = msgspec.structs.replace(method.switches, **chosen)
     return method
