@@ -296,12 +296,12 @@ def _inverted_residual(kernel: int, expansion: int) -> Operator:
     return Operator(name, lambda w, affine: InvertedResidual(w, kernel, expansion, affine), madds, params)
 
 
-def _conv_bn_relu6(kernel: int) -> Operator:
+def _conv_bn_relu6(name: str, kernel: int, eps: float) -> Operator:
     def build(w: Workload, affine: bool) -> nn.Module:
-        return conv_bn(w.in_channels, w.out_channels, kernel, w.stride, affine, activation=nn.ReLU6, eps=MOBILE_EPS)
+        return conv_bn(w.in_channels, w.out_channels, kernel, w.stride, affine, activation=nn.ReLU6, eps=eps)
 
     return Operator(
-        f"conv{kernel}x{kernel}_bn_relu6",
+        name,
         build,
         lambda w: kernel * kernel * _pointwise_madds(w),
         lambda w: w.out_channels * (kernel * kernel * w.in_channels + 2),
@@ -395,7 +395,9 @@ OPERATORS: Registry[Operator] = Registry(
             *(_inverted_residual(kernel, expansion) for kernel, expansion in product((3, 5, 7), (1, 3, 6))),
             _residual_block("basic_block", (3, 3), 1),
             _residual_block("bottleneck", (1, 3, 1), BOTTLENECK_EXPANSION),
-            *(_conv_bn_relu6(kernel) for kernel in (1, 3)),
+            _conv_bn_relu6("conv1x1_bn_relu6", 1, MOBILE_EPS),
+            _conv_bn_relu6("conv3x3_bn_relu6", 3, MOBILE_EPS),
+            _conv_bn_relu6("stem_resnet", 3, 1e-5),
             Operator("sum", lambda w, affine: Sum(), _nothing, _nothing),
             Operator("concat", lambda w, affine: Concat(), _nothing, _nothing),
             Operator(

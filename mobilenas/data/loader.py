@@ -16,9 +16,12 @@ from mobilenas.errors import DocumentError, UsageError
 
 
 def check_batch(images: Images, batch_size: int) -> None:
-    """Raise ``UsageError`` if there are fewer ``images`` than one batch takes."""
-    if not 1 <= batch_size <= len(images):
-        raise UsageError(f"data.batch is {batch_size}; it must be 1 to {len(images)}, the number of images here")
+    """Raise ``UsageError`` if there are fewer ``images`` than one batch takes, or one where BatchNorm needs several."""
+    if not 2 <= batch_size <= len(images):
+        raise UsageError(
+            f"data.batch is {batch_size}; it must be at least 2, for BatchNorm, and at most {len(images)}, the number of "
+            "images here"
+        )
 
 
 class CyclingLoader:

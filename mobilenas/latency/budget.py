@@ -16,7 +16,7 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.errors import BudgetError, MissingKernelError
 from mobilenas.latency.models import Prediction, TableModel
 from mobilenas.spaces.base import DerivationProgram, OptionCosts, Probabilities, SearchSpace
-from mobilenas.supernet import SKIP
+from mobilenas.supernet import NO_OPERATOR, SKIP
 
 LOWERED_PER_TARGET, LOWERED_TOGETHER = 32, 16
 """How many answers of a derivation program are lowered for one target at most, and how many in one go."""
@@ -99,15 +99,17 @@ class LogCost:
 
 
 def with_skip_share(costs: OptionCosts, space: SearchSpace, share: float) -> OptionCosts:
-    """``costs`` in which a skip costs ``share`` of what the first operator of its decision costs.
+    """``costs`` in which a skip that costs nothing costs ``share`` of what the first operator of its decision costs.
 
     DenseNAS's authors search ResNets with a share of 0.1, lest everything becomes a skip.
     """
     options = dict(costs.options)
     for decision in space.decisions:
-        if SKIP in decision.options:
-            options[decision.name] = options[decision.name].copy()
-            options[decision.name][decision.options.index(SKIP)] = share * options[decision.name][0]
+        row = options.get(decision.name)
+        if row is not None and SKIP in decision.options and row[decision.options.index(SKIP)] == 0:
+            first = next((o for o in decision.options if o not in (NO_OPERATOR, SKIP)), SKIP)
+            options[decision.name] = row.copy()
+            options[decision.name][decision.options.index(SKIP)] = share * row[decision.options.index(first)]
     return OptionCosts(costs.fixed, options)
 
 

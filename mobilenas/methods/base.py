@@ -87,7 +87,8 @@ class Step:
 
     ``loss(batch, mixture)`` is the task's loss of the supernet, ``constraint(mixture)`` the budgets' terms; both are
     scalars. ``backward`` takes the place of ``Tensor.backward``. ``weights`` are the supernet's; ``weights_after(gradients)``
-    is what the weight optimiser would make of them, without doing it, and ``weights_lr`` its learning rate now.
+    is what the weight optimiser would make of them, without doing it, and ``weights_lr`` its learning rate now. In a pass
+    that makes no weight steps ``train`` is ``valid``.
     """
 
     parameters: ArchitectureParameters
@@ -136,6 +137,8 @@ class SearchMethod:
     """The steps made with every pair of batches."""
     warmup_fraction: ClassVar[float] = 0.0
     """Share of a stage's epochs that train only weights, unless the search says how many."""
+    full_precision_only = False
+    """Whether the method needs ``compute.precision = "32-true"``."""
     switches = Switches()
     """What this method turns on of what any method on cells may have; a search may set others on its instance."""
 
@@ -161,7 +164,7 @@ class SearchMethod:
         return tuple(decision for decision in space.decisions if decision.kind in kinds)
 
     def phases(self, stage: Stage, epoch: int) -> tuple[tuple[StepKind, ...], ...]:
-        """Passes over the data in this epoch; each pass makes these steps with every batch."""
+        """Passes over the data in this epoch; each makes these steps with every batch of the halves that they read."""
         return (("weights",),) if epoch < stage.warmup_epochs else (self.step_order,)
 
     def relax_weights(self, parameters: ArchitectureParameters, progress: Progress) -> Mixture:

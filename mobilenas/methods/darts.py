@@ -40,6 +40,7 @@ class Darts(SearchMethod):
         if hessian not in ("difference", "exact"):
             raise UsageError(f"method_options.hessian is {hessian!r}; available: difference, exact")
         self.order, self.hessian = order, hessian
+        self.full_precision_only = order == 2 and hessian == "exact"
 
     def check(self, space: SearchSpace) -> None:
         super().check(space)

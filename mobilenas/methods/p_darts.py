@@ -18,7 +18,7 @@ from mobilenas.errors import IncompatibleError, UsageError
 from mobilenas.methods.base import SearchMethod, Stage
 from mobilenas.methods.switches import Switches
 from mobilenas.spaces.base import SearchSpace, SupernetSize
-from mobilenas.supernet import ArchitectureParameters
+from mobilenas.supernet import NO_OPERATOR, SKIP, ArchitectureParameters
 
 
 class PDarts(SearchMethod):
@@ -58,6 +58,12 @@ class PDarts(SearchMethod):
 
     def check(self, space: SearchSpace) -> None:
         super().check(space)
+        unwanted = max(len({SKIP, NO_OPERATOR} & set(d.options)) for d in space.decisions if d.kind == "op")
+        if self.switches.skip_limit is not None and min(self.kept, default=1000) <= unwanted:
+            raise IncompatibleError(
+                f"method_options.kept is {list(self.kept)} with switches.skip_limit: an edge could be left without an operator "
+                f"to take a skip's place; keep at least {unwanted + 1}"
+            )
         if self.switches.skip_dropout > 0:
             raise IncompatibleError(
                 "switches.skip_dropout with p-darts, whose stages have dropouts of their own: set method_options.skip_dropout"

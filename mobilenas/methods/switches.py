@@ -16,7 +16,7 @@ from torch import Tensor
 from mobilenas.core.architecture import Architecture
 from mobilenas.errors import IncompatibleError
 from mobilenas.spaces.base import DerivationProgram, SearchSpace
-from mobilenas.supernet import SKIP
+from mobilenas.supernet import NO_OPERATOR, SKIP
 
 LIMITED = "normal."
 """Beginning of the names of the decisions that a skip limit is about."""
@@ -44,8 +44,11 @@ class Switches(msgspec.Struct, frozen=True):
         ):
             if is_on and trait not in space.traits:
                 raise IncompatibleError(f"switches.{name} needs a space with {trait}; {space.name} has none")
-            if is_on and trait == "skips" and not any(SKIP in decision.options for decision in space.decisions):
-                raise IncompatibleError(f"switches.{name}: no edge of this space may be {SKIP}; add it to space.operators")
+        edges = [decision.options for decision in space.decisions if decision.kind == "op"]
+        if self.skip_dropout > 0 and not any(SKIP in options for options in edges):
+            raise IncompatibleError(f"switches.skip_dropout: no edge of this space may be {SKIP}; add it to space.operators")
+        if self.skip_limit is not None and any(set(options) <= {SKIP, NO_OPERATOR} for options in edges):
+            raise IncompatibleError(f"switches.skip_limit: {SKIP} is all that edges may be; add to space.operators")
 
     def decode(self, space: SearchSpace, probabilities: Mapping[str, Tensor]) -> Architecture:
         """The space's own choice; over the skip limit, the least likely skip of the normal cell is ruled out and the choice

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -23,13 +24,15 @@ from mobilenas.core.signals import StopRequest
 from mobilenas.data import CyclingLoader, Images, check_batch
 from mobilenas.errors import MissingKernelError
 from mobilenas.latency.budget import AugmentedLagrangian, Budget, LogCost
-from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, Step
+from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, Step, StepKind
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, random_state, set_random_state
 from mobilenas.search.task import Task
 from mobilenas.spaces.base import SearchSpace, SupernetPlan, SupernetSize
 from mobilenas.supernet import ArchitectureParameters, LogitsBefore, Mixture, Supernet
 
 LOWEST_TEMPERATURE = 0.05
+DRAWS = 16
+"""Mixtures that the expectation at the end of an epoch is taken over."""
 
 
 class SgdSettings(msgspec.Struct, frozen=True):
@@ -226,16 +229,16 @@ class _StageRun:
         self.supernet.train()
         position, passes = self.position, self.engine.method.phases(self.stage, progress.epoch)
         train, valid = position.train, position.valid
-        steps_per_pass = min(len(loader) for loader in self.loaders)
-        while position.step < len(passes) * steps_per_pass:
-            train_batch, valid_batch = (self._batch(loader) for loader in self.loaders)
-            for kind in passes[position.step // steps_per_pass]:
-                if kind == "architecture":
-                    self._architecture_step(train_batch, valid_batch, progress, valid)
-                else:
-                    self._weight_step(train_batch, progress, train)
-            position.step += 1
-            saver.after_step()
+        for kinds, end in zip(passes, accumulate(self._steps_in(kinds) for kinds in passes), strict=True):
+            while position.step < end:
+                batches = {name: self._batch(loader) for name, loader in self._read_in(kinds).items()}
+                for kind in kinds:
+                    if kind == "architecture":
+                        self._architecture_step(batches.get("train", batches["valid"]), batches["valid"], progress, valid)
+                    else:
+                        self._weight_step(batches["train"], progress, train)
+                position.step += 1
+                saver.after_step()
         train_loss, valid_loss = train.mean_loss(), valid.mean_loss()
         decoded = self.engine.method.decode(self.engine.space, self.parameters)
         return EpochReport(
@@ -251,6 +254,15 @@ class _StageRun:
             lr=lr,
             duration_s=time.monotonic() - begin,
         )
+
+    def _read_in(self, kinds: Sequence[StepKind]) -> dict[str, CyclingLoader]:
+        """The halves that a pass of steps of these ``kinds`` reads."""
+        train, valid = self.loaders
+        return {**({"train": train} if "weights" in kinds else {}), **({"valid": valid} if "architecture" in kinds else {})}
+
+    def _steps_in(self, kinds: Sequence[StepKind]) -> int:
+        """Once through the images that such a pass reads; where it reads both halves, through the smaller one."""
+        return min(len(loader) for loader in self._read_in(kinds).values())
 
     def _batch(self, loader: CyclingLoader) -> Batch:
         images, labels = self.engine.fabric.to_device(loader.next())
@@ -320,19 +332,25 @@ class _StageRun:
 
     def _update_multipliers(self, decoded: Architecture, progress: Progress) -> tuple[BudgetReport, ...]:
         """Drive each multiplier by the decoded network's table latency, or by its linear cost where a row is missing."""
-        probabilities = {name: row.detach() for name, row in self.parameters.softmax().items()}
         reports = []
         for budget, lagrangian in zip(self.engine.budgets, self.lagrangians, strict=True):
             try:
                 table_ms: float | None = budget.model.latency(decoded).ms
             except MissingKernelError:
                 table_ms = None
-            expected_ms = float(budget.model.expected_ms(probabilities, temperature_at(progress)))
+            expected_ms = self._expected_ms(budget, progress)
             if progress.epoch >= self.stage.warmup_epochs:
                 decoded_ms = table_ms if table_ms is not None else budget.model.workload_ms(decoded)
                 lagrangian.update(expected_ms, decoded_ms, budget.target_ms)
             reports.append(BudgetReport(budget.target_ms, expected_ms, table_ms, lagrangian.multiplier, lagrangian.penalty))
         return tuple(reports)
+
+    def _expected_ms(self, budget: Budget, progress: Progress) -> float:
+        """What architecture steps expect now, on average over ``DRAWS``: a method may draw what the cost sees."""
+        with torch.no_grad():
+            mixtures = [self.engine.method.relax_architecture(self.parameters, progress) for _ in range(DRAWS)]
+            expected = [float(budget.model.expected_ms(m.probabilities, temperature_at(progress))) for m in mixtures]
+        return math.fsum(expected) / DRAWS
 
     def _state(self) -> dict[str, Any]:
         return {

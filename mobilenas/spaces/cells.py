@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from mobilenas import ops
 from mobilenas.core.architecture import Architecture, Decision, OptionValue
 from mobilenas.core.workload import Blueprint, Layer, Workload
-from mobilenas.errors import DocumentError, UsageError, nearest_names
+from mobilenas.errors import DocumentError, IncompatibleError, UsageError, nearest_names
 from mobilenas.spaces.base import (
     DerivationProgram,
     OptionCosts,
     Probabilities,
     SearchSpace,
     SupernetPlan,
-    SupernetSize,
     check_range,
 )
 from mobilenas.spaces.cell_supernet import CellSupernet
@@ -110,7 +109,7 @@ class CellSpace(SearchSpace):
                 raise UsageError(f"space.{name} is {value!r}; available: {', '.join(known)}")
         if self.reduction == "fixed" and (self.nodes != 4 or 2 * self.channels % ops.FIXED_REDUCE_GROUPS):
             raise UsageError(
-                f"space.channels is {self.channels}, space.nodes {self.nodes}; a fixed reduction cell has {self.nodes} nodes "
+                f"space.channels is {self.channels}, space.nodes {self.nodes}; a fixed reduction cell has 4 nodes "
                 f"and needs channels divisible by {ops.FIXED_REDUCE_GROUPS // 2}"
             )
         for operator in self.operators:
@@ -146,16 +145,21 @@ class CellSpace(SearchSpace):
         return {f"{kind}.node{node}": [_edge(kind, source, node) for source in range(node)] for node in self._nodes}
 
     @property
+    def stem_channels(self) -> int:
+        """Channels of the stem's output."""
+        return 3 * self.channels if self.stem == "cifar" else self.channels
+
+    @property
     def _nodes(self) -> range:
         return range(2, 2 + self.nodes)
 
     def places(self) -> Iterator[CellPlace]:
         """The stacked cells in order (section 1.3 of the paper's appendix: reductions at 1/3 and 2/3 of the depth)."""
         channels = self.channels
+        source_channels = (self.stem_channels, self.stem_channels)
         if self.stem == "cifar":
-            source_channels, source_sizes = (3 * channels, 3 * channels), (self.image_size, self.image_size)
+            source_sizes = (self.image_size, self.image_size)
         else:
-            source_channels = (channels, channels)
             source_sizes = (-(-self.image_size // 4), -(-self.image_size // 8))
         for index in range(self.layers):
             reduces = index in (self.layers // 3, 2 * self.layers // 3)
@@ -183,9 +187,9 @@ class CellSpace(SearchSpace):
         return Blueprint(tuple(layers), self.image_shape, _cell(2 * self.layers // 3, "concat"))
 
     def _stem_layers(self) -> list[tuple[str, Workload, tuple[str, ...]]]:
-        size, channels = self.image_size, self.channels
+        size, channels = self.image_size, self.stem_channels
         if self.stem == "cifar":
-            return [("stem", self._workload("stem_cifar", self.image_channels, 3 * channels, size), ("images",))]
+            return [("stem", self._workload("stem_cifar", self.image_channels, channels, size), ("images",))]
         first = self._workload("stem_imagenet", self.image_channels, channels, size, 4)
         second = self._workload("stem_imagenet_second", channels, channels, -(-size // 4), 2)
         return [("stem", first, ("images",)), ("stem_second", second, ("stem",))]
@@ -274,8 +278,15 @@ class CellSpace(SearchSpace):
         return ops.auxiliary_head(self.nodes * place.channels, place.out_size, self.classes, second_norm)
 
     def supernet(self, plan: SupernetPlan) -> Supernet:
-        size = plan.size or SupernetSize(self.channels, self.layers)
-        return CellSupernet(replace(self, channels=size.channels, layers=size.layers), plan)
+        if plan.size is None:
+            return CellSupernet(self, plan)
+        if self.reduction == "fixed" and 2 * plan.size.channels % ops.FIXED_REDUCE_GROUPS:
+            raise IncompatibleError(
+                f"supernet.channels is {plan.size.channels}; a fixed reduction cell needs channels divisible by "
+                f"{ops.FIXED_REDUCE_GROUPS // 2}"
+            )
+        options = {**self.options, "channels": plan.size.channels, "layers": plan.size.layers}
+        return CellSupernet(CellProxy(**cast(Any, options)), plan)
 
     def search_only(self, supernet: Supernet) -> tuple[nn.Module, ...]:
         return tuple(module.pool_norm for module in supernet.modules() if isinstance(module, MergedEdges))
@@ -397,6 +408,15 @@ class CellSpace(SearchSpace):
             costs=np.array([[c.options[name][index] for name, index in pairs] for c in costs]).reshape(-1, len(pairs)),
             fixed_costs=np.array([c.fixed for c in costs]),
         )
+
+
+@dataclass(frozen=True)
+class CellProxy(CellSpace):
+    """What is trained while searching, where it is smaller: its stem is three times as wide, also for ImageNet (PC-DARTS)."""
+
+    @property
+    def stem_channels(self) -> int:
+        return 3 * self.channels
 
 
 def keep_two_probabilities(strengths: Tensor, temperature: float) -> Tensor:

@@ -52,14 +52,14 @@ class Family:
     widening: int
     keeps_last_convolution: bool
     stem: tuple[str, ...]
-    """Operators of the stem; the first has the stem's stride."""
+    """Operators of the stem; the first has the stem's stride. ResNets have ReLU6 here, as the authors' derived ones do."""
 
 
 _MBCONVS = tuple(f"mbconv_k{kernel}_e{expansion}" for kernel in (3, 5, 7) for expansion in (3, 6))
 FAMILIES = {
     "mbconv": Family(_MBCONVS, 1, True, ("conv3x3_bn_relu6", "mbconv_k3_e1")),
-    "basic_block": Family(("basic_block",), 1, False, ("conv3x3_bn_relu6",)),
-    "bottleneck": Family(("bottleneck",), ops.BOTTLENECK_EXPANSION, False, ("conv3x3_bn_relu6",)),
+    "basic_block": Family(("basic_block",), 1, False, ("stem_resnet",)),
+    "bottleneck": Family(("bottleneck",), ops.BOTTLENECK_EXPANSION, False, ("stem_resnet",)),
 }
 
 

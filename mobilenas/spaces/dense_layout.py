@@ -17,6 +17,9 @@ from mobilenas.spaces.base import check_range
 STEM, LAST = "stem", "last"
 """The nodes before the first and after the last block."""
 
+MOST_LAYERS = 500
+"""Stacked operators of a space, all blocks together."""
+
 _BLOCK = re.compile(r"width=(\d{1,5}) stride=(\d{1,5}) stage=(\d{1,3}) stack=(\d{1,3})")
 
 
@@ -92,6 +95,8 @@ class Layout:
             raise UsageError(
                 f"space.blocks[0], the stem, has stride={stem.stride} stack={stem.stack}; stride must be 1 or 2, stack 0"
             )
+        if (layers := sum(block.stack for block in searched)) > MOST_LAYERS:
+            raise UsageError(f"space.blocks stack {layers} operators in all; {MOST_LAYERS} is the most")
         for before, block in pairwise(self.nodes[:-1]):
             if block.stride < before.stride or block.stage < before.stage:
                 raise UsageError(

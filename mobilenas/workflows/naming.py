@@ -154,8 +154,15 @@ def run_environment() -> Environment:
     return detect_environment({"mobilenas": version("mobilenas"), "torch": str(torch.__version__)})
 
 
+FULL_PRECISION = "32-true"
+PRECISIONS = (FULL_PRECISION, "bf16-mixed")
+"""What searches and trainings compute in; half precision needs its gradients unscaled where they are clipped."""
+
+
 def fabric_from_config(cfg: config.ComputeConfig) -> Fabric:
-    """What trains; raises ``UsageError`` for an accelerator or a precision that this host does not have."""
+    """What trains; raises ``UsageError`` for an accelerator that this host does not have, or an unknown precision."""
+    if cfg.precision not in PRECISIONS:
+        raise UsageError(f"compute.precision is {cfg.precision!r}; available: {', '.join(PRECISIONS)}")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     precision: Any = cfg.precision
@@ -211,7 +218,9 @@ def network_of(run: Path, space: SearchSpace, architecture: Architecture) -> tup
 
 
 def sgd_settings(cfg: config.WeightsConfig) -> SgdSettings:
-    """The engine's settings of the weight optimiser."""
+    """The engine's settings of the weight optimiser; raises ``UsageError`` for settings that contradict each other."""
+    if cfg.nesterov and cfg.momentum == 0:
+        raise UsageError("weights.nesterov with weights.momentum = 0: Nesterov's step needs a momentum")
     return SgdSettings(**msgspec.to_builtins(cfg))
 
 

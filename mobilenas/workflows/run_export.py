@@ -33,7 +33,7 @@ from mobilenas.workflows.naming import (
     search_config_of,
     space_of,
 )
-from mobilenas.workflows.run_describe import make_run
+from mobilenas.workflows.run_describe import find_network, make_run
 
 VERIFIED_INPUTS = 64
 """Images that an exported model is compared on: as many whole batches of them as this holds, at least one."""
@@ -51,6 +51,9 @@ def run_of(target: str) -> Path:
     run = Path("runs") / target
     if not run.exists():
         make_run(target, DescribeConfig(), run)
+    wanted = find_network(target, DescribeConfig()).architecture.fingerprint
+    if not (run / ARCHITECTURE).exists() or Architecture.load(run / ARCHITECTURE).fingerprint != wanted:
+        raise UsageError(f"{run} is there already and does not hold {target} as published: move it, or export it by path")
     return run
 
 

@@ -21,7 +21,7 @@ from mobilenas.core.run_directory import Journal, RunDirectory
 from mobilenas.core.units import parse_latency_target
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
-from mobilenas.errors import BudgetError, IncompatibleError
+from mobilenas.errors import BudgetError, IncompatibleError, UsageError
 from mobilenas.latency.budget import Budget, LatencyRange, LogCost, latency_range, with_skip_share
 from mobilenas.latency.models import MeasureKernels, TableModel
 from mobilenas.latency.store import find_table
@@ -38,6 +38,7 @@ from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace, SupernetSize
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
+    FULL_PRECISION,
     RESULT,
     Listener,
     Silent,
@@ -69,6 +70,10 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     check_data_fits(space, data)
     target = Target.from_config(cfg.device)
     plan_named(cfg.plan)
+    if method.full_precision_only and cfg.compute.precision != FULL_PRECISION:
+        raise IncompatibleError(
+            f"compute.precision is {cfg.compute.precision}; {cfg.method} with these options needs {FULL_PRECISION}"
+        )
     fabric = fabric_from_config(cfg.compute)
     directory = RunDirectory(output or default_run("search"))
     with target.device.open() as link:
@@ -79,7 +84,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
             inputs["table"] = model.table.digest
         if cfg.latency_budget is not None and model is not None:
             bounds = latency_range(space, model, method.restrict)
-            budget = _budget(cfg, model, bounds, told)
+            budget = _budget(cfg, space, model, bounds, told)
         engine = SearchEngine(
             space=space,
             method=method,
@@ -173,7 +178,7 @@ def _profile_command(cfg: SearchConfig) -> str:
     return config.command_line("profile", ProfileConfig(device=cfg.device, space=cfg.space, data=data))
 
 
-def _budget(cfg: SearchConfig, model: TableModel, bounds: LatencyRange, told: Listener) -> Budget:
+def _budget(cfg: SearchConfig, space: SearchSpace, model: TableModel, bounds: LatencyRange, told: Listener) -> Budget:
     assert cfg.latency_budget is not None
     lowest_ms, highest_ms = bounds.lowest.table.ms, bounds.highest.table.ms
     target_ms = parse_latency_target(cfg.latency_budget).resolve_ms(lowest_ms, highest_ms)
@@ -181,8 +186,8 @@ def _budget(cfg: SearchConfig, model: TableModel, bounds: LatencyRange, told: Li
         raise BudgetError(
             f"--latency-budget {cfg.latency_budget} is below what the space can do: its networks take {lowest_ms:.4g} "
             f"to {highest_ms:.4g} ms on {model.table.card.key.device} by the table; the fastest is "
-            f"{bounds.lowest.architecture.choices}. Raise the budget, or make the deployed network smaller "
-            "(--set space.options.channels=...)"
+            f"{bounds.lowest.architecture.choices}. Raise the budget, or make the deployed network smaller by its "
+            f"space.options ({', '.join(space.options)})"
         )
     if target_ms > highest_ms:
         told.note(f"warning: the budget does not bind: the slowest network of the space takes {highest_ms:.4g} ms")
@@ -197,11 +202,18 @@ def _log_cost(cfg: LogCostConfig, space: SearchSpace, model: TableModel | None) 
         costs = model.option_costs
     else:
         costs = space.option_costs({workload: ops.madds(workload) / 1e6 for workload in space.workloads()})
-    return LogCost(space, with_skip_share(costs, space, cfg.skip_share), cfg.weight, cfg.base)
+    if cfg.skip_share:
+        costs = with_skip_share(costs, space, cfg.skip_share)
+    return LogCost(space, costs, cfg.weight, cfg.base)
 
 
 def _engine_settings(cfg: SearchConfig, space: SearchSpace, method: SearchMethod) -> EngineSettings:
     own_warmup_epochs = round(method.warmup_fraction * cfg.epochs)
+    if cfg.warmup_epochs is not None and cfg.warmup_epochs >= cfg.epochs:
+        raise UsageError(
+            f"warmup_epochs is {cfg.warmup_epochs} of {cfg.epochs} epochs: the architecture would never be searched; it must "
+            "be less than epochs"
+        )
     return EngineSettings(
         supernet=supernet_size(cfg, space),
         checkpoint_cells=cfg.supernet.checkpoint_cells,

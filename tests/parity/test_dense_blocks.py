@@ -19,7 +19,8 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.core.workload import weighted_sum
 from mobilenas.errors import DocumentError, UsageError
 from mobilenas.latency.budget import LogCost, extreme_program, solutions, with_skip_share
-from mobilenas.spaces.base import SupernetPlan
+from mobilenas.spaces.base import OptionCosts, SupernetPlan
+from mobilenas.spaces.cells import CellSpace
 from mobilenas.spaces.dense_blocks import DenseBlockSpace, densenas_mbv2, densenas_resnet
 from mobilenas.spaces.dense_layout import LAST, STEM, blocks, head, route, stacked
 from mobilenas.supernet import SKIP
@@ -180,6 +181,17 @@ BAD = {
 
 
 @pytest.mark.parametrize("said", BAD)
+def test_a_skip_that_costs_something_keeps_its_cost() -> None:
+    space = CellSpace(channels=4, layers=3, image_size=16)
+    costs = space.option_costs(random_costs(space, 2))
+    shared = with_skip_share(costs, space, 0.1)
+    place, first = space.operators.index(SKIP), space.operators.index("max_pool_3x3")
+    assert all(np.array_equal(shared.options[name], row) for name, row in costs.options.items() if row[place] > 0)
+    free = OptionCosts(0.0, {name: np.where(np.arange(8) == place, 0.0, row) for name, row in costs.options.items()})
+    for name, row in with_skip_share(free, space, 0.1).options.items():
+        assert row[place] == 0.1 * free.options[name][first] > 0
+
+
 def test_inconsistent_blocks_are_refused_by_name(said: str) -> None:
     with pytest.raises(UsageError, match=said):
         DenseBlockSpace("mbconv", BAD[said], 8, image_size=8)

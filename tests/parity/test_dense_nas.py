@@ -2,17 +2,23 @@
 
 import math
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from scipy.stats import chisquare
 
 from mobilenas.core.architecture import Decision
+from mobilenas.core.run_directory import RunDirectory
+from mobilenas.data import Images, InMemory
 from mobilenas.errors import UsageError
-from mobilenas.methods.base import Moved, Progress, Stage
+from mobilenas.methods.base import Moved, Progress, Stage, Step
 from mobilenas.methods.dense_nas import DenseNas
-from mobilenas.supernet import ArchitectureParameters, LogitsBefore
+from mobilenas.search.engine import AdamSettings, EngineSettings, SearchEngine, SgdSettings
+from mobilenas.search.task import Classification
+from mobilenas.supernet import ArchitectureParameters, LogitsBefore, Mixture
 from mobilenas.testing.contracts import random_costs
 from tests.oracles.small_blocks import small_blocks
 
@@ -153,6 +159,34 @@ def test_logits_and_weights_take_turns_by_epoch_or_by_step() -> None:
     assert DenseNas().phases(stage, 1) == (("weights",),)
     assert DenseNas().phases(stage, 2) == (("architecture",), ("weights",))
     assert DenseNas(alternation="step").phases(stage, 2) == (("architecture", "weights"),)
+
+
+def test_an_epoch_goes_once_through_each_half(tmp_path: Path) -> None:
+    """11 batches for the weights, 3 for the logits: no image is read twice or left out but for the last, smaller batch."""
+    space = small_blocks()
+    read: dict[str, list[int]] = {"weights": [], "architecture": []}
+
+    class Counting(DenseNas):
+        def relax_weights(self, parameters: ArchitectureParameters, progress: Progress) -> Mixture:
+            read["weights"].append(progress.epoch)
+            return super().relax_weights(parameters, progress)
+
+        def architecture_gradient(self, step: Step) -> None:
+            read["architecture"].append(step.progress.epoch)
+            super().architecture_gradient(step)
+
+    def images(count: int) -> Images:
+        pixels = torch.randint(0, 256, (count, *space.image_shape[1:]), dtype=torch.uint8)
+        return Images(InMemory(pixels, torch.arange(count) % 3), lambda image: image.float() / 255)
+
+    settings = EngineSettings(
+        None, False, 3, 1, 4, 0, SgdSettings(0.05, 0.01, 0.9, 0.0, 5.0), AdamSettings(0.01, 0.5, 0.999, 0.0), 0
+    )
+    fabric, folder = Fabric(accelerator="cpu", devices=1), RunDirectory(tmp_path)
+    halves = (images(45), images(13))
+    SearchEngine(space, Counting(), Classification(), halves, (), settings, fabric, folder).run()
+    assert [read["weights"].count(epoch) for epoch in range(3)] == [11, 11, 11]
+    assert [read["architecture"].count(epoch) for epoch in range(3)] == [0, 3, 3]
 
 
 def test_bad_options_are_refused() -> None:

@@ -54,6 +54,16 @@ def test_the_built_network_has_the_described_size(name: str, stem: str) -> None:
     assert count_madds(network, found.space.image_shape) == found.space.madds(found.architecture)
 
 
+def test_the_supernet_for_imagenet_has_the_authors_stem() -> None:
+    """Three convolutions to three times the supernet's channels (PC-DARTS's code: 3 -> 24 -> 48 -> 48), then to its own."""
+    space = CellSpace(channels=48, layers=14, image_size=224, stem="imagenet", classes=1000)
+    supernet = space.supernet(SupernetPlan(SupernetSize(16, 8), space.decisions, partial_channels=2))
+    widths = [m.weight.shape[:2] for name, m in supernet.named_modules() if name.startswith("stems") and hasattr(m, "stride")]
+    assert [tuple(w) for w in widths] == [(24, 3), (48, 24), (48, 48)]
+    first = supernet.get_submodule("cells.0.preprocess")
+    assert [m.weight.shape[:2] for m in first.modules() if isinstance(m, nn.Conv2d)][-1] == (16, 48)
+
+
 def test_auxiliary_heads_of_the_other_code_generation() -> None:
     """Oracle: DARTS's and GDAS's networks for ImageNet with the second BatchNorm of the auxiliary head (1,536 scalars)."""
     assert 4_718_752 + count_all(ops.auxiliary_head(16 * 48, 7, 1000, second_norm=True)) == 5_979_528 + 1_536
