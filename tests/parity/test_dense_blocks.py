@@ -180,7 +180,6 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("said", BAD)
 def test_a_skip_that_costs_something_keeps_its_cost() -> None:
     space = CellSpace(channels=4, layers=3, image_size=16)
     costs = space.option_costs(random_costs(space, 2))
@@ -192,6 +191,7 @@ def test_a_skip_that_costs_something_keeps_its_cost() -> None:
         assert row[place] == 0.1 * free.options[name][first] > 0
 
 
+@pytest.mark.parametrize("said", BAD)
 def test_inconsistent_blocks_are_refused_by_name(said: str) -> None:
     with pytest.raises(UsageError, match=said):
         DenseBlockSpace("mbconv", BAD[said], 8, image_size=8)
