@@ -231,7 +231,7 @@ BAD_VALUES = [
     ("describe gdas-frc --channels 35", "divisible by 4"),
     ("describe --drawing x.svg", "name a network"),
     ("search --set switches.partial_channels=3", "divisible by 3"),
-    ("search --set switches.skip_limit=1 --set space.options.operators=[\"sep_conv_3x3\"]", "skip_connect"),
+    ("search --set switches.skip_dropout=0.3 --set space.options.operators=[\"sep_conv_3x3\"]", "skip_connect"),
     ("search --method p-darts --set switches.skip_dropout=0.5", "method_options.skip_dropout"),
     ("search --method p-darts --set method_options.kept=[3]", "method_options.kept"),
     ("search --set method_options.order=2 --set switches.skip_dropout=0.5", "order 1"),
