@@ -129,7 +129,7 @@ class LogCostConfig(Strict):
 
 
 class ComputeConfig(Strict):
-    """What trains: lightning-fabric's accelerator (``auto``, ``cpu``, ``cuda``) and precision (``32-true``, ...)."""
+    """What trains: lightning-fabric's accelerator (``auto``, ``cpu``, ``cuda``) and precision (``32-true``, ``bf16-mixed``)."""
 
     accelerator: str = "auto"
     precision: str = "32-true"

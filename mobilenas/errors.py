@@ -112,6 +112,12 @@ class DivergedError(MobileNASError):
     exit_code = 9
 
 
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean a or b?"``, or nothing where no name is near."""
+    near = nearest_names(name, known)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
     """At most three of ``known`` that look like ``name``, the closest first."""
     return difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.5)

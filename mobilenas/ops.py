@@ -1,8 +1,8 @@
 """The operator catalogue: name -> module builder, multiply-adds and parameters.
 
 The same modules are profiled, searched and exported. Cell operators follow DARTS (Liu, Simonyan, Yang, ICLR 2019,
-arXiv 1806.09055, section 3.1 and appendix A), those of dense blocks DenseNAS (Fang et al., CVPR 2020, arXiv 1906.09607,
-section 4.1). Shapes: ``B`` batch, ``C`` channels, ``H`` height, ``W`` width.
+arXiv 1806.09055, section 3.1 and appendix A), those of dense blocks DenseNAS (Fang et al., CVPR 2020, arXiv 1906.09607).
+Shapes: ``B`` batch, ``C`` channels, ``H`` height, ``W`` width.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import msgspec
 import torch
@@ -84,7 +83,10 @@ class ArchitectureParameters(nn.Module):
 
 @dataclass(frozen=True)
 class LogitsBefore:
-    """Where logits and their optimiser stood before a step; ``logits`` are rows ``(D, O)`` by name of their group."""
+    """Where logits and their optimiser stood before a step; ``logits`` are rows ``(D, O)`` by name of their group.
+
+    What an optimiser keeps for a whole group goes on whatever is put back: Adam's count of its steps.
+    """
 
     logits: Mapping[str, Tensor]
     _states: Mapping[str, Mapping[str, Tensor]]
@@ -169,7 +171,12 @@ class MixedOp(nn.Module):
         if not outputs:
             # zero, and still a function of the weights: where every edge draws none their gradient is zero, not absent
             return torch.zeros_like(x[:, :, :: self._stride, :: self._stride]) * weights.sum()
-        return cast(Tensor, sum(outputs[1:], outputs[0]))
+        return sum_of(outputs)
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Their sum; at least one, all of one shape."""
+    return sum(tensors[1:], tensors[0])
 
 
 class SearchedPool(nn.Sequential):

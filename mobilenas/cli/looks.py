@@ -89,10 +89,12 @@ def describe(
     options = ", ".join(f"{name} {value}" for name, value in found.options.items() if not isinstance(value, tuple))
     rows = [("space", f"{found.space} ({options})"), ("input", " x ".join(map(str, found.input_shape)))]
     if isinstance(found, NetworkDescription):
+        has_head = found.params_with_auxiliary > found.params
+        with_head = f" ({found.params_with_auxiliary:,} with the auxiliary head)" if has_head else ""
         rows += [
             ("fingerprint", found.fingerprint),
             *([("paper", found.paper)] if found.paper else []),
-            ("parameters", f"{found.params:,} ({found.params_with_auxiliary:,} with the auxiliary head)"),
+            ("parameters", f"{found.params:,}{with_head}"),
             ("MAdds", f"{found.madds:,}"),
             *found.choices.items(),
             *((f"{o.count} x {o.operator}", f"{o.madds:,} MAdds, {o.params:,} parameters") for o in found.operators),

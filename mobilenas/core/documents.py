@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from mobilenas.errors import DocumentError, nearest_names
+from mobilenas.errors import DocumentError, nearest_hint
 
 T = TypeVar("T")
 
@@ -191,8 +191,7 @@ def _nearest_field(message: str, kind: type) -> str:
     if "unknown field" not in message:
         return ""
     name = message.split("`")[1]
-    near = nearest_names(name, _field_names(kind))
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    return nearest_hint(name, _field_names(kind))
 
 
 def _field_names(kind: type) -> Iterable[str]:

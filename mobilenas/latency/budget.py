@@ -83,7 +83,7 @@ class AugmentedLagrangian:
 
 @dataclass(frozen=True)
 class LogCost:
-    """DenseNAS's objective: ``weight * log(cost) / log(base)`` is added to the loss (arXiv 1906.09607, equation 8).
+    """DenseNAS's objective: ``weight * log(cost) / log(base)`` is added to the loss (arXiv 1906.09607).
 
     It has no target: weight and base alone trade cost for accuracy. ``costs`` are of any unit.
     """

@@ -2,10 +2,10 @@
 CVPR 2020, arXiv 1906.09607.
 
 Operators and routes are searched at once. A weight step runs one operator of every mixed one, drawn from their softmax
-(uniformly while warming up); an architecture step runs two, drawn without replacement, weighted by the softmax over the two
-(section 3.4). All routes stay open, weighted by the softmax over the routes out of each block (equation 3). What was
-not drawn keeps its logit, and after the step the drawn logits of each operator are shifted together, so that the
-probability of every other operator stays what it was (as in ProxylessNAS, arXiv 1812.00332).
+(uniformly while warming up); an architecture step runs two, drawn without replacement, weighted by the softmax over the
+two. All routes stay open, weighted by the softmax over the routes out of each block. What was not drawn keeps its logit,
+and after the step the drawn logits of each operator are shifted together, so that the probability of every other operator
+stays what it was (as in ProxylessNAS, arXiv 1812.00332).
 
 In each epoch the logits make one pass over their images, then the weights one over theirs. Shapes: ``D`` decisions, ``O``
 options.

@@ -210,16 +210,14 @@ class _StageRun:
         with StopRequest() as stop:
             saver = Saver(self.checkpoints, self._state, stop)
             while self.position.epoch < self.stage.epochs:
-                report = self._epoch(self._progress(), saver)
+                progress = Progress(self.index, self.position.epoch, self.stage.epochs, self.stage.warmup_epochs)
+                report = self._epoch(progress, saver)
                 self.position = _Position(self.position.epoch + 1)
                 self.engine.directory.metrics.append(report)
                 saver.save()
                 self.engine.on_epoch(report)
                 stop.leave()
         return self.parameters
-
-    def _progress(self) -> Progress:
-        return Progress(self.index, self.position.epoch, self.stage.epochs, self.stage.warmup_epochs)
 
     def _epoch(self, progress: Progress, saver: Saver) -> EpochReport:
         begin = time.monotonic()

@@ -6,8 +6,9 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, ClassVar, cast
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from mobilenas import network, ops
 from mobilenas.core.architecture import Architecture, Decision, OptionValue, options_key
 from mobilenas.core.workload import Blueprint, Workload
-from mobilenas.errors import UsageError
+from mobilenas.errors import UsageError, nearest_hint
 from mobilenas.supernet import Supernet
 
 Probabilities = Mapping[str, Tensor]
@@ -89,10 +90,10 @@ class SearchSpace(ABC):
     proxy: ClassVar[SupernetSize | None] = SupernetSize(channels=16, layers=8)
     """Size of a supernet unless the search says otherwise; ``None`` where it is always as large as the deployed network."""
 
-    @property
-    @abstractmethod
+    @cached_property
     def options(self) -> dict[str, OptionValue]:
-        """The constructor's arguments as plain data; ``type(self)(**options) == self``."""
+        """The constructor's arguments, that is the dataclass's fields, as plain data; ``type(self)(**options) == self``."""
+        return asdict(cast(Any, self))
 
     @property
     @abstractmethod
@@ -177,6 +178,15 @@ class SearchSpace(ABC):
     def key(self) -> str:
         """Short stable name of the space with its options."""
         return options_key(self.name, self.options)
+
+
+def check_operators(given: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ``UsageError`` if one of ``given`` is not ``known`` or named twice."""
+    for operator in given:
+        if operator not in known:
+            raise UsageError(f"space.operators has {operator!r}{nearest_hint(operator, known)} (available: {', '.join(known)})")
+    if len(set(given)) < len(given):
+        raise UsageError("space.operators names an operator twice")
 
 
 def check_range(value: int, minimum: int, what: str, maximum: int = 10_000) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from mobilenas import ops
-from mobilenas.core.architecture import Architecture, Decision, OptionValue
+from mobilenas.core.architecture import Architecture, Decision
 from mobilenas.core.workload import Blueprint, Layer, Workload
-from mobilenas.errors import DocumentError, IncompatibleError, UsageError, nearest_names
+from mobilenas.errors import DocumentError, IncompatibleError, UsageError, nearest_hint
 from mobilenas.spaces.base import (
     DerivationProgram,
     OptionCosts,
     Probabilities,
     SearchSpace,
     SupernetPlan,
+    check_operators,
     check_range,
 )
 from mobilenas.spaces.cell_supernet import CellSupernet
@@ -112,17 +113,9 @@ class CellSpace(SearchSpace):
                 f"space.channels is {self.channels}, space.nodes {self.nodes}; a fixed reduction cell has 4 nodes "
                 f"and needs channels divisible by {ops.FIXED_REDUCE_GROUPS // 2}"
             )
-        for operator in self.operators:
-            if operator not in OPERATORS:
-                near = nearest_names(operator, OPERATORS)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UsageError(f"space.operators has {operator!r}{hint} (available: {', '.join(OPERATORS)})")
-        if len(set(self.operators)) < len(self.operators) or not set(self.operators) - {NO_OPERATOR}:
-            raise UsageError("space.operators must name at least one operator besides none, and none of them twice")
-
-    @cached_property
-    def options(self) -> dict[str, OptionValue]:
-        return asdict(self)
+        check_operators(self.operators, OPERATORS)
+        if not set(self.operators) - {NO_OPERATOR}:
+            raise UsageError("space.operators must name at least one operator besides none")
 
     @property
     def image_shape(self) -> tuple[int, int, int, int]:
@@ -299,11 +292,10 @@ class CellSpace(SearchSpace):
         edges: dict[str, dict[int, dict[int, str]]] = {k: {n: {} for n in self._nodes} for k in self.kinds}
         for name, operator in architecture.choices.items():
             if name not in decisions:
-                near = nearest_names(name, decisions)
-                raise DocumentError(f"architecture: no edge {name!r} in this space{_hint(near)}")
+                raise DocumentError(f"architecture: no edge {name!r} in this space{nearest_hint(name, decisions)}")
             if operator not in self.operators or operator == NO_OPERATOR:
-                near = nearest_names(operator, self.operators)
-                raise DocumentError(f"architecture: edge {name} has the unknown operator {operator!r}{_hint(near)}")
+                near = nearest_hint(operator, self.operators)
+                raise DocumentError(f"architecture: edge {name} has the unknown operator {operator!r}{near}")
             kind, source, node = _parse_edge(name)
             edges[kind][node][source] = operator
         for kind, by_node in edges.items():
@@ -451,7 +443,3 @@ def _parse_edge(name: str) -> tuple[str, int, int]:
 
 def _cell(index: int, part: str) -> str:
     return f"cell{index}/{part}"
-
-
-def _hint(near: list[str]) -> str:
-    return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -1,7 +1,7 @@
 """DenseNAS's space: width, depth and resolution over blocks that are densely connected.
 
 Fang, Sun, Zhang, Li, Liu, Wang: Densely Connected Search Space for More Flexible Neural Architecture Search, CVPR 2020,
-arXiv 1906.09607, section 3. Every block has a width and a resolution of its own. A network is a path from the stem to the
+arXiv 1906.09607. Every block has a width and a resolution of its own. A network is a path from the stem to the
 last node: the route out of each block says which block comes next, whose *head* operator turns the block before into its
 width and resolution, and whose *stack* of further operators may be cut short by skips. Decisions are named by their
 place: ``block3.next`` is the route out of block 3, ``block3.head.block1`` the head operator of block 3 that reads
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import ClassVar
@@ -22,15 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from mobilenas import ops
-from mobilenas.core.architecture import Architecture, Decision, OptionValue
+from mobilenas.core.architecture import Architecture, Decision
 from mobilenas.core.workload import Blueprint, Layer, Workload
-from mobilenas.errors import DocumentError, UsageError, nearest_names
+from mobilenas.errors import DocumentError, UsageError, nearest_hint
 from mobilenas.spaces.base import (
     DerivationProgram,
     OptionCosts,
     Probabilities,
     SearchSpace,
     SupernetPlan,
+    check_operators,
     check_range,
 )
 from mobilenas.spaces.dense_layout import LAST, MBV2_BLOCKS, RESNET_BLOCKS, SMALL_BLOCKS, STEM, Layout, head, route, stacked
@@ -97,18 +98,9 @@ class DenseBlockSpace(SearchSpace):
         check_range(self.batch, 1, "space.batch")
         if self.family not in FAMILIES:
             raise UsageError(f"space.family is {self.family!r}; available: {', '.join(FAMILIES)}")
-        for operator in self.operators:
-            if operator not in self.kind.heads:
-                near = _hint(nearest_names(operator, self.kind.heads))
-                raise UsageError(f"space.operators has {operator!r}{near} (available: {', '.join(self.kind.heads)})")
-        if len(set(self.operators)) < len(self.operators):
-            raise UsageError("space.operators names an operator twice")
+        check_operators(self.operators, self.kind.heads)
         check_range(len(self.blocks), 2, "the number of space.blocks", 200)
-        Layout(self.blocks, self.last_width, self.reach)
-
-    @cached_property
-    def options(self) -> dict[str, OptionValue]:
-        return asdict(self)
+        self.layout.check()
 
     @property
     def image_shape(self) -> tuple[int, int, int, int]:
@@ -174,11 +166,11 @@ class DenseBlockSpace(SearchSpace):
         """Pooling and the linear layer."""
         return self._workload("head", channels, self.classes, self.size_of(LAST))
 
-    def ending_workloads(self, source: str) -> list[Workload]:
-        """What a derived network does with the output of its last block, in order."""
+    def ending_workloads(self, source: str) -> dict[str, Workload]:
+        """What a derived network does with the output of its last block, in order, by the layers' names."""
         if self.kind.keeps_last_convolution:
-            return [self.last_workload(source), self.classifier_workload(self.last_width)]
-        return [self.classifier_workload(self.channels_of(source))]
+            return {LAST: self.last_workload(source), "head": self.classifier_workload(self.last_width)}
+        return {"head": self.classifier_workload(self.channels_of(source))}
 
     def _workload(self, operator: str, c_in: int, c_out: int, size: int, stride: int = 1) -> Workload:
         return Workload(operator, c_in, c_out, size, size, stride, self.batch)
@@ -186,7 +178,7 @@ class DenseBlockSpace(SearchSpace):
     def workloads(self) -> frozenset[Workload]:
         found = {*self.stem_workloads()}
         for source in self.layout.sources[LAST]:
-            found.update(self.ending_workloads(source))
+            found.update(self.ending_workloads(source).values())
         for block in self.layout.searched:
             for operator in self.heads:
                 found.update(self.head_workload(block.name, source, operator) for source in self.layout.sources[block.name])
@@ -203,7 +195,7 @@ class DenseBlockSpace(SearchSpace):
             for number, name in enumerate(stacked(self.layout.node[block]), 1):
                 if (operator := architecture.choices[name]) != SKIP:
                     placed.append((f"{block}/stack{number}", self.stack_workload(block, operator)))
-        placed += [(workload.operator, workload) for workload in self.ending_workloads(path[-2])]
+        placed += self.ending_workloads(path[-2]).items()
         before = ["images", *(name for name, _ in placed)]
         layers = (Layer(name, workload, (source,)) for (name, workload), source in zip(placed, before, strict=False))
         return Blueprint(tuple(layers), self.image_shape)
@@ -223,9 +215,9 @@ class DenseBlockSpace(SearchSpace):
         options = {decision.name: decision.options for decision in self.decisions}
         for name, option in choices.items():
             if name not in options:
-                raise DocumentError(f"architecture: no decision {name!r} in this space{_hint(nearest_names(name, options))}")
+                raise DocumentError(f"architecture: no decision {name!r} in this space{nearest_hint(name, options)}")
             if option not in options[name]:
-                near = _hint(nearest_names(option, options[name]))
+                near = nearest_hint(option, options[name])
                 raise DocumentError(f"architecture: {name} is {option!r}{near}; it can be {', '.join(options[name])}")
         path, made = [STEM], set[str]()
         while path[-1] != LAST:
@@ -272,7 +264,7 @@ class DenseBlockSpace(SearchSpace):
         return probabilities
 
     def decode(self, probabilities: Probabilities) -> Architecture:
-        """Section 3.4: the most probable path (Viterbi), and on it the likeliest operators.
+        """The most probable path (Viterbi), and on it the likeliest operators.
 
         Ties go to the nearer source and to the earlier operator.
         """
@@ -296,7 +288,7 @@ class DenseBlockSpace(SearchSpace):
         options: dict[str, np.ndarray] = {}
         for source, targets in self.layout.routes.items():
             options[route(source)] = np.array(
-                [sum(cost[w] for w in self.ending_workloads(source)) if target == LAST else 0.0 for target in targets]
+                [sum(cost[w] for w in self.ending_workloads(source).values()) if target == LAST else 0.0 for target in targets]
             )
         heads = self.heads
         for block in self.layout.searched:
@@ -308,7 +300,7 @@ class DenseBlockSpace(SearchSpace):
         return OptionCosts(sum(cost[workload] for workload in self.stem_workloads()), options)
 
     def expected_cost(self, probabilities: Probabilities, costs: OptionCosts, temperature: float = 1.0) -> Tensor:
-        """The expectation over all paths, chained from the last node back (section 3.3, equations 5 to 7).
+        """The expectation over all paths, chained from the last node back, as in the paper.
 
         A temperature below 1 sharpens the distribution over whole paths, ``P(path)^(1/t)`` normalised, so that at 0 it
         would be the most probable path's cost.
@@ -396,7 +388,3 @@ def densenas_resnet(
 ) -> DenseBlockSpace:
     """The paper's space of ResNets: of basic blocks (DenseNAS-R1, -R2) or of bottlenecks (DenseNAS-R3)."""
     return DenseBlockSpace(family, RESNET_BLOCKS, 512, 10, (), image_size, image_channels, classes, batch)
-
-
-def _hint(near: list[str]) -> str:
-    return f"; did you mean {' or '.join(near)}?" if near else ""

@@ -1,6 +1,6 @@
 """How dense blocks lie: nodes from the stem to the last one, and the routes between them.
 
-DenseNAS, arXiv 1906.09607, section 3.1; which routes there are as in the authors' code.
+DenseNAS, arXiv 1906.09607; which routes there are as in the authors' code.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ MBV2_BLOCKS = blocks(
     (0, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6),
     (0, *[3] * 13, 0, 0, 0),
 )
-"""The space of DenseNAS-A, -B, -C and -Large (section 4.1)."""
+"""The space of DenseNAS-A, -B, -C and -Large."""
 RESNET_BLOCKS = blocks(
     (32, 48, 56, 64, 72, 96, 112, *range(128, 225, 16), *range(240, 289, 16), 480, 496, 512),
     (2, *[4] * 3, *[8] * 3, *[16] * 7, *[32] * 7),
@@ -80,16 +80,17 @@ SMALL_BLOCKS = blocks((16, 16, 24, 32, 40, 48, 64), (2, 2, 2, 4, 4, 8, 8), (0, 1
 
 @dataclass(frozen=True)
 class Layout:
-    """Nodes and routes of ``blocks``. Raises ``UsageError`` for a block that cannot be reached.
-
-    As strides and stages never fall, a block that none leaves would leave the one after it unreachable.
-    """
+    """Nodes and routes of ``blocks``."""
 
     blocks: tuple[str, ...]
     last_width: int
     reach: int
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ``UsageError`` for blocks that are not consistent, or one that cannot be reached.
+
+        As strides and stages never fall, a block that no route leaves would leave the one after it unreachable.
+        """
         stem, *searched = self.nodes[:-1]
         if stem.stride > 2 or stem.stack:
             raise UsageError(

@@ -1,6 +1,6 @@
 """The supernet of dense blocks: every block reads all nodes that lead to it, weighted by their routes.
 
-DenseNAS, arXiv 1906.09607, sections 3.1 and 3.2. Shapes: ``B`` batch, ``C`` channels, ``H``, ``W``.
+DenseNAS, arXiv 1906.09607. Shapes: ``B`` batch, ``C`` channels, ``H``, ``W``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from mobilenas import ops
 from mobilenas.spaces.base import SupernetPlan
 from mobilenas.spaces.dense_layout import LAST, STEM, Node, head, route, stacked
-from mobilenas.supernet import SKIP, MixedOp, Mixture, Supernet, candidate
+from mobilenas.supernet import SKIP, MixedOp, Mixture, Supernet, candidate, sum_of
 
 if TYPE_CHECKING:
     from mobilenas.spaces.dense_blocks import DenseBlockSpace
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class DenseSupernet(Supernet):
     """Stem, all blocks with all their operators, a 1x1 convolution per node that leads to the last, and the classifier.
 
-    The weights that multiply a block's inputs come from the routes out of its sources (equation 3): they do not sum to 1.
+    The weights that multiply a block's inputs come from the routes out of its sources: they do not sum to 1.
     """
 
     def __init__(self, space: DenseBlockSpace, plan: SupernetPlan) -> None:
@@ -47,7 +47,7 @@ class DenseSupernet(Supernet):
             run = partial(checkpoint, block, use_reentrant=False) if self.checkpoint and self.training else block
             states[name] = run(inputs, self._route_weights(name, mixture), mixture)
         weights = self._route_weights(LAST, mixture)
-        return cast(Tensor, self.head(_add_up([weights[s] * branch(states[s]) for s, branch in self.last.items()])))
+        return cast(Tensor, self.head(sum_of([weights[s] * branch(states[s]) for s, branch in self.last.items()])))
 
     def _route_weights(self, node: str, mixture: Mixture) -> dict[str, Tensor]:
         """The weight of each source that leads to ``node``."""
@@ -61,7 +61,7 @@ class DenseSupernet(Supernet):
             found |= cast(DenseBlock, self.blocks[block]).modules_of(source, choices)
             source = block
         if self.keeps_last:
-            found["conv1x1_bn_relu6"] = self.last[source]
+            found[LAST] = self.last[source]
         return {**found, "head": self.head}
 
 
@@ -85,7 +85,7 @@ class DenseBlock(nn.Module):
         for source, mixed in self.heads.items():
             name = head(self.node.name, source)
             arriving.append(weights[source] * mixed(inputs[source], mixture.weights[name], mixture.active.get(name)))
-        x = _add_up(arriving)
+        x = sum_of(arriving)
         for name, mixed in zip(stacked(self.node), self.stack, strict=True):
             x = mixed(x, mixture.weights[name], mixture.active.get(name))
         return x
@@ -100,13 +100,6 @@ class DenseBlock(nn.Module):
             for layer, (module, name) in mixed.items()
             if choices[name] != SKIP
         }
-
-
-def _add_up(tensors: list[Tensor]) -> Tensor:
-    total = tensors[0]
-    for tensor in tensors[1:]:
-        total = total + tensor
-    return total
 
 
 def _initialise(supernet: nn.Module) -> None:

@@ -177,6 +177,9 @@ class MethodContract(ABC):
         ):
             for name, row in mixture.probabilities.items():
                 assert abs(float(row.detach().sum()) - 1) < 1e-5, name
+                drawn = mixture.active.get(name, ())
+                seen = row.detach()[list(drawn)] if len(drawn) > 1 else row.detach()
+                assert float(seen.min()) > 0, name
                 assert float(row.detach().min()) >= 0, name
                 assert len(row) == 1 or float(row.detach().max()) < 1 - 1e-6, name
 
@@ -298,7 +301,9 @@ class MethodContract(ABC):
             state = Checkpoints(RunDirectory(halved).checkpoints / "stage0").load_latest()
             passes = self.make().phases(self._first_stage(), 1)
             before = 2 * next(index for index, kinds in enumerate(passes) if "weights" in kinds)
-            assert (state["position"]["epoch"], state["position"]["step"]) == (1, before + 1), "the step was not saved"
+            assert (state["position"]["epoch"], state["position"]["step"]) == (1, before + 1), (
+                "the step was not finished and saved"
+            )
             resumed = self._search(halved, epochs=2)
             lines = [
                 [(line["stage"], line["epoch"]) for line in RunDirectory(folder).metrics.read()] for folder in (whole, halved)

@@ -14,10 +14,7 @@ from pathlib import Path
 from mobilenas import workflows
 from mobilenas.config import DescribeConfig, ExportConfig, ProfileConfig, SearchConfig, TrainConfig, load_config, load_preset
 from mobilenas.data import load_data
-from mobilenas.devices.links import Link
 from mobilenas.errors import MissingKernelError
-from mobilenas.latency.models import TableModel
-from mobilenas.spaces.base import SearchSpace
 
 DATA = "fashion-mnist"
 
@@ -38,8 +35,9 @@ def main() -> None:
         found = arguments.output / budget.replace("%", "-percent")
         drawn = arguments.output / f"{found.name}-random"
         cfg = _search_config(arguments.output, budget, arguments.search_fraction)
-        target_ms = workflows.search(cfg, found).budgets[0].target_ms
-        table_ms = {found: _table_ms(cfg, found), drawn: _draw(cfg, target_ms, generator, drawn)}
+        [reached] = workflows.search(cfg, found).budgets
+        target_ms = reached.target_ms
+        table_ms = {found: reached.table_ms, drawn: _draw(cfg, target_ms, generator, drawn)}
         for name, run in (("searched", found), ("random", drawn)):
             sets = [f"epochs={arguments.train_epochs}", f"data.train_fraction={arguments.train_fraction}"]
             trained = workflows.train(run, load_config(TrainConfig, None, sets, {"data.name": DATA}))
@@ -63,17 +61,12 @@ def _search_config(output: Path, budget: str, fraction: str) -> SearchConfig:
     return load_config(SearchConfig, None, [f"data.train_fraction={fraction}"], flags, preset)
 
 
-def _table_ms(cfg: SearchConfig, run: Path) -> float:
-    architecture = workflows.find_network(str(run), DescribeConfig()).architecture
-    with workflows.Target.from_config(cfg.device).device.open() as link:
-        return _model(cfg, workflows.space_of(architecture), link).latency(architecture).ms
-
-
 def _draw(cfg: SearchConfig, target_ms: float, generator: random.Random, run: Path) -> float:
     """A run of the first random network that the table says fits; its table latency in milliseconds."""
     space = workflows.space_from_config(cfg.space, load_data(DATA), cfg.device.batch)
-    with workflows.Target.from_config(cfg.device).device.open() as link:
-        model = _model(cfg, space, link)
+    target = workflows.Target.from_config(cfg.device)
+    with target.device.open() as link:
+        model = workflows.table_model(cfg, space, target, link)
         while True:
             architecture = space.random_architecture(generator)
             try:
@@ -87,10 +80,6 @@ def _draw(cfg: SearchConfig, target_ms: float, generator: random.Random, run: Pa
         written.write_text(architecture.to_json())
         workflows.make_run(str(written), DescribeConfig(data=DATA), run)
     return table_ms
-
-
-def _model(cfg: SearchConfig, space: SearchSpace, link: Link) -> TableModel:
-    return workflows.table_model(cfg, space, workflows.Target.from_config(cfg.device), link)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from mobilenas.spaces.dense_layout import LAST, STEM, head, route, stacked
 from mobilenas.workflows import find_network
 
 PUBLISHED_MS = {"densenas-a": 13.6, "densenas-b": 15.4, "densenas-c": 17.9}
-"""Table 1 of the paper: TITAN Xp, batch 32."""
+"""On a TITAN Xp, batch 32, as the paper says."""
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ import time
 import torch
 from torch.nn import functional
 
-from mobilenas.methods.base import Moved, Progress, frozen
+from mobilenas.latency.budget import LogCost
+from mobilenas.methods.base import Batch, Moved, Progress, Step
 from mobilenas.methods.dense_nas import DenseNas
 from mobilenas.spaces.base import SupernetPlan
 from mobilenas.spaces.dense_blocks import densenas_mbv2
@@ -34,16 +35,25 @@ def main() -> None:
     adam = torch.optim.Adam(parameters.parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3)
     sgd = torch.optim.SGD(weights, 0.2, momentum=0.9, weight_decay=4e-5)
     costs = space.option_costs(dict.fromkeys(space.workloads(), 0.1))
-    images, labels = torch.randn(arguments.batch, *space.image_shape[1:]), torch.arange(arguments.batch)
+    objective = LogCost(space, costs, 0.15, 15.0)
+    batch = Batch(torch.randn(arguments.batch, *space.image_shape[1:]), torch.arange(arguments.batch))
+    step = Step(
+        parameters=parameters,
+        train=batch,
+        valid=batch,
+        progress=progress,
+        loss=lambda batch, mixture: functional.cross_entropy(supernet(batch.images, mixture), batch.labels),
+        constraint=lambda mixture: objective.term(mixture.probabilities),
+        backward=torch.autograd.backward,
+        weights=weights,
+        weights_after=list,
+        weights_lr=0.2,
+    )
     lowest_s = {"architecture": 1e9, "weights": 1e9}
     for _ in range(arguments.steps):
         begin = time.monotonic()
         adam.zero_grad()
-        with frozen(weights):
-            mixture = method.relax_architecture(parameters, progress)
-            method._drawn = dict(mixture.active)
-            loss = functional.cross_entropy(supernet(images, mixture), labels)
-            torch.autograd.backward(loss + 0.15 * space.expected_cost(mixture.probabilities, costs).log())
+        method.architecture_gradient(step)
         before = LogitsBefore.of(parameters, adam)
         adam.step()
         with torch.no_grad():
@@ -52,7 +62,7 @@ def main() -> None:
         sgd.zero_grad()
         with torch.no_grad():
             mixture = method.relax_weights(parameters, progress)
-        torch.autograd.backward(functional.cross_entropy(supernet(images, mixture), labels))
+        torch.autograd.backward(step.loss(batch, mixture))
         sgd.step()
         taken = {"architecture": middle - begin, "weights": time.monotonic() - middle}
         lowest_s = {kind: min(lowest_s[kind], seconds) for kind, seconds in taken.items()}

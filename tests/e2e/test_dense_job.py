@@ -66,6 +66,10 @@ def test_a_published_network_is_exported_by_name(here: Path, command: Command) -
     model = onnx.load("runs/densenas-a/export/model.onnx")
     assert sum(tensor.dims[0] == 1984 for tensor in model.graph.initializer if len(tensor.dims) == 4) == 1
     assert command("export", "densenas-a", "--no-device").code == 0
+    (here / "runs" / "densenas-b").mkdir()
+    taken = command("export", "densenas-b", "--no-device")
+    assert taken.code == 2
+    assert "does not hold densenas-b" in taken.err
     unknown = command("export", "densenas-d")
     assert unknown.code == 3
     assert "densenas-c" in unknown.err

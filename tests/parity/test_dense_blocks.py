@@ -175,6 +175,7 @@ BAD = {
     "strides and stages must not fall": blocks((4, 6, 8), (1, 4, 2), (0, 1, 1), (0, 0, 0)),
     "the stem, has stride=4": blocks((4, 6), (4, 4), (0, 1), (0, 0)),
     "block1 of space.blocks cannot be reached": blocks((4, 6, 8), (1, 1, 2), (0, 2, 2), (0, 0, 0)),
+    "500 is the most": blocks((4, 6), (1, 1), (0, 1), (0, 501)),
     "must be a power of two": blocks((4, 6), (1, 3), (0, 1), (0, 0)),
     r"space.blocks\[1\] is 'width=6'": (*blocks((4,), (1,), (0,), (0,)), "width=6"),
 }

@@ -1,4 +1,4 @@
-"""DenseNAS's sampling and rescaling (arXiv 1906.09607, section 3.4) against derivations by hand in float64."""
+"""DenseNAS's sampling and rescaling (arXiv 1906.09607) against derivations by hand in float64."""
 
 import math
 from itertools import combinations

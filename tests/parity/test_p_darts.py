@@ -131,3 +131,11 @@ def test_dropout_follows_the_authors_schedule() -> None:
 def test_options_that_do_not_fit(options: dict) -> None:
     with pytest.raises(UsageError, match="method_options"):
         PDarts(**options)
+
+
+def test_a_space_without_skips_keeps_within_its_limit_of_skips() -> None:
+    space = CellSpace(channels=4, layers=3, image_size=8, operators=("none", "sep_conv_3x3"))
+    method = PDarts()
+    method.check(space)
+    parameters = ArchitectureParameters(space.decisions, torch.Generator())
+    assert set(method.decode(space, parameters).choices.values()) == {"sep_conv_3x3"}

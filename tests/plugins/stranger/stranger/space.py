@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mobilenas import ops
-from mobilenas.core.architecture import Architecture, Decision, OptionValue
+from mobilenas.core.architecture import Architecture, Decision
 from mobilenas.core.workload import Blueprint, Layer, Workload
 from mobilenas.errors import DocumentError
 from mobilenas.spaces.base import DerivationProgram, OptionCosts, Probabilities, SearchSpace, SupernetPlan, check_range
@@ -37,10 +37,6 @@ class ChainSpace(SearchSpace):
     def __post_init__(self) -> None:
         check_range(self.channels, 1, "space.channels")
         check_range(self.layers, 1, "space.layers")
-
-    @cached_property
-    def options(self) -> dict[str, OptionValue]:
-        return asdict(self)
 
     @property
     def image_shape(self) -> tuple[int, int, int, int]:
