@@ -15,7 +15,7 @@ sys.path.insert(0, str(HERE))
 
 from stranger.latency_model import MaddsModel  # noqa: E402
 from stranger.link import NiceLink  # noqa: E402
-from stranger.method import EntropyDarts  # noqa: E402
+from stranger.method import SinglePath  # noqa: E402
 from stranger.runtime import OnnxReference  # noqa: E402
 from stranger.space import ChainSpace  # noqa: E402
 
@@ -32,9 +32,9 @@ from mobilenas.testing.device_contracts import LinkContract, RuntimeContract  # 
 from mobilenas.testing.search_contracts import LatencyModelContract, MethodContract  # noqa: E402
 
 
-class TestEntropyDarts(MethodContract):
+class TestSinglePath(MethodContract):
     def make(self) -> SearchMethod:
-        return EntropyDarts()
+        return SinglePath()
 
 
 class TestChainSpace(SpaceContract):
@@ -85,12 +85,12 @@ def test_all_three_together_through_their_entry_points(tmp_path: Path) -> None:
     assert profiled.returncode == 0, profiled.stderr
     assert json.loads(profiled.stdout)["kernels"] >= 5
     searched = mobilenas(
-        tmp_path, "search", *space, *engine, "--method", "entropy-darts", "--latency-budget", "60%", "--epochs", "1",
+        tmp_path, "search", *space, *engine, "--method", "single-path", "--latency-budget", "60%", "--epochs", "1",
         "--set", "supernet.channels=4", "--set", "data.train_fraction=0.3", "--no-measure", "-o", "run", "--json",
     )  # fmt: skip
     assert searched.returncode == 0, searched.stderr
     found = json.loads(searched.stdout)
-    assert found["method"] == "entropy-darts"
+    assert found["method"] == "single-path"
     assert found["architecture"]["space"] == "chain"
     assert found["budgets"][0]["table_ms"] <= found["budgets"][0]["target_ms"]
     trained = mobilenas(tmp_path, "train", "run", "--epochs", "1", "--set", "data.train_fraction=0.3", "--json")
