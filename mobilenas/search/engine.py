@@ -287,7 +287,7 @@ class _StageRun:
                 constraint=lambda mixture: self._constraint(mixture, progress),
                 backward=self.engine.fabric.backward,
                 weights=self.weights,
-                weights_after=self._weights_after,
+                weights_after=lambda gradients: weights_after(self.weights_optimiser, self.weights, gradients),
                 weights_lr=self.weights_optimiser.param_groups[0]["lr"],
             )
         )
@@ -305,19 +305,6 @@ class _StageRun:
         loss = self.engine.task.loss(logits, batch.labels)
         tally.add(loss, self.engine.task.correct(logits.detach(), batch.labels), len(batch.labels))
         return loss
-
-    def _weights_after(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """What an SGD step on ``gradients`` would make of the weights, as torch defines it: momentum without dampening."""
-        [group] = self.weights_optimiser.param_groups
-        state = self.weights_optimiser.state
-        after = []
-        for weight, gradient in zip(self.weights, gradients, strict=True):
-            decayed = gradient + group["weight_decay"] * weight.detach()
-            before = state[weight].get("momentum_buffer") if weight in state else None
-            momentum = decayed if before is None else group["momentum"] * before + decayed
-            direction = decayed + group["momentum"] * momentum if group["nesterov"] else momentum
-            after.append(weight.detach() - group["lr"] * direction)
-        return after
 
     def _constraint(self, mixture: Mixture, progress: Progress) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.engine.fabric.device)
@@ -384,3 +371,18 @@ class _StageRun:
 def temperature_at(progress: Progress) -> float:
     """Sharpness of the expected cost: from 1 at first towards 0, where it is the decoded network's cost."""
     return max(LOWEST_TEMPERATURE, 1.0 - progress.fraction)
+
+
+def weights_after(
+    optimiser: torch.optim.Optimizer, weights: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+) -> list[Tensor]:
+    """What a step of the SGD ``optimiser`` on ``gradients`` would make of ``weights``, without making it."""
+    [group] = optimiser.param_groups
+    after = []
+    for weight, gradient in zip(weights, gradients, strict=True):
+        decayed = gradient + group["weight_decay"] * weight.detach()
+        before = optimiser.state[weight].get("momentum_buffer") if weight in optimiser.state else None
+        momentum = decayed if before is None else group["momentum"] * before + decayed
+        direction = decayed + group["momentum"] * momentum if group["nesterov"] else momentum
+        after.append(weight.detach() - group["lr"] * direction)
+    return after

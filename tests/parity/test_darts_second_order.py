@@ -12,6 +12,7 @@ from mobilenas.core.architecture import Decision
 from mobilenas.errors import UsageError
 from mobilenas.methods.base import Batch, Progress, Step
 from mobilenas.methods.darts import Darts
+from mobilenas.search.engine import weights_after
 from mobilenas.spaces.base import SupernetPlan, SupernetSize
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.supernet import ArchitectureParameters, Mixture
@@ -155,3 +156,18 @@ def test_the_exact_product_against_a_small_difference() -> None:
 def test_options_out_of_range(options: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=r"available|order 1 and 2"):
         Darts(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_virtual_step_is_the_one_that_the_weight_optimiser_makes(nesterov: bool) -> None:
+    weights = [nn.Parameter(torch.randn(3, 2, dtype=torch.float64)), nn.Parameter(torch.randn(4, dtype=torch.float64))]
+    optimiser = torch.optim.SGD(weights, XI, momentum=MOMENTUM, weight_decay=DECAY, nesterov=nesterov)
+    for _ in range(3):
+        gradients = [torch.randn_like(weight) for weight in weights]
+        foreseen, untouched = weights_after(optimiser, weights, gradients), [weight.detach().clone() for weight in weights]
+        assert all(torch.equal(weight.detach(), before) for weight, before in zip(weights, untouched, strict=True))
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        optimiser.step()
+        for weight, said in zip(weights, foreseen, strict=True):
+            torch.testing.assert_close(weight.detach(), said, rtol=1e-14, atol=1e-14)
