@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mobilenas.devices.device import find_device
     from mobilenas.errors import BudgetError, MobileNASError
     from mobilenas.latency.budget import Budget, derive, latency_range
-    from mobilenas.latency.models import LatencyModel, Prediction, TableModel
+    from mobilenas.latency.models import LatencyModel, TableModel
+    from mobilenas.latency.prediction import Prediction
     from mobilenas.latency.table import LatencyTable
     from mobilenas.methods import METHODS
     from mobilenas.methods.base import SearchMethod
@@ -36,7 +37,8 @@ _HOMES = {
     "mobilenas.devices.device": ("find_device",),
     "mobilenas.errors": ("BudgetError", "MobileNASError"),
     "mobilenas.latency.budget": ("Budget", "derive", "latency_range"),
-    "mobilenas.latency.models": ("LatencyModel", "Prediction", "TableModel"),
+    "mobilenas.latency.models": ("LatencyModel", "TableModel"),
+    "mobilenas.latency.prediction": ("Prediction",),
     "mobilenas.latency.table": ("LatencyTable",),
     "mobilenas.methods": ("METHODS",),
     "mobilenas.methods.base": ("SearchMethod",),

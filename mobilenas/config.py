@@ -144,6 +144,8 @@ class ProfileConfig(Strict):
     space: SpaceConfig = SpaceConfig()
     data: DataSetConfig = DataSetConfig()
     """Without a name, the options of the space say all."""
+    kernels: Count | None = None
+    """Instead of a space, about so many kernels of random mobile networks: a table for any network."""
     plan: str = "quick"
     seed: Seed = 0
     output: str | None = None
@@ -338,6 +340,7 @@ _FLAGS = {
     "budget_statistic": "--budget-statistic",
     "method": "--method",
     "epochs": "--epochs",
+    "kernels": "--kernels",
     "plan": "--plan",
     "table": "--table",
     "seed": "--seed",

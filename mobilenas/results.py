@@ -27,7 +27,8 @@ class ProfileResult(msgspec.Struct, frozen=True):
     table_mape_fraction: float
     table_worst_fraction: float
     baseline_mape_fraction: float
-    workload_mape_fraction: float
+    workload_mape_fraction: float | None
+    """``None`` for a table of any network, which no search uses."""
     repeatability_fraction: float
     duration_s: float
 

@@ -8,7 +8,7 @@ Needs Python 3.8, numpy and onnxruntime, nothing of mobilenas. Prints one JSON o
 A job:
   {"mode": "time" | "lower", "threads": 1, "provider": "CPUExecutionProvider",
    "models": [{"id": "m1", "path": "m1.onnx", "optimise": true}],
-   "samples": 50, "maximum_samples": 200, "minimum_s": 0.01, "warmup_runs": 3, "warmup_s": 0.005}
+   "samples": 50, "maximum_samples": 200, "minimum_s": 0.01, "maximum_s": 1.0, "warmup_runs": 3, "warmup_s": 0.005}
 
 "time" runs every model on one fixed random input, in the order given, and prints wall and CPU time of every sample.
 "lower" prints where the engine's optimised graph was written, and for each of its nodes the provider and output shapes.
@@ -24,6 +24,7 @@ import numpy
 import onnxruntime
 
 PROTOCOL = 1
+FEWEST_SAMPLES = 10  # of a model that takes so long that "maximum_s" ends it
 DTYPES = {
     "tensor(float)": numpy.float32,
     "tensor(float16)": numpy.float16,
@@ -118,7 +119,10 @@ def time_model(job, model):
     wall_ns, cpu_ns = [], []
     begin = time.perf_counter()
     while len(wall_ns) < job["maximum_samples"]:
-        if len(wall_ns) >= job["samples"] and time.perf_counter() - begin >= job["minimum_s"]:
+        timed_s = time.perf_counter() - begin
+        if len(wall_ns) >= job["samples"] and timed_s >= job["minimum_s"]:
+            break
+        if len(wall_ns) >= FEWEST_SAMPLES and timed_s >= job["maximum_s"]:
             break
         cpu_start = time.thread_time_ns()
         wall_start = time.perf_counter_ns()

@@ -52,6 +52,9 @@ def profile(
     channels: Channels = None,
     layers: Layers = None,
     data: DataName = None,
+    kernels: Annotated[
+        int | None, typer.Option("--kernels", help="Not a space: so many kernels of mobile networks, for predict.")
+    ] = None,
     plan: Plan = None,
     seed: Seed = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the table.")] = None,
@@ -74,6 +77,7 @@ def profile(
         "space.options.channels": channels,
         "space.options.layers": layers,
         "data.name": data,
+        "kernels": kernels,
         "plan": plan,
         "seed": seed,
         "output": str(output) if output else None,
@@ -93,9 +97,10 @@ def profile(
         ("error of the table", f"{percent(result.table_mape_fraction)}, worst {percent(result.table_worst_fraction)}"),
         ("error of a * MAdds + b", percent(result.baseline_mape_fraction)),
         ("repeatability", f"{percent(result.repeatability_fraction)} (of the measurements that judge)"),
-        ("workload costs", f"{percent(result.workload_mape_fraction)} off the kernel sums"),
-        ("took", f"{result.duration_s:.0f} s"),
     ]
+    if result.workload_mape_fraction is not None:
+        rows.append(("workload costs", f"{percent(result.workload_mape_fraction)} off the kernel sums"))
+    rows.append(("took", f"{result.duration_s:.0f} s"))
     show(result, json, "profile", rows)
     following = SearchConfig(
         device=cfg.device,

@@ -41,6 +41,8 @@ class MeasurementPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     maximum_samples: int = 200
     minimum_s: float = 0.01
     """Timed seconds of a model in one sweep, at least, up to ``maximum_samples``."""
+    maximum_s: float = 1.0
+    """Timed seconds after which ten samples of a model are enough."""
     warmup_runs: int = 3
     warmup_s: float = 0.005
     tolerance_fraction: float = 0.02

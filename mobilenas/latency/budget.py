@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mobilenas.core.architecture import Architecture
 from mobilenas.errors import BudgetError, MissingKernelError
-from mobilenas.latency.models import Prediction, TableModel
+from mobilenas.latency.models import TableModel
+from mobilenas.latency.prediction import Prediction
 from mobilenas.spaces.base import DerivationProgram, OptionCosts, Probabilities, SearchSpace
 from mobilenas.supernet import NO_OPERATOR, SKIP
 
@@ -192,7 +193,7 @@ def derive(
     program = restrict(space.derivation_program(scores, [model.option_costs]))
     accepted: dict[Architecture, Candidate] = {}
     for share in (1.0, 0.0, -1.0, -2.0, -4.0):
-        room = share * model.card.workload_error.p90_fraction
+        room = share * model.workload_error.p90_fraction
         answers = islice(solutions(program, [target_ms * (1 + room)]), LOWERED_PER_TARGET)
         while len(accepted) < count and (some := list(islice(answers, LOWERED_TOGETHER))):
             summed = _sum_up([space.architecture(choice) for choice in some], program, model)

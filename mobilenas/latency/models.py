@@ -13,16 +13,9 @@ from torch import Tensor
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.workload import Kernel
 from mobilenas.errors import DocumentError
-from mobilenas.latency.table import LatencyTable, SpaceCard, TableRow
+from mobilenas.latency.prediction import Prediction
+from mobilenas.latency.table import ErrorReport, LatencyTable, SpaceCard, TableRow
 from mobilenas.spaces.base import OptionCosts, Probabilities, SearchSpace
-
-
-class Prediction(msgspec.Struct, frozen=True):
-    """A latency in milliseconds; nine networks in ten lay within ``low_ms`` to ``high_ms`` when the model was tested."""
-
-    ms: float
-    low_ms: float
-    high_ms: float
 
 
 class LatencyModel(Protocol):
@@ -89,6 +82,11 @@ class TableModel:
         """What the table knows of the space; raises ``DocumentError`` if it was not profiled."""
         return self.table.space_card(self.space.key)
 
+    @property
+    def workload_error(self) -> ErrorReport:
+        """How far the linear stand-in is from the kernel sums."""
+        return self.table.workload_costs[self.space.key].error
+
     def latency(self, architecture: Architecture) -> Prediction:
         """``table_ms``; raises ``MissingKernelError`` if the network has a kernel without a row."""
         return self.latencies([architecture])[0]
@@ -101,9 +99,7 @@ class TableModel:
         if missing and self.measure_kernels is not None:
             self.table = replace(self.table, rows={**self.table.rows, **self.measure_kernels(missing)})
         for architecture, kernels in zip(unknown, lowered, strict=True):
-            ms = self.card.network_ms(self.table.kernel_sum_ms(kernels))
-            spread = self.card.table_error.p90_fraction
-            self._known[architecture] = Prediction(ms, ms * (1 - spread), ms * (1 + spread))
+            self._known[architecture] = self.card.predict(self.table.kernel_sum_ms(kernels))
         return [self._known[architecture] for architecture in architectures]
 
     def workload_ms(self, architecture: Architecture) -> float:
@@ -125,5 +121,5 @@ class TableModel:
             "scale": self.card.scale,
             "offset_ms": self.card.offset_ms,
             "table_error": msgspec.to_builtins(self.card.table_error),
-            "workload_error": msgspec.to_builtins(self.card.workload_error),
+            "workload_error": msgspec.to_builtins(self.workload_error),
         }

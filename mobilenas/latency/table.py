@@ -20,6 +20,7 @@ from mobilenas.core.measurement import Environment, MeasurementPlan
 from mobilenas.core.run_directory import write_atomic
 from mobilenas.core.workload import Kernel, Workload
 from mobilenas.errors import DocumentError, MissingKernelError, nearest_names
+from mobilenas.latency.prediction import Prediction
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -29,7 +30,7 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e4)]
 ModelMilliseconds = Annotated[float, msgspec.Meta(ge=1e-4, le=1e6)]
 """A time of a whole model; no call of any runtime takes less than 100 ns."""
 
-SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 1
+SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 2
 
 
 class TableKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,15 +103,18 @@ class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scale: Annotated[float, msgspec.Meta(gt=0)]
     offset_ms: float
     """A network takes ``scale * (sum of its kernels) + offset_ms``."""
+    interval_factor: Annotated[float, msgspec.Meta(ge=1)]
+    """Nine networks in ten take between the prediction divided by it and times it."""
     table_error: ErrorReport
-    workload_error: ErrorReport
+    workload_error: ErrorReport | None
+    """``None`` where the table has no costs of workloads, as nothing is searched."""
     madds_baseline_error: ErrorReport
     repeatability_fraction: float
     """Mean repeatability of the test networks' measurements: no prediction can be told apart below it."""
 
-    def network_ms(self, kernel_sum_ms: float) -> float:
+    def predict(self, kernel_sum_ms: float) -> Prediction:
         """What a network takes whose kernels take ``kernel_sum_ms``."""
-        return max(0.0, self.scale * kernel_sum_ms + self.offset_ms)
+        return Prediction.within(max(0.0, self.scale * kernel_sum_ms + self.offset_ms), self.interval_factor)
 
 
 class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -245,7 +249,9 @@ class LatencyTable:
                 )
             costs[cost.space][cost.workload] = cost.cost_ms
         networks = _rows_from_csv(NetworkRow, texts["networks.csv"], folder / "networks.csv", lambda row: row.measured_ms)
-        workload_costs = {key: WorkloadCosts(costs[key], space.workload_error) for key, space in card.spaces.items()}
+        workload_costs = {
+            key: WorkloadCosts(costs[key], space.workload_error) for key, space in card.spaces.items() if space.workload_error
+        }
         return cls(card, {row.kernel: row for row in kernels}, workload_costs, tuple(networks))
 
 

@@ -1,4 +1,4 @@
-"""A profiling campaign: one space on one device becomes a latency table; interrupted, it goes on where it stopped."""
+"""A profiling campaign: networks on a device become a latency table; interrupted, it goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import msgspec
 import numpy as np
 import torch
 
-from mobilenas import network, onnx_model
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import ESTIMATOR, Measurement, MeasurementPlan, detect_environment
@@ -27,7 +26,9 @@ from mobilenas.core.run_directory import Journal, locked, write_atomic
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
+from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.table import (
+    ErrorReport,
     LatencyTable,
     NetworkRow,
     SpaceCard,
@@ -36,9 +37,9 @@ from mobilenas.latency.table import (
     TableRow,
 )
 from mobilenas.profiling import fit
+from mobilenas.profiling.networks import NetworkSource
 from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, measure
-from mobilenas.spaces.base import SearchSpace
 
 SESSION = "session"
 SECONDS_PER_NETWORK_SWEEP, SECONDS_PER_KERNEL_SWEEP = 0.15, 0.03
@@ -59,25 +60,28 @@ class CampaignProgress:
 class Campaign:
     """Everything that decides what is measured. ``root`` holds one folder per campaign."""
 
-    space: SearchSpace
+    source: NetworkSource
     device: Device
     runtime: Runtime
     settings: RunSettings
     plan: MeasurementPlan
     root: Path
     seed: int = 0
+    maximum_kernels: int | None = None
+    """Kernels that are measured at most, but for those of the measured networks, which all are."""
 
     @property
     def name(self) -> str:
-        """Hash of device, runtime, settings, space, plan and seed: the same command finds the same campaign."""
+        """Hash of device, runtime, settings, source, plan and seed: the same command finds the same campaign."""
         identity = [
             self.device.card,
             self.runtime.name,
             self.settings,
-            self.space.name,
-            self.space.options,
+            self.source.name,
+            self.source.options,
             self.plan,
             self.seed,
+            self.maximum_kernels,
         ]
         return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()[:12]
 
@@ -88,37 +92,25 @@ class Campaign:
 
     @cached_property
     def networks(self) -> tuple[tuple[Architecture, ...], tuple[Architecture, ...], tuple[Architecture, ...]]:
-        """Networks that fit the scale, test the table, and are only lowered; all distinct, half of each kind of draw."""
+        """Networks that fit the scale, test the table, and are only lowered; all distinct."""
         generator = random.Random(f"{self.name}/networks")
         wanted = [self.plan.scale_networks, self.plan.test_networks, self.plan.lowered_networks]
         found: dict[Architecture, None] = {}
         for _ in range(20 * sum(wanted)):
             if len(found) == sum(wanted):
                 break
-            found[self._draw(generator)] = None
+            found[self.source.draw(generator)] = None
         drawn = list(found)
         first, second = wanted[0], wanted[0] + wanted[1]
         return tuple(drawn[:first]), tuple(drawn[first:second]), tuple(drawn[second:])
 
-    def _draw(self, generator: random.Random) -> Architecture:
-        """A random network; every second one favours a few options, as searched networks do, and spans the space."""
-        if generator.random() < 0.5:
-            return self.space.random_architecture(generator)
-        favour: dict[str, float] = {}
-        probabilities = {}
-        for decision in self.space.decisions:
-            logits = [favour.setdefault(option, generator.gauss(0, 3)) + generator.gauss(0, 1) for option in decision.options]
-            probabilities[decision.name] = torch.tensor(logits, dtype=torch.float64).softmax(0)
-        return self.space.decode(probabilities)
-
     def describe(self) -> dict[str, Any]:
         """The plan in numbers, for a dry run; kernels are known only after lowering, so their number is typical."""
         measured = self.plan.scale_networks + self.plan.test_networks
-        sweep_s = measured * SECONDS_PER_NETWORK_SWEEP + EXPECTED_KERNELS * SECONDS_PER_KERNEL_SWEEP
+        sweep_s = measured * SECONDS_PER_NETWORK_SWEEP + (self.maximum_kernels or EXPECTED_KERNELS) * SECONDS_PER_KERNEL_SWEEP
         return {
             "campaign": str(self.folder),
-            "space": self.space.key,
-            "workloads": len(self.space.workloads()),
+            "networks_of": self.source.key,
             "networks_measured": measured,
             "networks_lowered": self.plan.lowered_networks,
             "sweeps": self.plan.sweeps,
@@ -146,7 +138,7 @@ class Campaign:
         write_atomic(self.folder / "campaign.json", documents.dump_json(self.describe()))
         with self.device.open() as link:
             kernels = self._lower([*measured_networks, *lowered_only], link, progress)
-            distinct = sorted(set().union(*kernels))
+            distinct = self._chosen(kernels)
             models = self._models(distinct, measured_networks, progress)
 
             def on_sweep(p: MeasureProgress) -> None:
@@ -165,6 +157,14 @@ class Campaign:
             )
         return self._table(distinct, kernels, measurements, hello)
 
+    def _chosen(self, kernels: Sequence[Counter[Kernel]]) -> list[Kernel]:
+        """The kernels to measure, of those of the measured networks and of the others in their order."""
+        seen = dict.fromkeys(kernel for network in kernels for kernel in sorted(network))
+        if self.maximum_kernels is None:
+            return sorted(seen)
+        measured = set().union(*kernels[: self.plan.scale_networks + self.plan.test_networks])
+        return sorted(list(seen)[: max(self.maximum_kernels, len(measured))])
+
     def _lower(
         self, networks: Sequence[Architecture], link: Link, progress: Callable[[CampaignProgress], None]
     ) -> list[Counter[Kernel]]:
@@ -180,7 +180,7 @@ class Campaign:
         models = []
         for index, architecture in enumerate(networks):
             progress(CampaignProgress("composing", index, len(networks)))
-            models.append(onnx_model.compose(self.space.blueprint(architecture)))
+            models.append(self.source.model_for_lowering(architecture))
         kernels = self.runtime.kernels(models, link, self.settings, on_done)
         write_atomic(path, documents.dump_json(LoweredNetworks.from_counts(networks, kernels)))
         return kernels
@@ -194,7 +194,7 @@ class Campaign:
         models = {SESSION: self.runtime.session_model(), **_kernel_models(kernels, self.runtime)}
         for index, architecture in enumerate(networks):
             progress(CampaignProgress("exporting", index, len(networks)))
-            models[architecture.fingerprint] = self.runtime.prepare(network_for_timing(self.space, architecture), self.settings)
+            models[architecture.fingerprint] = self.runtime.prepare(self.source.model_for_timing(architecture), self.settings)
         return models
 
     def _table(
@@ -206,21 +206,16 @@ class Campaign:
     ) -> LatencyTable:
         rows = {kernel: _row(kernel, measurements) for kernel in distinct}
         session_ms = measurements[SESSION].value_ms
-        kernel_sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in kernels])
+        whole = [c for c in kernels if c.keys() <= rows.keys()]
+        sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in whole])
         scale_networks, test_networks, lowered_only = self.networks
+        roles = [*(("scale", a) for a in scale_networks), *(("test", a) for a in test_networks)]
         networks = [
-            _network_row(self.space, architecture, role, measurements[architecture.fingerprint], float(total))
-            for role, members, sums in (
-                ("scale", scale_networks, kernel_sums),
-                ("test", test_networks, kernel_sums[len(scale_networks) :]),
-            )
-            for architecture, total in zip(members, sums + session_ms, strict=False)
+            _network_row(a, role, measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
+            for (role, a), total in zip(roles, sums, strict=False)
         ]
-        everything = [*scale_networks, *test_networks, *lowered_only]
-        costs = fit.fit_workload_costs(
-            [self.space.workloads_of(a) for a in everything], kernel_sums, sorted(self.space.workloads())
-        )
-        space_card = _space_card(self.space, networks, costs.error)
+        costs = self.source.workload_costs([*scale_networks, *test_networks, *lowered_only], sums)
+        space_card = _space_card(self.source, networks, costs.error if costs else None)
         engine = str(hello.get("engine_version", "unknown"))
         card = TableCard(
             origin="measured",
@@ -242,9 +237,9 @@ class Campaign:
             rows=len(rows),
             rows_not_converged=sum(not row.converged for row in rows.values()),
             pooled_scale=float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"])),
-            spaces={self.space.key: space_card},
+            spaces={self.source.key: space_card},
         )
-        return LatencyTable(card, rows, {self.space.key: costs}, tuple(networks))
+        return LatencyTable(card, rows, {self.source.key: costs} if costs else {}, tuple(networks))
 
 
 class LoweredNetworks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -265,13 +260,6 @@ class LoweredNetworks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def counts(self, networks: Sequence[Architecture]) -> list[Counter[Kernel]]:
         """Unpack the kernels of ``networks``."""
         return [Counter({self.kernels[int(index)]: n for index, n in self.networks[a.fingerprint].items()}) for a in networks]
-
-
-def network_for_timing(space: SearchSpace, architecture: Architecture) -> bytes:
-    """The ONNX model of an untrained network whose activations have the range of a trained one."""
-    module = network.initialise_for_timing(space.build(architecture), space.image_shape)
-    exported = onnx_model.onnx_from_module(module, [torch.zeros(space.image_shape)])
-    return bytes(onnx_model.slim(exported).SerializeToString())
 
 
 def measure_kernels(
@@ -305,7 +293,7 @@ def _kernel_name(kernel: Kernel, copies: int) -> str:
 
 
 def _network_row(
-    space: SearchSpace, architecture: Architecture, role: Any, measurement: Measurement, kernel_sum_ms: float
+    architecture: Architecture, role: Any, measurement: Measurement, kernel_sum_ms: float, madds: int
 ) -> NetworkRow:
     return NetworkRow(
         architecture=architecture,
@@ -314,13 +302,13 @@ def _network_row(
         low_ms=measurement.low_ms,
         high_ms=measurement.high_ms,
         kernel_sum_ms=kernel_sum_ms,
-        madds=space.madds(architecture),
+        madds=madds,
         sweeps=measurement.sweeps,
         converged=measurement.converged,
     )
 
 
-def _space_card(space: SearchSpace, networks: Sequence[NetworkRow], workload_error: Any) -> SpaceCard:
+def _space_card(source: NetworkSource, networks: Sequence[NetworkRow], workload_error: ErrorReport | None) -> SpaceCard:
     """Scale and baseline are fitted on the networks of role "scale", all errors are on those of role "test"."""
 
     def columns(role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -337,10 +325,11 @@ def _space_card(space: SearchSpace, networks: Sequence[NetworkRow], workload_err
     sums, madds, measured = columns("test")
     tested = [row for row in networks if row.role == "test"]
     return SpaceCard(
-        space=space.name,
-        options=space.options,
+        space=source.name,
+        options=source.options,
         scale=scale,
         offset_ms=offset_ms,
+        interval_factor=conformal_factor(scale * sums + offset_ms, measured),
         table_error=fit.error_report(scale * sums + offset_ms, measured),
         workload_error=workload_error,
         madds_baseline_error=fit.error_report(a * madds + b, measured),

@@ -103,6 +103,7 @@ class Runtime(ABC):
             "samples": plan.samples,
             "maximum_samples": plan.maximum_samples,
             "minimum_s": plan.minimum_s,
+            "maximum_s": plan.maximum_s,
             "warmup_runs": plan.warmup_runs,
             "warmup_s": plan.warmup_s,
             "models": [{"id": name, "path": f"{name}.onnx", "optimise": models[name].optimise} for name in order],

@@ -121,11 +121,9 @@ def kernels_from_graph(model: bytes, nodes: Sequence[Mapping[str, Any]]) -> Coun
     graph = onnx_model.parse_model(model, "optimised graph").graph
     constants = {tensor.name: _constant_spec(tensor) for tensor in graph.initializer}
     specs = {value.name: _input_spec(value) for value in graph.input if value.name not in constants}
-    reported = {node["name"]: node for node in nodes}
-    for node in graph.node:
-        if node.name not in reported:
-            raise RunnerError(f"the runner did not report the node {node.name!r} ({node.op_type}) of its own graph")
-        for name, output in zip(node.output, reported[node.name]["outputs"], strict=False):
+    reports = _reports_by_node(graph.node, nodes)
+    for node, report in zip(graph.node, reports, strict=True):
+        for name, output in zip(node.output, report["outputs"], strict=False):
             if output:
                 specs[name] = TensorSpec(tuple(output[1]), _DTYPES[output[0]])
     return Counter(
@@ -134,10 +132,28 @@ def kernels_from_graph(model: bytes, nodes: Sequence[Mapping[str, Any]]) -> Coun
             attributes=_canonical_attributes(node),
             inputs=tuple(constants.get(name) or specs[name] if name else None for name in node.input),
             outputs=tuple(specs[name] for name in node.output if name in specs),
-            provider=reported[node.name]["provider"],
+            provider=report["provider"],
         )
-        for node in graph.node
+        for node, report in zip(graph.node, reports, strict=True)
     )
+
+
+def _reports_by_node(graph_nodes: Sequence[onnx.NodeProto], reports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The report on each node. One without a name is reported as ``Operator_number``: those of an operator come in order."""
+    by_name = {report["name"]: report for report in reports}
+    named = {node.name for node in graph_nodes}
+    unnamed: dict[str, list[Mapping[str, Any]]] = {}
+    for report in reports:
+        operator, _, number = report["name"].rpartition("_")
+        if number.isdigit() and report["name"] not in named:
+            unnamed.setdefault(operator, []).append(report)
+    found = []
+    for node in graph_nodes:
+        candidates = [by_name[node.name]] if node.name in by_name else [] if node.name else unnamed.get(node.op_type, [])
+        if not candidates:
+            raise RunnerError(f"the runner did not report the node {node.name!r} ({node.op_type}) of its own graph")
+        found.append(candidates.pop(0))
+    return found
 
 
 def _canonical_attributes(node: onnx.NodeProto) -> str:

@@ -159,6 +159,7 @@ def _card(space: SearchSpace, scale: float, rows: int) -> TableCard:
                 options=space.options,
                 scale=scale,
                 offset_ms=OFFSET_MS,
+                interval_factor=1.02,
                 table_error=exact,
                 workload_error=exact,
                 madds_baseline_error=exact,

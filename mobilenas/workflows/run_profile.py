@@ -1,16 +1,20 @@
-"""``mobilenas profile``: a space on a device becomes a latency table."""
+"""``mobilenas profile``: a space, or mobile networks at large, on a device become a latency table."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
-from mobilenas.config import ProfileConfig
+import msgspec
+
+from mobilenas.config import ProfileConfig, SpaceConfig
 from mobilenas.core.measurement import plan_named
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
+from mobilenas.errors import UsageError
 from mobilenas.latency.store import check_replaceable, table_folder
 from mobilenas.profiling.campaign import Campaign
+from mobilenas.profiling.networks import MobileNetworks, NetworkSource, SpaceNetworks
 from mobilenas.results import ProfileResult
 from mobilenas.workflows.naming import (
     Listener,
@@ -20,14 +24,24 @@ from mobilenas.workflows.naming import (
     space_from_config,
 )
 
+NEW_KERNELS_PER_NETWORK = 15
+"""At least so many kernels of a random mobile network are in none of a hundred others."""
+
 
 def campaign_from_config(cfg: ProfileConfig) -> Campaign:
     """The campaign that ``profile`` would run; ``describe`` on it is the dry run."""
-    target = Target.from_config(cfg.device)
-    data = data_set_from_config(cfg.data) if cfg.data.name else None
-    space = space_from_config(cfg.space, data, cfg.device.batch)
+    target, plan = Target.from_config(cfg.device), plan_named(cfg.plan)
+    source: NetworkSource
+    if cfg.kernels is None:
+        data = data_set_from_config(cfg.data) if cfg.data.name else None
+        source = SpaceNetworks(space_from_config(cfg.space, data, cfg.device.batch))
+    elif cfg.space != SpaceConfig():
+        raise UsageError("--kernels measures kernels of any mobile network, --space those of a space: leave one of them out")
+    else:
+        source = MobileNetworks(cfg.device.batch)
+        plan = msgspec.structs.replace(plan, lowered_networks=-(-cfg.kernels // NEW_KERNELS_PER_NETWORK))
     root = user_data_directory() / "campaigns"
-    return Campaign(space, target.device, target.runtime, target.settings, plan_named(cfg.plan), root, cfg.seed)
+    return Campaign(source, target.device, target.runtime, target.settings, plan, root, cfg.seed, cfg.kernels)
 
 
 def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResult:
@@ -37,12 +51,12 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
     campaign = campaign_from_config(cfg)
     if cfg.output:
         check_writable(Path(cfg.output))
-        check_replaceable(Path(cfg.output), Target.from_config(cfg.device).table_key, campaign.space.key)
+        check_replaceable(Path(cfg.output), Target.from_config(cfg.device).table_key, campaign.source.key)
     with campaign.running():
         table = campaign.run(lambda p: told.progress(p.stage, p.done, p.total))
-        folder = Path(cfg.output) if cfg.output else table_folder(table.card.key, campaign.space.key)
+        folder = Path(cfg.output) if cfg.output else table_folder(table.card.key, campaign.source.key)
         table.save(folder)
-    card = table.space_card(campaign.space.key)
+    card = table.space_card(campaign.source.key)
     return ProfileResult(
         table=str(folder),
         kernels=table.card.rows,
@@ -52,7 +66,7 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
         table_mape_fraction=card.table_error.mape_fraction,
         table_worst_fraction=card.table_error.worst_fraction,
         baseline_mape_fraction=card.madds_baseline_error.mape_fraction,
-        workload_mape_fraction=card.workload_error.mape_fraction,
+        workload_mape_fraction=card.workload_error.mape_fraction if card.workload_error else None,
         repeatability_fraction=card.repeatability_fraction,
         duration_s=time.monotonic() - begin,
     )

@@ -28,7 +28,8 @@ from mobilenas.latency.store import find_table
 from mobilenas.latency.table import TableRow
 from mobilenas.methods import METHODS
 from mobilenas.methods.base import SearchMethod
-from mobilenas.profiling.campaign import measure_kernels, network_for_timing
+from mobilenas.profiling.campaign import measure_kernels
+from mobilenas.profiling.networks import network_for_timing
 from mobilenas.results import BudgetOutcome, SearchResult
 from mobilenas.runtimes.measure import measure
 from mobilenas.search.checkpoints import save_tensors

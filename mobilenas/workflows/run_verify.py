@@ -14,7 +14,7 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import plan_named
 from mobilenas.core.run_directory import write_atomic
 from mobilenas.export.bundle import read_bundled
-from mobilenas.profiling.campaign import network_for_timing
+from mobilenas.profiling.networks import network_for_timing
 from mobilenas.results import VerifyResult
 from mobilenas.workflows.naming import (
     ARCHITECTURE,

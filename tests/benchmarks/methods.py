@@ -26,7 +26,7 @@ METHODS = {
 }
 DATA = {
     "digits": ([], ["epochs=30"]),
-    "fashion-mnist": (["data.train_fraction=0.05"], ["epochs=4", "data.train_fraction=0.2"]),
+    "fashion-mnist": (["data.train_fraction=0.025"], ["epochs=4", "data.train_fraction=0.1"]),
 }
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.workload import Kernel
 from mobilenas.errors import DocumentError
-from mobilenas.latency.models import LatencyModel, Prediction
+from mobilenas.latency.models import LatencyModel
+from mobilenas.latency.prediction import Prediction
 from mobilenas.methods.base import Progress, SearchMethod, Step
 from mobilenas.methods.darts import Darts
 from mobilenas.runtimes.base import PreparedModel, Runtime

@@ -76,7 +76,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"schema": "mobilenas/latency-table@2"}, "upgrade"),
+        ({"schema": "mobilenas/latency-table@99"}, "upgrade"),
         ({"origin": "guessed"}, "origin"),
         ({"session_ms": "0.1"}, "session_ms"),
         ({"sha256": {}}, "changed since it was measured"),

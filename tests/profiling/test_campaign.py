@@ -11,6 +11,7 @@ from mobilenas.core.measurement import PLANS
 from mobilenas.devices.device import Device, find_device
 from mobilenas.errors import LinkError, MeasurementError, UsageError
 from mobilenas.profiling.campaign import Campaign
+from mobilenas.profiling.networks import SpaceNetworks
 from mobilenas.runtimes.base import RunSettings
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fake_devices import CALL_MS, FakeLink, FakeRuntime, kernel_ms
@@ -23,7 +24,7 @@ PLAN = msgspec.structs.replace(
 
 def campaign(root: Path, runtime: FakeRuntime | None = None) -> Campaign:
     device = Device(find_device("local").card, FakeLink)
-    return Campaign(SPACE, device, runtime or FakeRuntime(), RunSettings(), PLAN, root, seed=1)
+    return Campaign(SpaceNetworks(SPACE), device, runtime or FakeRuntime(), RunSettings(), PLAN, root, seed=1)
 
 
 def test_exact_times_make_an_exact_table(tmp_path: Path) -> None:

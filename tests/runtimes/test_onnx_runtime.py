@@ -4,6 +4,8 @@ import random
 import jsonschema
 import pytest
 import torch
+from onnx import TensorProto, helper
+from torch import nn
 
 from mobilenas import onnx_model
 from mobilenas.core.measurement import PLANS
@@ -11,10 +13,10 @@ from mobilenas.core.resources import shipped
 from mobilenas.core.run_directory import Journal
 from mobilenas.devices.device import find_device
 from mobilenas.errors import IncompatibleError, MeasurementError, RunnerError
-from mobilenas.profiling.campaign import network_for_timing
+from mobilenas.profiling.networks import network_for_timing
 from mobilenas.runtimes.base import PreparedModel, RunSettings, parse_report, timing_from_report
 from mobilenas.runtimes.measure import measure, sentinel_model
-from mobilenas.runtimes.onnx_runtime import OnnxRuntime
+from mobilenas.runtimes.onnx_runtime import OnnxRuntime, kernels_from_graph
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.spaces.dense_blocks import DenseBlockSpace, dense_small
@@ -160,3 +162,26 @@ def test_two_engine_versions_are_never_mixed(tmp_path) -> None:
         with pytest.raises(MeasurementError, match=r"engine_version 0\.9\.0"):
             measure(models, link, runtime, SETTINGS, plan, journal=journal)
     assert journal.path.read_text() == before
+
+
+def test_nodes_that_the_engine_left_without_a_name_are_found_by_operator_and_order() -> None:
+    """A HardSwish after a Flatten is inlined into nodes without names; ONNX Runtime reports them as ``Operator_number``."""
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Hardswish(), nn.Linear(8, 4), nn.Hardswish())
+    model = onnx_model.onnx_from_module(module, [torch.zeros(1, 3, 2, 2)]).SerializeToString()
+    with find_device("local").open() as link:
+        [kernels] = OnnxRuntime().kernels([model], link, RunSettings())
+    gates = {kernel.outputs[0].shape: n for kernel, n in kernels.items() if kernel.operator == "HardSigmoid"}
+    assert gates == {(1, 8): 1, (1, 4): 1}
+
+
+def test_a_node_that_was_not_reported_is_an_error() -> None:
+    node = helper.make_node("Relu", ["x"], ["y"])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1,))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1,))],
+    )
+    other = {"name": "Tanh_1", "provider": "", "outputs": []}
+    with pytest.raises(RunnerError, match="Relu"):
+        kernels_from_graph(onnx_model.make_model(graph).SerializeToString(), [other])

@@ -7,7 +7,7 @@ from torch import Tensor
 from mobilenas import ops
 from mobilenas.core.architecture import Architecture
 from mobilenas.errors import DocumentError
-from mobilenas.latency.models import Prediction
+from mobilenas.latency.prediction import Prediction
 from mobilenas.spaces.base import OptionCosts, Probabilities, SearchSpace
 
 

@@ -1,0 +1,283 @@
+"""Where a campaign's networks come from: a search space, or the wider family of mobile networks for tables of any network."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.models.densenet import _DenseBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.shufflenetv2 import InvertedResidual as ShuffleUnit
+from torchvision.models.squeezenet import Fire
+from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
+
+from mobilenas import network, onnx_model
+from mobilenas.core.architecture import Architecture, OptionValue
+from mobilenas.latency.table import WorkloadCosts
+from mobilenas.profiling import fit
+from mobilenas.spaces.base import SearchSpace
+
+
+class NetworkSource(ABC):
+    """Draws networks, and makes the ONNX models by which they are lowered and timed."""
+
+    name: str
+    options: dict[str, OptionValue]
+    key: str
+    """What a table's card calls the source."""
+
+    @abstractmethod
+    def draw(self, generator: random.Random) -> Architecture:
+        """A random network."""
+
+    @abstractmethod
+    def model_for_lowering(self, architecture: Architecture) -> bytes:
+        """An ONNX model of the network's structure."""
+
+    @abstractmethod
+    def model_for_timing(self, architecture: Architecture) -> bytes:
+        """An ONNX model whose activations have the range of a trained network's."""
+
+    @abstractmethod
+    def madds(self, architecture: Architecture) -> int:
+        """Multiply-adds of one inference."""
+
+    def workload_costs(self, architectures: Sequence[Architecture], kernel_sums_ms: np.ndarray) -> WorkloadCosts | None:
+        """What a search in the source needs beside kernels; ``None`` where nothing is searched."""
+        return None
+
+
+@dataclass(frozen=True)
+class SpaceNetworks(NetworkSource):
+    """The networks of a search space."""
+
+    space: SearchSpace
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.space.name
+
+    @property
+    def options(self) -> dict[str, OptionValue]:  # type: ignore[override]
+        return self.space.options
+
+    @property
+    def key(self) -> str:  # type: ignore[override]
+        return self.space.key
+
+    def draw(self, generator: random.Random) -> Architecture:
+        """Every second one favours a few options, as searched networks do, and spans the space."""
+        if generator.random() < 0.5:
+            return self.space.random_architecture(generator)
+        favour: dict[str, float] = {}
+        probabilities = {}
+        for decision in self.space.decisions:
+            logits = [favour.setdefault(option, generator.gauss(0, 3)) + generator.gauss(0, 1) for option in decision.options]
+            probabilities[decision.name] = torch.tensor(logits, dtype=torch.float64).softmax(0)
+        return self.space.decode(probabilities)
+
+    def model_for_lowering(self, architecture: Architecture) -> bytes:
+        return onnx_model.compose(self.space.blueprint(architecture))
+
+    def model_for_timing(self, architecture: Architecture) -> bytes:
+        return network_for_timing(self.space, architecture)
+
+    def madds(self, architecture: Architecture) -> int:
+        return self.space.madds(architecture)
+
+    def workload_costs(self, architectures: Sequence[Architecture], kernel_sums_ms: np.ndarray) -> WorkloadCosts:
+        counts = [self.space.workloads_of(a) for a in architectures]
+        return fit.fit_workload_costs(counts, kernel_sums_ms, sorted(self.space.workloads()))
+
+
+def network_for_timing(space: SearchSpace, architecture: Architecture) -> bytes:
+    """The ONNX model of an untrained network whose activations have the range of a trained one."""
+    return _timed(space.build(architecture), space.image_shape)
+
+
+def _timed(module: nn.Module, image_shape: tuple[int, int, int, int]) -> bytes:
+    exported = onnx_model.onnx_from_module(network.initialise_for_timing(module, image_shape), [torch.zeros(image_shape)])
+    return bytes(onnx_model.slim(exported).SerializeToString())
+
+
+# ---- any mobile network ------------------------------------------------------------------------------------------------
+
+IMAGE_SIZES = (96, 128, 160, 192, 224)
+CLASSES = (10, 100, 1000)
+STEM_CHANNELS = (8, 12, 16, 24, 32, 48)
+LARGEST_CHANNELS = 512
+"""Of a block's output."""
+ACTIVATIONS: Mapping[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hard-swish": nn.Hardswish,
+    "swish": nn.SiLU,
+}
+
+
+class MobileNetworks(NetworkSource):
+    """Random networks of the blocks that mobile networks are made of, at their shapes: what a table for any network is of.
+
+    The blocks are torchvision's, of MobileNet v1 to v3, MNASNet, EfficientNet, ResNet, RegNet, ShuffleNet, SqueezeNet and
+    DenseNet; a network keeps to one kind of block or mixes them. An architecture holds the seed that it is drawn from.
+    """
+
+    name = "mobile-networks"
+
+    def __init__(self, batch: int = 1) -> None:
+        self.options: dict[str, OptionValue] = {"batch": batch}
+        self.key = self.name if batch == 1 else f"{self.name}-b{batch}"
+
+    def draw(self, generator: random.Random) -> Architecture:
+        return Architecture(self.name, {**self.options, "seed": generator.randrange(2**31)}, {})
+
+    def model_for_lowering(self, architecture: Architecture) -> bytes:
+        return self.model_for_timing(architecture)
+
+    def model_for_timing(self, architecture: Architecture) -> bytes:
+        return _timed(*self._build(architecture))
+
+    def madds(self, architecture: Architecture) -> int:
+        return network.count_madds(*self._build(architecture))
+
+    def _build(self, architecture: Architecture) -> tuple[nn.Module, tuple[int, int, int, int]]:
+        seed, batch = architecture.space_options["seed"], self.options["batch"]
+        assert isinstance(seed, int)
+        assert isinstance(batch, int)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module, image_size = random_network(random.Random(seed))
+        return module, (batch, 3, image_size, image_size)
+
+
+def random_network(generator: random.Random) -> tuple[nn.Module, int]:
+    """A mobile network with random weights, and the pixels of its images."""
+    image_size = generator.choice(IMAGE_SIZES)
+    activation = ACTIVATIONS[generator.choice(list(ACTIVATIONS))]
+    kinds = list(BLOCKS) if generator.random() < 0.3 else [generator.choice(list(BLOCKS))]
+    channels = generator.choice(STEM_CHANNELS)
+    layers: list[nn.Module] = [
+        Conv2dNormActivation(3, channels, generator.choice((3, 3, 3, 7)), 2, activation_layer=activation)
+    ]
+    if image_size >= 160 and generator.random() < 0.3:
+        layers.append(nn.MaxPool2d(3, 2, 1))
+    for stage in range(generator.choice((3, 4))):
+        wider = _channels(generator, channels * generator.uniform(1.2, 2.2))
+        widths = [channels, *[wider] * generator.randint(1, 3)]
+        for before, after in pairwise(widths):
+            stride = 2 if before != after and (stage or generator.random() < 0.5) else 1
+            block = BLOCKS[generator.choice(kinds)](generator, before, after, stride, activation)
+            layers.append(block)
+            channels = after
+    last = _channels(generator, channels * generator.uniform(1.5, 4.0), 1280)
+    layers.append(Conv2dNormActivation(channels, last, 1, activation_layer=activation))
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, generator.choice(CLASSES))]
+    return nn.Sequential(*layers), image_size
+
+
+def _channels(generator: random.Random, about: float, largest: int = LARGEST_CHANNELS) -> int:
+    """A number of channels as papers choose them: most are multiples of 8."""
+    multiple = generator.choice((8, 8, 8, 16, 4, 2))
+    return max(multiple, min(largest, round(about / multiple) * multiple))
+
+
+Block = Callable[[random.Random, int, int, int, Any], nn.Module]
+"""Generator, channels in and out, stride, activation -> a block of a network."""
+
+
+class _Residual(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.body(x)
+        return out
+
+
+def _inverted_residual(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
+    """MobileNet v2 and v3, MNASNet, EfficientNet: expansion, depthwise, perhaps squeeze and excitation, projection."""
+    kernel, expansion = generator.choice((3, 3, 5, 7)), generator.choice((1, 2, 3, 4, 6))
+    inner = before * expansion
+    body: list[nn.Module] = [Conv2dNormActivation(before, inner, 1, activation_layer=activation)] if expansion > 1 else []
+    body.append(Conv2dNormActivation(inner, inner, kernel, stride, groups=inner, activation_layer=activation))
+    if generator.random() < 0.3:
+        gate = generator.choice((nn.Sigmoid, nn.Hardsigmoid))
+        body.append(SqueezeExcitation(inner, max(4, inner // generator.choice((4, 8, 24))), scale_activation=gate))
+    body.append(Conv2dNormActivation(inner, after, 1, activation_layer=None))
+    return _Residual(nn.Sequential(*body)) if stride == 1 and before == after else nn.Sequential(*body)
+
+
+def _separable(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
+    """MobileNet v1."""
+    kernel = generator.choice((3, 3, 5))
+    return nn.Sequential(
+        Conv2dNormActivation(before, before, kernel, stride, groups=before, activation_layer=activation),
+        Conv2dNormActivation(before, after, 1, activation_layer=activation),
+    )
+
+
+def _plain(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
+    """VGG, and the stages of many detectors."""
+    convolution = Conv2dNormActivation(before, after, generator.choice((1, 3, 3, 5)), 1, activation_layer=activation)
+    pool = generator.choice((nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2)))
+    return nn.Sequential(convolution, pool) if stride == 2 else convolution
+
+
+def _residual(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
+    """ResNet and RegNet: two convolutions, or a bottleneck, grouped or not."""
+    shortcut = None
+    if generator.random() < 0.5:
+        if stride != 1 or before != after:
+            shortcut = Conv2dNormActivation(before, after, 1, stride, activation_layer=None)
+        basic: nn.Module = BasicBlock(before, after, stride, shortcut)
+        return basic
+    inner = max(1, after // generator.choice((1, 2, 4)))
+    groups = generator.choice([g for g in (1, 2, 4, 8) if inner % g == 0])
+    shortcut = Conv2dNormActivation(before, 4 * inner, 1, stride, activation_layer=None)
+    block = Bottleneck(before, inner, stride, shortcut, groups=groups, base_width=64)
+    return nn.Sequential(block, Conv2dNormActivation(4 * inner, after, 1, activation_layer=activation))
+
+
+def _shuffle(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
+    """ShuffleNet v2: split, depthwise, concatenation, shuffle."""
+    even, unit_stride = max(2, after // 2 * 2), stride if before != after else 1
+    into: list[nn.Module] = []
+    if unit_stride == 1 and before != even:
+        into = [Conv2dNormActivation(before, even, 1, activation_layer=activation)]
+        before = even
+    out = [Conv2dNormActivation(even, after, 1, activation_layer=activation)] if even != after else []
+    return nn.Sequential(*into, ShuffleUnit(before, even, unit_stride), *out)
+
+
+def _fire(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
+    """SqueezeNet, and what inception's concatenations are like."""
+    squeeze, half = max(2, after // generator.choice((4, 8))), after // 2
+    pool = [nn.MaxPool2d(3, 2, ceil_mode=True)] if stride == 2 else []
+    return nn.Sequential(*pool, Fire(before, squeeze, half, after - half))
+
+
+def _dense(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
+    """DenseNet: each layer reads all before it; a transition halves the resolution."""
+    growth, layers = generator.choice((8, 12, 16, 32)), generator.randint(2, 4)
+    block = _DenseBlock(layers, before, bn_size=4, growth_rate=growth, drop_rate=0.0)
+    transition = Conv2dNormActivation(before + layers * growth, after, 1, activation_layer=activation)
+    return nn.Sequential(block, transition, *([nn.AvgPool2d(2)] if stride == 2 else []))
+
+
+BLOCKS: Mapping[str, Block] = {
+    "inverted residual": _inverted_residual,
+    "separable": _separable,
+    "plain": _plain,
+    "residual": _residual,
+    "shuffle": _shuffle,
+    "fire": _fire,
+    "dense": _dense,
+}

@@ -1,0 +1,37 @@
+"""Conformal intervals: exact on synthetic data."""
+
+import math
+
+import numpy as np
+import pytest
+
+from mobilenas.latency.prediction import Prediction, conformal_factor
+
+
+def test_the_rank_is_the_one_that_the_theorem_asks_for() -> None:
+    errors = np.arange(1, 20) / 100  # 19 networks: the ceil(20 * 0.9) = 18th smallest
+    predicted = np.ones(19)
+    assert conformal_factor(predicted, np.exp(errors)) == pytest.approx(math.exp(0.18), rel=1e-12)
+    assert conformal_factor(predicted, np.exp(-errors)) == pytest.approx(math.exp(0.18), rel=1e-12)
+    assert conformal_factor(predicted, np.exp(errors), coverage=0.5) == pytest.approx(math.exp(0.10), rel=1e-12)
+
+
+def test_too_few_networks_promise_by_the_worst() -> None:
+    assert conformal_factor(np.ones(3), np.array([1.1, 1.0, 0.8])) == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("calibrated_on", [9, 10, 25, 100])
+def test_coverage_is_what_was_promised(calibrated_on: int) -> None:
+    """The chance to cover is ``ceil((n + 1) c) / (n + 1)`` exactly; over 20,000 draws it lies within 1 % of that."""
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(20_000):
+        measured = np.exp(generator.standard_t(2, calibrated_on + 1) / 50)  # heavy tails: no distribution is assumed
+        factor = conformal_factor(np.ones(calibrated_on), measured[:-1])
+        covered += 1 / factor <= measured[-1] <= factor
+    exact = math.ceil((calibrated_on + 1) * 0.9 - 1e-9) / (calibrated_on + 1)
+    assert covered / 20_000 == pytest.approx(exact, abs=0.01)
+
+
+def test_a_prediction_carries_its_factor_both_ways() -> None:
+    assert Prediction.within(2.0, 1.25) == Prediction(2.0, 1.6, 2.5)

@@ -1,0 +1,46 @@
+"""Random mobile networks: reproducible, of all blocks, and each runs in the engine."""
+
+import random
+
+import onnx
+import pytest
+import torch
+
+from mobilenas.network import count_madds
+from mobilenas.profiling.networks import ACTIVATIONS, BLOCKS, MobileNetworks, random_network
+
+
+def test_an_architecture_is_its_seed() -> None:
+    source = MobileNetworks()
+    one, other = (source.draw(random.Random(seed)) for seed in (1, 2))
+    assert source.model_for_timing(one) == source.model_for_lowering(one)
+    assert one != other
+    assert source.madds(one) != source.madds(other)
+
+
+def test_a_batch_is_in_the_model() -> None:
+    source = MobileNetworks(batch=4)
+    architecture = source.draw(random.Random(0))
+    shape = onnx.load_from_string(source.model_for_timing(architecture)).graph.input[0].type.tensor_type.shape
+    assert shape.dim[0].dim_value == 4
+    assert source.key == "mobile-networks-b4"
+
+
+def test_networks_are_small_enough_to_be_mobile() -> None:
+    madds = []
+    for seed in range(40):
+        module, image_size = random_network(random.Random(seed))
+        madds.append(count_madds(module, (1, 3, image_size, image_size)))
+    assert 2e7 < sorted(madds)[20] < 1e9
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_block_has_the_shape_that_it_was_asked_for(kind: str, activation: str) -> None:
+    generator = random.Random(0)
+    for before, after, stride in ((16, 16, 1), (16, 24, 2), (10, 26, 1), (6, 22, 2), (8, 8, 1)):
+        block = BLOCKS[kind](generator, before, after, stride, ACTIVATIONS[activation]).eval()
+        with torch.no_grad():
+            _, channels, height, _ = block(torch.zeros(1, before, 12, 12)).shape
+        assert channels == after
+        assert height == 12 // stride
