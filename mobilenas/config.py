@@ -235,6 +235,21 @@ class VerifyConfig(Strict):
     plan: str = "quick"
 
 
+class PredictConfig(Strict):
+    """``mobilenas predict``."""
+
+    device: DeviceConfig = DeviceConfig()
+    table: str | None = None
+    """Folder of the only table to use; by default all of the target's are."""
+    profile_missing: bool = False
+    """Measure what no table has, and keep it."""
+    extrapolate: bool = False
+    """Predict also kernels beyond the shapes that were learnt from."""
+    measure: bool = False
+    """Measure the whole model too."""
+    plan: str = "quick"
+
+
 def load_preset(method: str, name: str) -> dict[str, Any]:
     """The settings of the preset ``name`` of a search method; raises ``UnknownNameError`` with those that it has."""
     folder = Path(__file__).with_name("presets")

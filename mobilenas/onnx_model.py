@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -74,6 +75,31 @@ def parse_model(data: bytes, where: str) -> onnx.ModelProto:
         return onnx.load_from_string(data)
     except Exception as error:  # protobuf raises its own types, which differ between its implementations
         raise DocumentError(f"{where}: not an ONNX model: {error}") from error
+
+
+def read_model(path: Path) -> bytes:
+    """The ONNX file ``path`` with weights kept beside it; raises ``DocumentError`` if a device could not run it as it is."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
+    model = parse_model(content, str(path))
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if not model.graph.node or not inputs:
+        raise DocumentError(f"{path}: not an ONNX model with inputs and nodes")
+    for value in inputs:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        if not all(size > 0 for size in shape):
+            names = [dim.dim_param or dim.dim_value or "?" for dim in value.type.tensor_type.shape.dim]
+            raise DocumentError(
+                f"{path}: the input {value.name} has the shape {' x '.join(map(str, names))}; fix it first: python -m "
+                f"onnxruntime.tools.make_dynamic_shape_fixed --input_name {value.name} --input_shape 1,3,224,224 "
+                f"{path} fixed.onnx"
+            )
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        return bytes(onnx.load(str(path)).SerializeToString())
+    return content
 
 
 # ---- composition -------------------------------------------------------------------------------------------------------

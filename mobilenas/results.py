@@ -9,6 +9,7 @@ import msgspec
 from mobilenas.core.architecture import Architecture, Decision, OptionValue
 from mobilenas.core.measurement import Measurement
 from mobilenas.export.verify import Agreement
+from mobilenas.latency.kernels import NetworkPrediction
 from mobilenas.search.selection import Selection
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -143,6 +144,20 @@ class VerifyResult(msgspec.Struct, frozen=True):
     measured: Measurement
     within_interval: bool | None
     budget_met: bool | None
+
+
+class PredictResult(msgspec.Struct, frozen=True):
+    """What a model is predicted to take, from its kernels; and what it was measured to take, if asked for."""
+
+    model: str
+    device: str
+    runtime: str
+    predicted: NetworkPrediction
+    newly_measured: int
+    """Kernels that were measured for this."""
+    table: str | None
+    """Where their rows are kept."""
+    measured: Measurement | None
 
 
 class ExportResult(msgspec.Struct, frozen=True):

@@ -29,6 +29,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     jobs.evaluate,
     jobs.export,
     jobs.verify,
+    jobs.predict,
     looks.describe,
     looks.report,
     looks.env,

@@ -1,4 +1,4 @@
-"""The commands that work: profile, search, train, evaluate, export, verify."""
+"""The commands that work: profile, search, train, evaluate, export, verify, predict."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from mobilenas.config import (
     DataConfig,
     EvaluateConfig,
     ExportConfig,
+    PredictConfig,
     ProfileConfig,
     SearchConfig,
     TrainConfig,
@@ -300,3 +301,62 @@ def verify(
             f"{result.budget.target_ms:.4g} ms: search again with a lower --latency-budget, or profile again if the device "
             "has changed"
         )
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="ONNX file of any network.", metavar="MODEL.onnx")],
+    device: DeviceName = None,
+    runtime: RuntimeName = None,
+    precision: Precision = None,
+    threads: Threads = None,
+    table: Annotated[Path | None, typer.Option("--table", help="Use this latency table only.")] = None,
+    profile_missing: Annotated[
+        bool | None, typer.Option("--profile-missing", help="Measure kernels that no table has, and keep them.")
+    ] = None,
+    extrapolate: Annotated[
+        bool | None, typer.Option("--extrapolate", help="Predict kernels beyond the shapes that were learnt from, too.")
+    ] = None,
+    measure: Annotated[bool | None, typer.Option("--measure", help="Measure the whole model too.")] = None,
+    plan: Plan = None,
+    top: Annotated[int, typer.Option("--top", help="How many of the dearest kernels to list.")] = 10,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Predict the latency of any ONNX model, kernel by kernel, from what was measured on the device."""
+    flags = {
+        "device.name": device,
+        "device.runtime": runtime,
+        "device.precision": precision,
+        "device.threads": threads,
+        "table": str(table) if table else None,
+        "profile_missing": profile_missing,
+        "extrapolate": extrapolate,
+        "measure": measure,
+        "plan": plan,
+    }
+    cfg = load_config(PredictConfig, config, sets, flags)
+    from mobilenas import workflows
+
+    result = with_listener(quiet or json, lambda told: workflows.predict(model, cfg, told), GOES_ON)
+    found, ms = result.predicted, result.predicted.prediction
+    rows = [
+        ("predicted", f"{ms.ms:.4g} ms ({ms.low_ms:.4g} to {ms.high_ms:.4g})"),
+        ("kernels", f"{sum(share.count for share in found.kernels)} executed, {len(found.kernels)} kinds"),
+        ("measured rows", f"{percent(1 - found.predicted_share_fraction)} of the time"),
+        ("sum", f"{found.kernel_sum_ms:.4g} ms, x {found.scale:.3f} {1000 * found.offset_ms:+.1f} us ({found.calibrated_on})"),
+    ]
+    if result.table:
+        rows.append(("newly measured", f"{result.newly_measured} kernels, kept in {result.table}"))
+    if result.measured:
+        error = percent(abs(ms.ms / result.measured.value_ms - 1))
+        rows.append(("measured", f"{result.measured.value_ms:.4g} ms: off by {error}, {repeats_of(result.measured)}"))
+    rows += [
+        (
+            f"{share.ms:.4f} ms",
+            f"{share.count} x {share.kernel.key}{'' if share.source == 'measured' else f' ({share.source})'}",
+        )
+        for share in found.kernels[:top]
+    ]
+    show(result, json, f"predict {model}", rows)

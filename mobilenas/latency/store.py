@@ -29,12 +29,7 @@ def find_table(path: Path | None, key: TableKey, space_key: str, profile_command
     lacks the space, ``MissingDataError`` with ``profile_command`` if no table is found.
     """
     if path is not None:
-        table = LatencyTable.load(path)
-        if not _same_target(table.card.key, key):
-            raise IncompatibleError(
-                f"{path} is a latency table of {_words(table.card.key)}, wanted is one of {_words(key)} (device, runtime, "
-                f"provider, precision, threads, batch): name another table, or measure one: {profile_command}"
-            )
+        table = load_target_table(path, key)
         table.space_card(space_key)
         return table
     unread: list[DocumentError] = []
@@ -48,6 +43,24 @@ def find_table(path: Path | None, key: TableKey, space_key: str, profile_command
     raise MissingDataError(
         f"no latency table of {_words(key)} covers the space {space_key}; measure one: {profile_command}{also}"
     )
+
+
+def load_target_table(path: Path, key: TableKey) -> LatencyTable:
+    """The table in ``path``; raises ``IncompatibleError`` if it is of another target, ``DocumentError`` if it is damaged."""
+    table = LatencyTable.load(path)
+    if not _same_target(table.card.key, key):
+        raise IncompatibleError(
+            f"{path} is a latency table of {_words(table.card.key)}, wanted is one of {_words(key)} (device, runtime, "
+            f"provider, precision, threads, batch): name another table, or measure one: {table.profile_command()}"
+        )
+    return table
+
+
+def target_tables(key: TableKey) -> list[tuple[Path, LatencyTable]]:
+    """Folder and table of every table of a target, the newest first; those of another version of the engine are left out."""
+    tables, _ = known_tables()
+    found = sorted((t for t in tables if _same_target(t[1].card.key, key)), key=lambda t: t[1].card.created, reverse=True)
+    return [t for t in found if t[1].card.key == found[0][1].card.key]
 
 
 def check_replaceable(folder: Path, key: TableKey, space_key: str) -> None:

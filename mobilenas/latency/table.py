@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+import numpy as np
 
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture, OptionValue
@@ -69,6 +70,25 @@ class ErrorReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     within_5_fraction: float
     within_10_fraction: float
     spearman: float
+
+    @classmethod
+    def of(cls, predicted: np.ndarray, truth: np.ndarray) -> ErrorReport:
+        """Errors of ``predicted`` against ``truth``, both ``(n,)`` and positive."""
+        from scipy.stats import spearmanr
+
+        relative = predicted / truth - 1
+        size = np.abs(relative)
+        rank = float(spearmanr(predicted, truth).statistic) if len(truth) > 2 else float("nan")
+        return cls(
+            networks=len(truth),
+            mape_fraction=float(size.mean()),
+            bias_fraction=float(relative.mean()),
+            p90_fraction=float(np.quantile(size, 0.9)),
+            worst_fraction=float(size.max()),
+            within_5_fraction=float((size <= 0.05).mean()),
+            within_10_fraction=float((size <= 0.10).mean()),
+            spearman=rank if np.isfinite(rank) else 0.0,
+        )
 
 
 class WorkloadCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -127,9 +127,8 @@ class Campaign:
         Left without an error it sets the finished campaign aside, so that the same command measures anew; the records
         are kept.
         """
-        with locked(self.folder):
+        with working_in(self.folder):
             yield self
-            self.folder.rename(self.folder.with_name(f"{self.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
 
     def run(self, progress: Callable[[CampaignProgress], None] = lambda _: None) -> LatencyTable:
         """Lower, measure, fit. Raises ``DeviceError`` and ``MeasurementError`` kinds; what was measured stays."""
@@ -216,30 +215,34 @@ class Campaign:
         ]
         costs = self.source.workload_costs([*scale_networks, *test_networks, *lowered_only], sums)
         space_card = _space_card(self.source, networks, costs.error if costs else None)
-        engine = str(hello.get("engine_version", "unknown"))
-        card = TableCard(
-            origin="measured",
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            key=TableKey(
-                device=self.device.card.name,
-                runtime=self.runtime.name,
-                runtime_version=engine,
-                provider=self.settings.provider,
-                precision=self.settings.precision,
-                threads=self.settings.threads,
-                batch=self.settings.batch,
-            ),
-            plan=self.plan,
-            estimator=ESTIMATOR,
-            protocol=PROTOCOL,
-            environment=detect_environment(_versions(hello)),
-            session_ms=session_ms,
-            rows=len(rows),
-            rows_not_converged=sum(not row.converged for row in rows.values()),
-            pooled_scale=float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"])),
-            spaces={self.source.key: space_card},
+        pooled_scale = float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"]))
+        card = _card(
+            self.device,
+            self.runtime,
+            self.settings,
+            self.plan,
+            hello,
+            session_ms,
+            rows,
+            {self.source.key: space_card},
+            pooled_scale,
         )
         return LatencyTable(card, rows, {self.source.key: costs} if costs else {}, tuple(networks))
+
+    def lowered_kernels(self) -> dict[str, Counter[Kernel]]:
+        """Fingerprint -> kernels of every network that was lowered; once the campaign has run."""
+        path = self.folder / "lowered.json"
+        stored = documents.convert(documents.parse_json(documents.read_text(path), str(path)), LoweredNetworks, str(path))
+        networks = [a for part in self.networks for a in part]
+        return {a.fingerprint: kernels for a, kernels in zip(networks, stored.counts(networks), strict=True)}
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Hold a folder of records alone. Left without an error it is set aside, so that the same command measures anew."""
+    with locked(folder):
+        yield
+        folder.rename(folder.with_name(f"{folder.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
 
 
 class LoweredNetworks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -276,6 +279,37 @@ def measure_kernels(
         _kernel_models(kernels, runtime), link, runtime, settings, plan, journal=journal, progress=progress
     )
     return {kernel: _row(kernel, measurements) for kernel in kernels}
+
+
+def add_kernels(
+    kernels: Sequence[Kernel],
+    folder: Path,
+    records: Path,
+    device: Device,
+    link: Link,
+    runtime: Runtime,
+    settings: RunSettings,
+    plan: MeasurementPlan,
+    progress: Callable[[MeasureProgress], None] = lambda _: None,
+) -> LatencyTable:
+    """Measure single kernels and add their rows to the table in ``folder``, which is made if there is none.
+
+    Rows of another version of the engine are not kept. Interrupted, the same kernels go on from ``records``.
+    """
+    name = hashlib.sha256(msgspec.json.encode([device.card, settings, plan, [k.identifier for k in kernels]])).hexdigest()[:12]
+    with working_in(records / f"kernels-{name}"), locked(folder):
+        models = {SESSION: runtime.session_model(), **_kernel_models(kernels, runtime)}
+        journal = Journal(records / f"kernels-{name}" / "rows.jsonl")
+        measurements, hello = measure(models, link, runtime, settings, plan, journal=journal, progress=progress)
+        rows = {kernel: _row(kernel, measurements) for kernel in kernels}
+        if (folder / "card.json").exists():
+            before = LatencyTable.load(folder)
+            if before.card.key.runtime_version == hello.get("engine_version"):
+                rows = {**before.rows, **rows}
+        card = _card(device, runtime, settings, plan, hello, measurements[SESSION].value_ms, rows, {}, 1.0)
+        table = LatencyTable(card, rows, {}, ())
+        table.save(folder)
+    return table
 
 
 def _kernel_models(kernels: Sequence[Kernel], runtime: Runtime) -> dict[str, PreparedModel]:
@@ -330,10 +364,46 @@ def _space_card(source: NetworkSource, networks: Sequence[NetworkRow], workload_
         scale=scale,
         offset_ms=offset_ms,
         interval_factor=conformal_factor(scale * sums + offset_ms, measured),
-        table_error=fit.error_report(scale * sums + offset_ms, measured),
+        table_error=ErrorReport.of(scale * sums + offset_ms, measured),
         workload_error=workload_error,
-        madds_baseline_error=fit.error_report(a * madds + b, measured),
+        madds_baseline_error=ErrorReport.of(a * madds + b, measured),
         repeatability_fraction=float(np.mean([row.high_ms / row.measured_ms - 1 for row in tested])),
+    )
+
+
+def _card(
+    device: Device,
+    runtime: Runtime,
+    settings: RunSettings,
+    plan: MeasurementPlan,
+    hello: dict[str, Any],
+    session_ms: float,
+    rows: Mapping[Kernel, TableRow],
+    spaces: dict[str, SpaceCard],
+    pooled_scale: float,
+) -> TableCard:
+    """Where a table comes from: what was asked for, what the runner said, and this host as it is now."""
+    return TableCard(
+        origin="measured",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        key=TableKey(
+            device=device.card.name,
+            runtime=runtime.name,
+            runtime_version=str(hello.get("engine_version", "unknown")),
+            provider=settings.provider,
+            precision=settings.precision,
+            threads=settings.threads,
+            batch=settings.batch,
+        ),
+        plan=plan,
+        estimator=ESTIMATOR,
+        protocol=PROTOCOL,
+        environment=detect_environment(_versions(hello)),
+        session_ms=session_ms,
+        rows=len(rows),
+        rows_not_converged=sum(not row.converged for row in rows.values()),
+        pooled_scale=pooled_scale,
+        spaces=spaces,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import lsq_linear, nnls
-from scipy.stats import spearmanr, theilslopes
+from scipy.stats import theilslopes
 
 from mobilenas import ops
 from mobilenas.core.measurement import Measurement
@@ -34,23 +34,6 @@ def row_from_measurements(kernel: Kernel, few: Measurement, many: Measurement) -
         t8_ms=many.value_ms,
         sweeps=min(few.sweeps, many.sweeps),
         converged=few.converged and many.converged,
-    )
-
-
-def error_report(predicted: np.ndarray, truth: np.ndarray) -> ErrorReport:
-    """Errors of ``predicted`` against ``truth``, both ``(n,)`` and positive."""
-    relative = predicted / truth - 1
-    size = np.abs(relative)
-    rank = float(spearmanr(predicted, truth).statistic) if len(truth) > 2 else float("nan")
-    return ErrorReport(
-        networks=len(truth),
-        mape_fraction=float(size.mean()),
-        bias_fraction=float(relative.mean()),
-        p90_fraction=float(np.quantile(size, 0.9)),
-        worst_fraction=float(size.max()),
-        within_5_fraction=float((size <= 0.05).mean()),
-        within_10_fraction=float((size <= 0.10).mean()),
-        spearman=rank if np.isfinite(rank) else 0.0,
     )
 
 
@@ -90,7 +73,7 @@ def fit_workload_costs(
     final = _solve(design, kernel_sums_ms, workloads)
     return WorkloadCosts(
         costs_ms={workload: float(cost) for workload, cost in zip(workloads, final, strict=True)},
-        error=error_report(predicted, kernel_sums_ms),
+        error=ErrorReport.of(predicted, kernel_sums_ms),
     )
 
 

@@ -20,6 +20,7 @@ from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
 from mobilenas import network, onnx_model
 from mobilenas.core.architecture import Architecture, OptionValue
+from mobilenas.latency.kernels import MOBILE_NETWORKS
 from mobilenas.latency.table import WorkloadCosts
 from mobilenas.profiling import fit
 from mobilenas.spaces.base import SearchSpace
@@ -129,7 +130,7 @@ class MobileNetworks(NetworkSource):
     DenseNet; a network keeps to one kind of block or mixes them. An architecture holds the seed that it is drawn from.
     """
 
-    name = "mobile-networks"
+    name = MOBILE_NETWORKS
 
     def __init__(self, batch: int = 1) -> None:
         self.options: dict[str, OptionValue] = {"batch": batch}

@@ -13,6 +13,7 @@ from mobilenas.workflows.naming import (
 from mobilenas.workflows.run_describe import describe, draw, find_network, make_run
 from mobilenas.workflows.run_evaluate import evaluate
 from mobilenas.workflows.run_export import export, run_of
+from mobilenas.workflows.run_predict import predict
 from mobilenas.workflows.run_profile import campaign_from_config, profile
 from mobilenas.workflows.run_search import method_from_config, search, supernet_size, table_model
 from mobilenas.workflows.run_train import train
@@ -32,6 +33,7 @@ __all__ = [
     "find_network",
     "make_run",
     "method_from_config",
+    "predict",
     "profile",
     "run_of",
     "search",

@@ -6,13 +6,17 @@ import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from mobilenas.config import ProfileConfig, SpaceConfig
 from mobilenas.core.measurement import plan_named
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
 from mobilenas.errors import UsageError
+from mobilenas.latency.kernels import PREDICTOR
+from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.store import check_replaceable, table_folder
+from mobilenas.latency.table import LatencyTable
 from mobilenas.profiling.campaign import Campaign
 from mobilenas.profiling.networks import MobileNetworks, NetworkSource, SpaceNetworks
 from mobilenas.results import ProfileResult
@@ -56,6 +60,9 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
         table = campaign.run(lambda p: told.progress(p.stage, p.done, p.total))
         folder = Path(cfg.output) if cfg.output else table_folder(table.card.key, campaign.source.key)
         table.save(folder)
+        if cfg.kernels is not None:
+            told.progress("learning from the kernels", 0, 1)
+            _learn(campaign, table).save(folder / PREDICTOR)
     card = table.space_card(campaign.source.key)
     return ProfileResult(
         table=str(folder),
@@ -69,4 +76,20 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
         workload_mape_fraction=card.workload_error.mape_fraction if card.workload_error else None,
         repeatability_fraction=card.repeatability_fraction,
         duration_s=time.monotonic() - begin,
+    )
+
+
+def _learn(campaign: Campaign, table: LatencyTable) -> KernelPredictor:
+    """A predictor from the table's rows, and from its test networks how wrong it is."""
+    lowered = campaign.lowered_kernels()
+    tested = [row for row in table.networks if row.role == "test"]
+    return (
+        KernelPredictor()
+        .fit(table.rows.values())
+        .calibrate(
+            [lowered[row.architecture.fingerprint] for row in tested],
+            np.array([row.measured_ms for row in tested]),
+            table,
+            table.space_card(campaign.source.key),
+        )
     )

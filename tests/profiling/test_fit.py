@@ -7,6 +7,7 @@ import pytest
 
 from mobilenas.core.measurement import Measurement, SweepRecord, measurement_from_records
 from mobilenas.core.workload import Workload
+from mobilenas.latency.table import ErrorReport
 from mobilenas.profiling import fit
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing import fakes
@@ -107,7 +108,7 @@ def test_the_baseline_recovers_a_line() -> None:
 
 def test_error_report_by_hand() -> None:
     truth = np.array([1.0, 2.0, 4.0, 10.0])
-    report = fit.error_report(np.array([1.04, 1.78, 4.0, 13.0]), truth)
+    report = ErrorReport.of(np.array([1.04, 1.78, 4.0, 13.0]), truth)
     assert report.networks == 4
     assert report.mape_fraction == pytest.approx((0.04 + 0.11 + 0 + 0.3) / 4)
     assert report.bias_fraction == pytest.approx((0.04 - 0.11 + 0 + 0.3) / 4)
@@ -115,5 +116,5 @@ def test_error_report_by_hand() -> None:
     assert (report.within_5_fraction, report.within_10_fraction) == (0.5, 0.5)
     assert report.p90_fraction == pytest.approx(np.quantile([0.04, 0.11, 0, 0.3], 0.9))
     assert report.spearman == pytest.approx(1.0)
-    assert fit.error_report(truth[::-1].copy(), truth).spearman == pytest.approx(-1.0)
-    assert fit.error_report(truth[:2], truth[:2]).spearman == 0.0, "two points have no rank correlation worth a name"
+    assert ErrorReport.of(truth[::-1].copy(), truth).spearman == pytest.approx(-1.0)
+    assert ErrorReport.of(truth[:2], truth[:2]).spearman == 0.0, "two points have no rank correlation worth a name"

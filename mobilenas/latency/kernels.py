@@ -1,0 +1,149 @@
+"""What is known of one target's kernels, and from it the latency of any network: measured rows first, then learnt ones."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from mobilenas.core.workload import Kernel
+from mobilenas.errors import MissingDataError, MissingKernelError
+from mobilenas.latency.prediction import Prediction, conformal_factor
+from mobilenas.latency.predictors.kernel import KernelPredictor
+from mobilenas.latency.table import LatencyTable, SpaceCard, TableRow
+
+MOBILE_NETWORKS = "mobile-networks"
+"""What a card calls networks of all kinds; their scale is preferred for a network of none of the known spaces."""
+PREDICTOR = "kernel-predictor.skops"
+"""File name of a predictor, beside the table that it was learnt from."""
+LISTED = 5
+"""Kernels that an error names."""
+
+
+class KernelShare(msgspec.Struct, frozen=True):
+    """What one kernel adds to a network: ``count`` times ``each_ms``, measured or predicted."""
+
+    kernel: Kernel
+    count: int
+    each_ms: float
+    source: Literal["measured", "predicted", "extrapolated"]
+
+    @property
+    def ms(self) -> float:
+        """All of them together."""
+        return self.count * self.each_ms
+
+
+class NetworkPrediction(msgspec.Struct, frozen=True):
+    """A network's latency from its kernels, the dearest first; shares are of the time."""
+
+    prediction: Prediction
+    session_ms: float
+    kernel_sum_ms: float
+    scale: float
+    offset_ms: float
+    calibrated_on: str
+    """The networks whose measurements gave scale and interval."""
+    predicted_share_fraction: float
+    kernels: tuple[KernelShare, ...]
+
+
+@dataclass(frozen=True)
+class TargetKernels:
+    """Rows of all ``tables`` of a target, the newest first, and a predictor for what they lack."""
+
+    tables: Sequence[LatencyTable]
+    predictor: KernelPredictor | None = None
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[Path, LatencyTable]]) -> TargetKernels | None:
+        """Tables with their folders, where the newest predictor lies; ``None`` if there is no table.
+
+        Raises ``DocumentError`` for a predictor that is damaged, or was learnt from another table than it lies beside.
+        """
+        predictors = [(folder / PREDICTOR, table) for folder, table in found if (folder / PREDICTOR).exists()]
+        predictor = KernelPredictor.load(*predictors[0]) if predictors else None
+        return cls([table for _, table in found], predictor) if found else None
+
+    @cached_property
+    def rows(self) -> Mapping[Kernel, TableRow]:
+        """A kernel that several tables have is taken from the newest."""
+        return {kernel: row for table in reversed(self.tables) for kernel, row in table.rows.items()}
+
+    def missing(self, kernels: Counter[Kernel]) -> list[Kernel]:
+        """Those without a row."""
+        return sorted(kernel for kernel in kernels if kernel not in self.rows)
+
+    def predict(self, kernels: Counter[Kernel], extrapolate: bool = False) -> NetworkPrediction:
+        """A network's latency. Raises ``MissingKernelError`` for kernels that were not measured and cannot be predicted,
+        ``MissingDataError`` where no network of the target was measured, so that nothing tells how wrong sums are.
+        """
+        shares = sorted(self._shares(kernels, extrapolate), key=lambda share: -share.ms)
+        session_ms = self.tables[0].card.session_ms
+        total_ms = math.fsum([session_ms, *(share.ms for share in shares)])
+        predicted = math.fsum(share.ms for share in shares if share.source != "measured") / total_ms
+        card = self._calibration()
+        ms = card.predict(total_ms).ms
+        learnt = self.predictor.network_factor_ if self.predictor else 1.0
+        width = math.hypot(math.log(card.interval_factor), predicted * math.log(learnt))
+        return NetworkPrediction(
+            prediction=Prediction.within(ms, math.exp(width)),
+            session_ms=session_ms,
+            kernel_sum_ms=total_ms,
+            scale=card.scale,
+            offset_ms=card.offset_ms,
+            calibrated_on=card.space,
+            predicted_share_fraction=predicted,
+            kernels=tuple(shares),
+        )
+
+    def _shares(self, kernels: Counter[Kernel], extrapolate: bool) -> list[KernelShare]:
+        missing = self.missing(kernels)
+        known = [k for k in missing if self.predictor and self.predictor.knows(k)]
+        seen = {k for k in known if self.predictor and self.predictor.has_seen(k)}
+        refused = [k for k in missing if k not in (known if extrapolate else seen)]
+        if refused:
+            beyond = sum(k in known for k in refused)
+            raise MissingKernelError(
+                f"{len(refused)} of {len(kernels)} kernels were not measured and cannot be predicted"
+                f"{f', {beyond} of them since they lie beyond the shapes that were learnt from' if beyond else ''}: "
+                f"{'; '.join(k.key for k in refused[:LISTED])}{'; ...' if len(refused) > LISTED else ''}. Say "
+                f"--profile-missing to measure them{', or --extrapolate' if beyond == len(refused) else ''}"
+            )
+        learnt = dict(zip(missing, self.predictor.predict(missing), strict=True)) if self.predictor and missing else {}
+        return [
+            KernelShare(kernel, n, self.rows[kernel].value_ms, "measured")
+            if kernel in self.rows
+            else KernelShare(kernel, n, learnt[kernel].ms, "predicted" if kernel in seen else "extrapolated")
+            for kernel, n in kernels.items()
+        ]
+
+    def _calibration(self) -> SpaceCard:
+        """The card of networks of all kinds, or else one of all networks that were measured."""
+        for table in self.tables:
+            if MOBILE_NETWORKS in table.card.spaces:
+                return table.card.spaces[MOBILE_NETWORKS]
+        cards = [card for table in self.tables for card in table.card.spaces.values()]
+        networks = [row for table in self.tables for row in table.networks]
+        if not networks:
+            raise MissingDataError(
+                "no whole network was measured on this target, so nothing tells how far sums of kernels are off: measure "
+                f"some with mobilenas profile --kernels 300, or with --space: {self.tables[0].profile_command()}"
+            )
+        sums = np.array([row.kernel_sum_ms for row in networks])
+        measured = np.array([row.measured_ms for row in networks])
+        scale = float(np.median(measured / sums))
+        return msgspec.structs.replace(
+            cards[0],
+            space=", ".join(dict.fromkeys(card.space for card in cards)),
+            scale=scale,
+            offset_ms=0.0,
+            interval_factor=conformal_factor(scale * sums, measured),
+        )

@@ -1,0 +1,1 @@
+"""Learned latency: what answers where nothing was measured."""

@@ -1,0 +1,212 @@
+"""Times of kernels that nobody measured, learnt from those that somebody did.
+
+Per family of kernels: a roofline (a constant, and a time per multiply-add, element moved and weight, none negative), and a
+Gaussian process on what it leaves of the log time. Measured against monotone gradient boosting in docs/decisions/0012.
+
+Shapes: ``N`` kernels, ``F`` features.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from scipy.optimize import nnls
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from sklearn.model_selection import GroupKFold
+
+from mobilenas.core.run_directory import write_atomic
+from mobilenas.core.workload import Kernel
+from mobilenas.errors import DocumentError
+from mobilenas.latency.prediction import Prediction, conformal_factor
+from mobilenas.latency.predictors.kernel_features import FEATURES, WORK_FEATURES, family_of, features_of, work_of
+from mobilenas.latency.table import ErrorReport, LatencyTable, SpaceCard, TableRow
+
+FEWEST_ROWS = 8
+"""Of a family, to say anything of it."""
+LEAST_MS = 1e-5
+"""Rows below are noise around nothing; their kernels count as this."""
+FOLDS = 5
+BEYOND = math.log(1.25)
+"""How far over the largest work seen, and under the least, still counts as seen."""
+TRUSTED_TYPES = [
+    "mobilenas.latency.predictors.kernel.FamilyPredictor",
+    "mobilenas.latency.predictors.kernel.KernelPredictor",
+    *(f"sklearn.gaussian_process.kernels.{name}" for name in ("ConstantKernel", "Matern", "Product", "Sum", "WhiteKernel")),
+]
+"""What a file of a predictor may hold beside the types that skops itself trusts."""
+
+
+class FamilyPredictor(RegressorMixin, BaseEstimator):
+    """The kernels of one family. ``X`` ``(N, F + 4)``: features, then the work that the roofline prices; ``y`` log ms."""
+
+    def __init__(self, length_scale: float = 2.0, noise: float = 0.01) -> None:
+        self.length_scale = length_scale
+        self.noise = noise
+
+    def fit(self, X: np.ndarray, y: np.ndarray, relative_error: np.ndarray | None = None) -> FamilyPredictor:
+        """Learn; ``relative_error`` ``(N,)`` is how far each time may be off, by which it counts less."""
+        features, work = X[:, : len(FEATURES)], X[:, len(FEATURES) :]
+        unit = np.maximum(work.max(axis=0), 1.0)
+        self.roofline_, _ = nnls(work / unit / np.exp(y)[:, None], np.ones(len(y)))
+        self.roofline_ = self.roofline_ / unit
+        self.lowest_, self.highest_ = features.min(axis=0), features.max(axis=0)
+        self.mean_, spread = features.mean(axis=0), features.std(axis=0)
+        self.used_ = spread > 1e-9
+        self.spread_ = np.where(self.used_, spread, 1.0)
+        rest = y - self._roof(work)
+        self.rest_ = float(rest.mean())
+        self.process_ = None
+        if not self.used_.any():
+            return self
+        kernel = ConstantKernel(0.1) * Matern(np.full(self.used_.sum(), self.length_scale), (0.3, 50.0), nu=2.5) + WhiteKernel(
+            self.noise, (1e-4, 0.1)
+        )
+        errors = np.zeros(len(y)) if relative_error is None else relative_error
+        process = GaussianProcessRegressor(kernel, alpha=1e-8 + errors**2, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self.process_ = process.fit(self._scaled(features), rest - self.rest_)
+        return self
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Log milliseconds, ``(N,)``."""
+        features, work = X[:, : len(FEATURES)], X[:, len(FEATURES) :]
+        rest = 0.0 if self.process_ is None else self.process_.predict(self._scaled(features))
+        return np.asarray(self._roof(work) + self.rest_ + rest)
+
+    def has_seen(self, X: np.ndarray) -> np.ndarray:
+        """Whether kernels lie where there were some to learn from, ``(N,)`` of bool."""
+        features = X[:, : len(FEATURES)]
+        room = np.where(np.arange(len(FEATURES)) < len(WORK_FEATURES), BEYOND, 0.0)
+        return np.asarray(((features >= self.lowest_ - room) & (features <= self.highest_ + room)).all(axis=1))
+
+    def _roof(self, work: np.ndarray) -> np.ndarray:
+        return np.asarray(np.log(np.maximum(work @ self.roofline_, LEAST_MS)))
+
+    def _scaled(self, features: np.ndarray) -> np.ndarray:
+        return np.asarray(((features - self.mean_) / self.spread_)[:, self.used_])
+
+
+class KernelPredictor(BaseEstimator):
+    """A predictor per family of kernels, with the factor by which each was wrong on shapes that it had not seen."""
+
+    def __init__(self, length_scale: float = 2.0, noise: float = 0.01) -> None:
+        self.length_scale = length_scale
+        self.noise = noise
+
+    def fit(self, rows: Iterable[TableRow]) -> KernelPredictor:
+        """Learn from rows of one table. Errors are by cross-validation: kernels of one shape are never on both sides."""
+        by_family: dict[str, list[TableRow]] = defaultdict(list)
+        for row in rows:
+            by_family[family_of(row.kernel)].append(row)
+        self.families_: dict[str, FamilyPredictor] = {}
+        self.factors_: dict[str, float] = {}
+        self.held_out_ms_: dict[str, float] = {}
+        for family, members in sorted(by_family.items()):
+            groups = [_shape(row.kernel) for row in members]
+            if len(set(groups)) < FEWEST_ROWS:
+                continue
+            x, y = _inputs([row.kernel for row in members]), np.log([max(row.value_ms, LEAST_MS) for row in members])
+            errors = np.array([_relative_error(row) for row in members])
+            predicted = np.empty_like(y)
+            for train, test in GroupKFold(min(FOLDS, len(set(groups)))).split(x, y, groups):
+                predicted[test] = self._family().fit(x[train], y[train], errors[train]).predict(x[test])
+            self.families_[family] = self._family().fit(x, y, errors)
+            self.factors_[family] = conformal_factor(np.exp(predicted), np.exp(y))
+            self.held_out_ms_ |= {r.kernel.identifier: float(np.exp(p)) for r, p in zip(members, predicted, strict=True)}
+        return self
+
+    def calibrate(
+        self, networks: Sequence[Counter[Kernel]], measured_ms: np.ndarray, table: LatencyTable, card: SpaceCard
+    ) -> KernelPredictor:
+        """Learn how wrong the sums of whole networks are, each kernel predicted as if it had not been measured.
+
+        ``networks`` are the kernels of those that took ``measured_ms`` ``(n,)``; ``table`` is what was learnt from, ``card``
+        gives its scale. Kernels of families with too few rows count as measured.
+        """
+        predicted = []
+        for kernels in networks:
+            each = (n * self.held_out_ms_.get(k.identifier, table.rows[k].value_ms) for k, n in kernels.items())
+            predicted.append(card.predict(math.fsum([table.card.session_ms, *each])).ms)
+        self.network_error_ = msgspec.to_builtins(ErrorReport.of(np.array(predicted), measured_ms))
+        self.network_factor_ = conformal_factor(np.array(predicted), measured_ms)
+        self.learnt_from_ = table.digest
+        return self
+
+    def _family(self) -> FamilyPredictor:
+        return FamilyPredictor(self.length_scale, self.noise)
+
+    def knows(self, kernel: Kernel) -> bool:
+        """Whether there were kernels of this family to learn from."""
+        return family_of(kernel) in self.families_
+
+    def has_seen(self, kernel: Kernel) -> bool:
+        """Whether the kernel lies within the shapes that were learnt from; beyond them nobody knows."""
+        return self.knows(kernel) and bool(self.families_[family_of(kernel)].has_seen(_inputs([kernel]))[0])
+
+    def predict(self, kernels: Sequence[Kernel]) -> list[Prediction]:
+        """Milliseconds of kernels whose families are known, with 90 % intervals."""
+        found = []
+        for kernel in kernels:
+            family = family_of(kernel)
+            ms = float(np.exp(self.families_[family].predict(_inputs([kernel]))[0]))
+            found.append(Prediction.within(ms, self.factors_[family]))
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write with skops: no pickle, and nothing runs when it is read."""
+        from skops.io import dumps
+
+        write_atomic(path, dumps(self))
+
+    @classmethod
+    def load(cls, path: Path, table: LatencyTable) -> KernelPredictor:
+        """Read what ``save`` wrote. Raises ``DocumentError`` for a file that is damaged, holds types beyond the known, or was
+        learnt from another table.
+        """
+        from skops.io import get_untrusted_types, loads
+
+        try:
+            content = path.read_bytes()
+            unknown = sorted(set(get_untrusted_types(data=content)) - set(TRUSTED_TYPES))
+            if unknown:
+                raise DocumentError(f"{path}: holds {', '.join(unknown)}, which no predictor is made of: not opened")
+            loaded: Any = loads(content, trusted=TRUSTED_TYPES)
+        except DocumentError:
+            raise
+        except Exception as error:  # skops lets through what zip, JSON and numpy raise
+            raise DocumentError(f"{path}: not a predictor of this mobilenas ({error}): profile with --kernels again") from error
+        if not isinstance(loaded, cls):
+            raise DocumentError(f"{path}: holds {type(loaded).__name__}, not a predictor of kernels")
+        if loaded.learnt_from_ != table.digest:
+            raise DocumentError(f"{path}: learnt from another table than the one beside it: profile with --kernels again")
+        return loaded
+
+
+def _inputs(kernels: Sequence[Kernel]) -> np.ndarray:
+    """``(N, F + 4)``: features, then one, multiply-adds, elements moved, weights."""
+    rows = []
+    for kernel in kernels:
+        work = work_of(kernel)
+        rows.append(np.concatenate([features_of(kernel), [1.0, work.madds, work.read + work.written, work.weights]]))
+    return np.array(rows)
+
+
+def _shape(kernel: Kernel) -> str:
+    """Kernels that differ in an attribute or an activation only are of one shape."""
+    return " ".join("x".join(map(str, spec.shape)) for spec in kernel.inputs if spec is not None)
+
+
+def _relative_error(row: TableRow) -> float:
+    value = max(row.value_ms, LEAST_MS)
+    return min(1.0, (row.high_ms - row.low_ms) / (2 * value))
