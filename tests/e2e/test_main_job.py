@@ -67,3 +67,10 @@ def test_profile_search_train_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert json.loads(metadata["preprocessing"])["image_size"] == 8
     session = onnxruntime.InferenceSession("run/export/model.onnx")
     assert session.run(None, {"images": np.zeros((1, 1, 8, 8), np.float32)})[0].shape == (1, 10)
+
+    predicted = json.loads(run("predict", "run/export/model.onnx", "--profile-missing", "--measure", "--json").stdout)
+    ms = predicted["predicted"]["prediction"]
+    assert predicted["predicted"]["predicted_share_fraction"] == 0
+    assert ms["low_ms"] < ms["ms"] < ms["high_ms"]
+    assert 0.6 < ms["ms"] / predicted["measured"]["value_ms"] < 1.6, "of the same network, whose kernels are all measured"
+    run("predict", "run/export/SHA256SUMS", expect=3)

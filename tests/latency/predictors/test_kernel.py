@@ -1,0 +1,217 @@
+"""The kernel predictor on kernels whose times follow a known law, and its file."""
+
+import json
+import math
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from mobilenas.core.workload import Kernel, TensorSpec
+from mobilenas.errors import DocumentError, MissingDataError, MissingKernelError
+from mobilenas.latency.kernels import PREDICTOR, TargetKernels
+from mobilenas.latency.predictors.kernel import KernelPredictor
+from mobilenas.latency.predictors.kernel_features import FEATURES, family_of, features_of, work_of
+from mobilenas.latency.table import LatencyTable, TableRow
+from mobilenas.spaces.cells import CellSpace
+from mobilenas.testing.fakes import make_table
+
+SPACE = CellSpace(channels=4, layers=3, image_size=8)
+
+
+def convolution(channels: int, out: int, size: int, window: int = 1, groups: int = 1, activation: str = "") -> Kernel:
+    attributes = {"group": groups, "strides": [1, 1], "kernel_shape": [window, window], "dilations": [1, 1]}
+    return Kernel(
+        operator="fake::Conv",
+        attributes=json.dumps({**attributes, **({"activation": activation} if activation else {})}),
+        inputs=(
+            TensorSpec((1, channels, size, size), "float32"),
+            TensorSpec((out, channels // groups, window, window), "float32", is_constant=True),
+        ),
+        outputs=(TensorSpec((1, out, size, size), "float32"),),
+        provider="Fake",
+    )
+
+
+def law_ms(kernel: Kernel) -> float:
+    """A roofline with a bend, which no sum of constants is: channels that are no multiple of 16 cost a fifth more."""
+    work = work_of(kernel)
+    ragged = 1.2 if kernel.outputs[0].shape[1] % 16 else 1.0
+    return 2e-3 + ragged * 1e-6 * work.madds**0.97 + 2e-7 * (work.read + work.written) + 1e-7 * work.weights
+
+
+def row(kernel: Kernel, ms: float | None = None) -> TableRow:
+    ms = law_ms(kernel) if ms is None else ms
+    return TableRow(kernel, ms, 0.99 * ms, 1.01 * ms, 1e-2 + 2 * ms, 1e-2 + 8 * ms, 4, True)
+
+
+def kernels(seed: int, count: int) -> list[Kernel]:
+    generator = np.random.default_rng(seed)
+    found = {}
+    while len(found) < count:
+        channels, out = (int(c) for c in generator.integers(1, 40, 2) * 8)
+        found[convolution(channels, out, int(generator.choice([7, 14, 28, 56])))] = None
+    return list(found)
+
+
+@pytest.fixture(scope="module")
+def learnt() -> KernelPredictor:
+    return KernelPredictor().fit(map(row, kernels(0, 120)))
+
+
+def table_of(rows: list[TableRow]) -> LatencyTable:
+    table = make_table(SPACE)
+    return LatencyTable(table.card, {r.kernel: r for r in rows}, table.workload_costs, table.networks)
+
+
+def test_work_is_counted_by_hand() -> None:
+    work = work_of(convolution(16, 32, 10, window=3))
+    assert (work.madds, work.read, work.written, work.weights) == (10 * 10 * 32 * 16 * 9, 1600, 3200, 32 * 16 * 9)
+    depthwise = work_of(convolution(16, 16, 10, window=5, groups=16))
+    assert (depthwise.madds, depthwise.weights) == (10 * 10 * 16 * 25, 16 * 25)
+    product = Kernel(
+        "Gemm",
+        "{}",
+        (TensorSpec((2, 8), "float32"), TensorSpec((8, 5), "float32", True)),
+        (TensorSpec((2, 5), "float32"),),
+        "F",
+    )
+    assert work_of(product).madds == 2 * 8 * 5
+    transposed = msgspec.structs.replace(product, attributes='{"transA": 1}', inputs=(TensorSpec((8, 2), "float32"), None))
+    assert work_of(transposed).madds == 2 * 8 * 5
+
+
+def test_families_part_what_different_laws_rule() -> None:
+    families = [
+        family_of(kernel)
+        for kernel in (
+            convolution(16, 16, 8),
+            convolution(16, 16, 8, window=3),
+            convolution(16, 16, 8, window=3, groups=16),
+            convolution(16, 16, 8, window=3, groups=4),
+        )
+    ]
+    assert families == ["fake::Conv pointwise", "fake::Conv window", "fake::Conv depthwise", "fake::Conv grouped"]
+    assert features_of(convolution(16, 16, 8)).shape == (len(FEATURES),)
+
+
+def test_kernels_that_it_has_not_seen(learnt: KernelPredictor) -> None:
+    known = {r.identifier for r in kernels(0, 120)}
+    unseen = [k for k in kernels(1, 60) if k.identifier not in known and learnt.has_seen(k)]
+    assert len(unseen) > 30
+    predicted = learnt.predict(unseen)
+    errors = np.array([p.ms / law_ms(k) - 1 for p, k in zip(predicted, unseen, strict=True)])
+    assert np.median(np.abs(errors)) < 0.02
+    covered = np.mean([p.low_ms <= law_ms(k) <= p.high_ms for p, k in zip(predicted, unseen, strict=True)])
+    assert covered > 0.8
+
+
+def test_the_held_out_errors_are_not_those_of_the_fit(learnt: KernelPredictor) -> None:
+    """Rows that no other tells: noise of 30 % can be learnt by heart, not foreseen."""
+    generator = np.random.default_rng(0)
+    noisy = [row(k, law_ms(k) * math.exp(generator.normal(0, 0.3))) for k in kernels(2, 80)]
+    predictor = KernelPredictor().fit(noisy)
+    held_out = [abs(math.log(predictor.held_out_ms_[r.kernel.identifier] / r.value_ms)) for r in noisy]
+    assert np.median(held_out) > 0.1
+    assert predictor.factors_["fake::Conv pointwise"] > 1.3
+
+
+def test_families_with_too_few_rows_are_not_known(learnt: KernelPredictor) -> None:
+    assert not learnt.knows(convolution(16, 16, 8, window=3))
+    assert not KernelPredictor().fit(map(row, kernels(0, 5))).knows(kernels(0, 1)[0])
+
+
+def test_beyond_the_shapes_seen_it_says_so(learnt: KernelPredictor) -> None:
+    assert not learnt.has_seen(convolution(320, 320, 224))
+    assert not learnt.has_seen(convolution(64, 64, 28, activation="Relu")), "no activation was seen"
+    assert learnt.has_seen(convolution(64, 64, 28))
+
+
+def test_its_file_answers_the_same(learnt: KernelPredictor, tmp_path: Path) -> None:
+    table = table_of([row(k) for k in kernels(0, 120)])
+    card = table.space_card(SPACE.key)
+    networks = [Counter(dict.fromkeys(kernels(0, 120)[i : i + 10], 2)) for i in range(0, 100, 10)]
+    measured = np.array([card.predict(table.kernel_sum_ms(c)).ms for c in networks])
+    learnt.calibrate(networks, measured, table, card)
+    assert 1 < learnt.network_factor_ < 1.05
+    learnt.save(tmp_path / PREDICTOR)
+    again = KernelPredictor.load(tmp_path / PREDICTOR, table)
+    asked = kernels(1, 20)
+    assert again.predict(asked) == learnt.predict(asked)
+    with pytest.raises(DocumentError, match="another table"):
+        KernelPredictor.load(tmp_path / PREDICTOR, make_table(SPACE))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", pickle.dumps({"a": 1})], ids=["empty", "half a zip", "a pickle"])
+def test_a_damaged_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / PREDICTOR).write_bytes(content)
+    with pytest.raises(DocumentError, match="not a predictor"):
+        KernelPredictor.load(tmp_path / PREDICTOR, make_table(SPACE))
+
+
+def test_other_types_are_not_opened(tmp_path: Path) -> None:
+    from skops.io import dumps
+
+    (tmp_path / PREDICTOR).write_bytes(dumps({"run": Path}))
+    with pytest.raises(DocumentError):
+        KernelPredictor.load(tmp_path / PREDICTOR, make_table(SPACE))
+
+
+ROWS = [row(k) for k in kernels(0, 120)]
+TABLE = table_of(ROWS)
+
+
+class TestNetworks:
+    """``TargetKernels``: measured rows first, learnt ones where asked for, nothing counted as zero."""
+
+    def test_measured_rows_add_up(self) -> None:
+        counts = Counter({ROWS[0].kernel: 3, ROWS[1].kernel: 1})
+        found = TargetKernels([TABLE]).predict(counts)
+        total = TABLE.card.session_ms + 3 * ROWS[0].value_ms + ROWS[1].value_ms
+        assert found.kernel_sum_ms == pytest.approx(total, rel=1e-12)
+        assert found.prediction.ms == pytest.approx(found.scale * total, rel=1e-12)
+        assert found.scale == pytest.approx(np.median([n.measured_ms / n.kernel_sum_ms for n in TABLE.networks]))
+        assert found.predicted_share_fraction == 0
+        assert [share.source for share in found.kernels] == ["measured", "measured"]
+        assert found.kernels[0].ms >= found.kernels[1].ms
+
+    def test_the_newest_row_counts(self) -> None:
+        newer = table_of([row(ROWS[0].kernel, 7.0)])
+        counts = Counter({ROWS[0].kernel: 1, ROWS[1].kernel: 1})
+        found = TargetKernels([newer, TABLE]).predict(counts)
+        assert {share.each_ms for share in found.kernels} == {7.0, ROWS[1].value_ms}
+
+    def test_what_is_missing_is_named_unless_it_can_be_predicted(self, learnt: KernelPredictor) -> None:
+        known = {r.kernel for r in ROWS}
+        unseen = next(k for k in kernels(1, 60) if k not in known and learnt.has_seen(k))
+        counts = Counter({ROWS[0].kernel: 1, unseen: 2})
+        with pytest.raises(MissingKernelError, match="1 of 2 kernels") as error:
+            TargetKernels([TABLE]).predict(counts)
+        assert unseen.key in str(error.value)
+        assert "--profile-missing" in str(error.value)
+        learnt.network_factor_ = 1.5
+        found = TargetKernels([TABLE], learnt).predict(counts)
+        assert {share.source for share in found.kernels} == {"measured", "predicted"}
+        assert 0 < found.predicted_share_fraction < 1
+        alone = TargetKernels([TABLE], learnt).predict(Counter({unseen: 1}))
+        assert alone.prediction.high_ms / alone.prediction.ms > found.prediction.high_ms / found.prediction.ms
+
+    def test_beyond_what_was_seen_only_if_asked(self, learnt: KernelPredictor) -> None:
+        learnt.network_factor_ = 1.5
+        counts = Counter({convolution(320, 320, 112): 1})
+        with pytest.raises(MissingKernelError, match="--extrapolate"):
+            TargetKernels([TABLE], learnt).predict(counts)
+        [share] = TargetKernels([TABLE], learnt).predict(counts, extrapolate=True).kernels
+        assert share.source == "extrapolated"
+        with pytest.raises(MissingKernelError) as error:
+            TargetKernels([TABLE], learnt).predict(Counter({convolution(8, 8, 8, window=3): 1}), extrapolate=True)
+        assert "--extrapolate" not in str(error.value), "it would not help"
+
+    def test_without_a_measured_network_nothing_tells_the_error(self) -> None:
+        bare = LatencyTable(msgspec.structs.replace(TABLE.card, spaces={}), TABLE.rows, {}, ())
+        with pytest.raises(MissingDataError, match="profile --kernels"):
+            TargetKernels([bare]).predict(Counter({ROWS[0].kernel: 1}))
+        assert TargetKernels.of([]) is None
