@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import typer.main
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mobilenas import cli, config, workflows
@@ -90,6 +90,7 @@ def parsed(command: str) -> Any:
     return caught[0]
 
 
+@settings(deadline=None)  # a shared machine may pause at any time
 @given(st.one_of(searches, profiles))
 def test_a_printed_command_says_the_same_configuration(config: ProfileConfig | SearchConfig) -> None:
     verb = "search" if isinstance(config, SearchConfig) else "profile"
