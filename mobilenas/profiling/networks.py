@@ -177,10 +177,21 @@ def random_network(generator: random.Random) -> tuple[nn.Module, int]:
             block = BLOCKS[generator.choice(kinds)](generator, before, after, stride, activation)
             layers.append(block)
             channels = after
-    last = _channels(generator, channels * generator.uniform(1.5, 4.0), 1280)
+    last = _channels(generator, channels * generator.uniform(1.5, 4.0), 2048)
     layers.append(Conv2dNormActivation(channels, last, 1, activation_layer=activation))
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last, generator.choice(CLASSES))]
+    layers += _head(generator, last, activation)
     return nn.Sequential(*layers), image_size
+
+
+def _head(generator: random.Random, channels: int, activation: Any) -> list[nn.Module]:
+    """Averaging, perhaps a hidden layer, the classifier, perhaps a softmax."""
+    layers: list[nn.Module] = [_Mean()] if generator.random() < 0.3 else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    if generator.random() < 0.3:
+        hidden = _channels(generator, channels * generator.uniform(0.5, 2.0), 4096)
+        layers += [nn.Linear(channels, hidden), activation()]
+        channels = hidden
+    layers.append(nn.Linear(channels, generator.choice(CLASSES)))
+    return [*layers, nn.Softmax(dim=1)] if generator.random() < 0.3 else layers
 
 
 def _channels(generator: random.Random, about: float, largest: int = LARGEST_CHANNELS) -> int:
@@ -191,6 +202,11 @@ def _channels(generator: random.Random, about: float, largest: int = LARGEST_CHA
 
 Block = Callable[[random.Random, int, int, int, Any], nn.Module]
 """Generator, channels in and out, stride, activation -> a block of a network."""
+
+
+class _Mean(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean([2, 3])
 
 
 class _Residual(nn.Module):
@@ -209,7 +225,7 @@ def _inverted_residual(generator: random.Random, before: int, after: int, stride
     inner = before * expansion
     body: list[nn.Module] = [Conv2dNormActivation(before, inner, 1, activation_layer=activation)] if expansion > 1 else []
     body.append(Conv2dNormActivation(inner, inner, kernel, stride, groups=inner, activation_layer=activation))
-    if generator.random() < 0.3:
+    if generator.random() < 0.5:
         gate = generator.choice((nn.Sigmoid, nn.Hardsigmoid))
         body.append(SqueezeExcitation(inner, max(4, inner // generator.choice((4, 8, 24))), scale_activation=gate))
     body.append(Conv2dNormActivation(inner, after, 1, activation_layer=None))
@@ -233,7 +249,7 @@ def _plain(generator: random.Random, before: int, after: int, stride: int, activ
 
 
 def _residual(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
-    """ResNet and RegNet: two convolutions, or a bottleneck, grouped or not."""
+    """ResNet: two convolutions, or a bottleneck."""
     shortcut = None
     if generator.random() < 0.5:
         if stride != 1 or before != after:
@@ -241,10 +257,24 @@ def _residual(generator: random.Random, before: int, after: int, stride: int, ac
         basic: nn.Module = BasicBlock(before, after, stride, shortcut)
         return basic
     inner = max(1, after // generator.choice((1, 2, 4)))
-    groups = generator.choice([g for g in (1, 2, 4, 8) if inner % g == 0])
     shortcut = Conv2dNormActivation(before, 4 * inner, 1, stride, activation_layer=None)
-    block = Bottleneck(before, inner, stride, shortcut, groups=groups, base_width=64)
+    block = Bottleneck(before, inner, stride, shortcut)
     return nn.Sequential(block, Conv2dNormActivation(4 * inner, after, 1, activation_layer=activation))
+
+
+def _grouped(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
+    """RegNet, ResNeXt, and ShuffleNet v1 with its grouped pointwise convolutions."""
+    width = generator.choice((8, 16, 24, 32))
+    inner = width * max(1, round(after / width))
+    pointwise_groups = generator.choice([g for g in (1, 1, 2, 4) if before % g == 0 and inner % g == 0])
+    body: list[nn.Module] = [
+        Conv2dNormActivation(before, inner, 1, groups=pointwise_groups, activation_layer=activation),
+        Conv2dNormActivation(inner, inner, 3, stride, groups=inner // width, activation_layer=activation),
+    ]
+    if generator.random() < 0.5:
+        body.append(SqueezeExcitation(inner, max(4, before // 4)))
+    body.append(Conv2dNormActivation(inner, after, 1, activation_layer=None))
+    return _Residual(nn.Sequential(*body)) if stride == 1 and before == after else nn.Sequential(*body)
 
 
 def _shuffle(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
@@ -278,6 +308,7 @@ BLOCKS: Mapping[str, Block] = {
     "separable": _separable,
     "plain": _plain,
     "residual": _residual,
+    "grouped": _grouped,
     "shuffle": _shuffle,
     "fire": _fire,
     "dense": _dense,
