@@ -106,7 +106,7 @@ def judge(codes: np.ndarray, positions: list[int], latency_ms: np.ndarray, colum
     ridge = Ridge(alpha=1.0).fit(features[:RIDGE_SAMPLES], truth[:RIDGE_SAMPLES]).predict(features)
     found["ridge"] = [score(ridge[test], truth[test])]
     smooth = Ridge(alpha=1.0).fit(features, truth).predict(features)
-    found["ceiling"] = [score(smooth[test], np.round(smooth[test]))]
+    found["ceiling"] = [(float(spearmanr(smooth[test], np.round(smooth[test])).statistic), float("nan"))]
     return found
 
 
@@ -142,16 +142,17 @@ def print_tables(file: str, results: dict[str, dict[str, list[tuple]]]) -> None:
                     f"| {device} | " + " | ".join(" / ".join(text(v, which) for v in cell) for cell in row) + " |", flush=True
                 )
     covered = np.array([results[device]["coverage"] for device in groups["real-valued"]])[:, :, 0]
-    print(f"\nIntervals meant to hold 90 % of the networks hold, on average over the real-valued devices, "
-          f"{' / '.join(f'{v:.0%}' for v in covered.mean(axis=0))}; on the worst {' / '.join(f'{v:.0%}' for v in covered.min(axis=0))}.")  # fmt: skip
-    for how in ("chosen", "random"):
-        behind = [
-            f"{device} with {count} ({results[device][f'transfer, {how}'][k][0] - results[device][f'linear, {how}'][k][0]:+.3f})"
-            for device in results
-            for k, count in enumerate(COUNTS)
-            if results[device][f"transfer, {how}"][k][0] <= results[device][f"linear, {how}"][k][0]
-        ]
-        print(f"Not above the linear transfer from the same {how} networks (Spearman): {', '.join(behind) or 'none'}.")
+    mean, worst = (" / ".join(f"{share:.0%}" for share in shares) for shares in (covered.mean(axis=0), covered.min(axis=0)))
+    print(
+        f"\nIntervals meant to hold 90 % hold {mean} of the test networks of a real-valued device on average, {worst} at worst."
+    )
+    for ours, theirs in (("chosen", "random"), ("random", "random"), ("chosen", "chosen")):
+        behind = []
+        for device, found in results.items():
+            for k, count in enumerate(COUNTS):
+                gain = found[f"transfer, {ours}"][k][0] - found[f"linear, {theirs}"][k][0]
+                behind += [f"{device} with {count} ({gain:+.4f})"] if gain <= 0 else []
+        print(f"\nTransfer, {ours}, is not above linear, {theirs} (Spearman): {', '.join(behind) or 'nowhere'}.")
 
 
 def text(value: float, which: int) -> str:

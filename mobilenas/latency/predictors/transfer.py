@@ -4,8 +4,9 @@ A device is a draw from a Gaussian process over architectures whose mean and cov
 Williams, Gaussian Processes for Machine Learning, MIT Press 2006, 2.7 for the linear mean, 5.4 for the evidence); measured
 networks carry Student-t noise (Tipping and Lawrence, Neurocomputing 2005), since single latencies are often far off.
 
-Every proxy in turn is the centre: the new device is the centre's curve, times a slope, plus an offset, plus a share of how
-the other proxies deviate from the centre, plus a small cost for each column of the encoding. All combinations of a centre
+Every proxy in turn is the centre: the new device is the centre's curve (robust ridge on the encodings), times a slope, plus
+an offset, a share of how the other proxies deviate from the centre, a small cost for each column of the encoding, and a
+share of what the centre's measurements say beyond its curve. All combinations of a centre
 with a few amplitudes and noise levels are fitted and averaged by their evidence: a proxy that orders the measured networks
 as the new device does gets the weight, and five networks are enough since next to nothing is left to tune on them.
 
@@ -28,14 +29,12 @@ from mobilenas.errors import DocumentError, UsageError
 FEWEST_NETWORKS = 3
 INTERVAL_FRACTION = 0.9
 """The share of networks that a predicted interval is meant to hold."""
-_AMPLITUDES = ((True, 0.0, 0.0), *itertools.product((False, True), (0.1, 1.0), (0.03, 0.3, 3.0)))
-"""Whether the centre is the proxy as measured or smoothed, variance of the proxies' deviations, variance of the columns.
-
-The first is a line of one proxy and no more."""
-_AMPLITUDES_TO_CHOOSE = (False, 1.0, 0.3)
+_AMPLITUDES = ((0.0, 0.0), *itertools.product((0.1, 1.0), (0.03, 0.3, 3.0)))
+"""Variances of the proxies' deviations and of the columns' costs; the first is a line of one proxy and no more."""
+_AMPLITUDES_TO_CHOOSE = (1.0, 0.3)
 _NOISES = np.array([1e-4, 1e-3, 1e-2, 1e-1])
 _NOISE_TO_CHOOSE = 1e-2
-_OFFSET_VARIANCE, _SLOPE_VARIANCE = 25.0, 0.1
+_OFFSET_VARIANCE, _SLOPE_VARIANCE, _ROUGHNESS_VARIANCE = 25.0, 0.1, 0.1
 _RIDGE, _REWEIGHTINGS, _UPDATES = 1.0, 8, 6
 _LEAST_WEIGHT = 1e-4
 
@@ -87,8 +86,8 @@ class DeviceTransfer:
     def predict(self, encodings: np.ndarray, proxies_ms: np.ndarray) -> np.ndarray:
         """Milliseconds ``(N,)`` on the new device, positive."""
         prior = self._prior(encodings, proxies_ms)
-        relative = sum(weight * model.mean(prior) for weight, model in zip(self.weights_, self.models_, strict=True))
-        return np.maximum(self.unit_ms_ * (1 + relative), self.floor_ms_)
+        relative = self.weights_ @ np.array([model.mean(prior) for model in self.models_])
+        return np.asarray(np.maximum(self.unit_ms_ * (1 + relative), self.floor_ms_))
 
     def predict_interval(self, encodings: np.ndarray, proxies_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``(low_ms, high_ms)``, each ``(N,)``: the central 90 % of a log-normal with the posterior's mean and variance."""
@@ -103,7 +102,7 @@ class DeviceTransfer:
         reach = norm.ppf(0.5 + INTERVAL_FRACTION / 2) * spread
         return median_ms * np.exp(-reach), median_ms * np.exp(reach)
 
-    def _models(self, prior: _Prior, centre: int, amplitudes: tuple[bool, float, float], relative: np.ndarray) -> list[_Model]:
+    def _models(self, prior: _Prior, centre: int, amplitudes: tuple[float, float], relative: np.ndarray) -> list[_Model]:
         """One model per noise level: variational posterior and its bound on the log evidence."""
         curve, features = prior.features(centre, amplitudes)
         covariance, residual = features @ features.T, relative - curve
@@ -174,7 +173,7 @@ class _Model:
     """Posterior under one centre, one set of amplitudes and one noise level (a variance, in squares of the unit)."""
 
     centre: int
-    amplitudes: tuple[bool, float, float]
+    amplitudes: tuple[float, float]
     log_evidence: float
     coefficients: np.ndarray
     """``(D,)``, of the prior's features."""
@@ -236,17 +235,22 @@ class _Prior:
     raw: np.ndarray
     columns: np.ndarray
 
-    def features(self, centre: int | None, amplitudes: tuple[bool, float, float]) -> tuple[np.ndarray, np.ndarray]:
-        """The centre's curve ``(N,)`` (of all proxies for ``None``) and ``(N, D)`` whose products are the prior covariance."""
-        is_raw, deviations, columns = amplitudes
-        smooth = self.smooth.mean(axis=1) if centre is None else self.smooth[:, centre]
-        curve = self.raw[:, centre] if is_raw and centre is not None else smooth
+    def features(self, centre: int | None, amplitudes: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+        """The centre's curve ``(N,)``, smoothed, and ``(N, D)`` whose products are the prior covariance.
+
+        With ``None`` the centre is the mean of all proxies. What the columns cannot say of a centre is a feature: the new
+        device may share it.
+        """
+        deviations, columns = amplitudes
+        curve = self.smooth.mean(axis=1) if centre is None else self.smooth[:, centre]
         blocks = [
             np.full((len(curve), 1), np.sqrt(_OFFSET_VARIANCE)),
             np.sqrt(_SLOPE_VARIANCE) * curve[:, None],
-            np.sqrt(deviations / self.smooth.shape[1]) * (self.smooth - smooth[:, None]),
+            np.sqrt(deviations / self.smooth.shape[1]) * (self.smooth - curve[:, None]),
             np.sqrt(columns) * self.columns,
         ]
+        if centre is not None:
+            blocks.append(np.sqrt(_ROUGHNESS_VARIANCE) * (self.raw[:, centre] - curve)[:, None])
         return curve, np.hstack(blocks)
 
 
