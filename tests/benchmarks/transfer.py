@@ -30,14 +30,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--draws", type=int, default=5, help="random draws of the networks to measure")
-    parser.add_argument("--seed", type=int, default=2026, help="of the shuffle; settings were chosen on seeds 0 and 1")
+    parser.add_argument("--seed", type=int, default=3, help="of the shuffle; settings were chosen on seeds 0 and 1")
+    parser.add_argument("--one-hot", action="store_true", help="encode positions one by one, not as counts of workloads")
     arguments = parser.parse_args()
     for name, positions in (("nasbench201", nasbench201_positions()), ("fbnet", fbnet_positions())):
         file = f"{name}_latency_ms.parquet"
         codes, devices, latency_ms = read(arguments.data / file, len(positions))
         rows = np.random.default_rng(arguments.seed).permutation(len(codes))[: POOL + TEST]
         results = {
-            device: judge(codes[rows], positions, latency_ms[rows], column, arguments.draws)
+            device: judge(
+                codes[rows],
+                list(range(len(positions))) if arguments.one_hot else positions,
+                latency_ms[rows],
+                column,
+                arguments.draws,
+            )
             for column, device in enumerate(devices)
         }
         print_tables(file, results)
