@@ -8,7 +8,7 @@ Every proxy in turn is the centre: the new device is the centre's curve (robust 
 an offset, a share of how the other proxies deviate from the centre, a small cost for each column of the encoding, and a
 share of what the centre's measurements say beyond its curve. All combinations of a centre
 with a few amplitudes and noise levels are fitted and averaged by their evidence: a proxy that orders the measured networks
-as the new device does gets the weight, and five networks are enough since next to nothing is left to tune on them.
+as the new device does gets the weight, and next to nothing is left to tune on the few measured networks.
 
 The map is linear in milliseconds, not in their logarithm: latencies of operators add up.
 
