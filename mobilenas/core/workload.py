@@ -91,6 +91,10 @@ class TensorSpec(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=
     values: tuple[int | float, ...] | None = None
 
 
+_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
+"""Of one element, for the types that weights are kept in; other constants are shapes and axes."""
+
+
 class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """What a runtime executes after its own fusion: one node of its optimised graph. The key of a table's rows.
 
@@ -103,6 +107,12 @@ class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True
     inputs: tuple[TensorSpec | None, ...]
     outputs: tuple[TensorSpec, ...]
     provider: str
+
+    @property
+    def weight_mib(self) -> float:
+        """Size of its constant tensors of numbers, in mebibytes."""
+        constants = (spec for spec in self.inputs if spec is not None and spec.is_constant and spec.dtype in _BYTES)
+        return sum(math.prod(spec.shape) * _BYTES[spec.dtype] for spec in constants) / 2**20
 
     @property
     def identifier(self) -> str:

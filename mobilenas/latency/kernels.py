@@ -85,11 +85,12 @@ class TargetKernels:
         """A network's latency. Raises ``MissingKernelError`` for kernels that were not measured and cannot be predicted,
         ``MissingDataError`` where no network of the target was measured, so that nothing tells how wrong sums are.
         """
-        shares = sorted(self._shares(kernels, extrapolate), key=lambda share: -share.ms)
-        session_ms = self.tables[0].card.session_ms
+        calibrating, card = self._calibration()
+        cold_ms_per_mib = calibrating.card.cold_weights_ms_per_mib
+        shares = sorted(self._shares(kernels, cold_ms_per_mib, extrapolate), key=lambda share: -share.ms)
+        session_ms = calibrating.card.session_ms
         total_ms = math.fsum([session_ms, *(share.ms for share in shares)])
         predicted = math.fsum(share.ms for share in shares if share.source != "measured") / total_ms
-        card = self._calibration()
         ms = card.predict(total_ms).ms
         learnt = self.predictor.network_factor_ if self.predictor else 1.0
         width = math.hypot(math.log(card.interval_factor), predicted * math.log(learnt))
@@ -104,7 +105,7 @@ class TargetKernels:
             kernels=tuple(shares),
         )
 
-    def _shares(self, kernels: Counter[Kernel], extrapolate: bool) -> list[KernelShare]:
+    def _shares(self, kernels: Counter[Kernel], cold_ms_per_mib: float, extrapolate: bool) -> list[KernelShare]:
         missing = self.missing(kernels)
         known = [k for k in missing if self.predictor and self.predictor.knows(k)]
         seen = {k for k in known if self.predictor and self.predictor.has_seen(k)}
@@ -118,18 +119,21 @@ class TargetKernels:
                 f"--profile-missing to measure them{', or --extrapolate' if beyond == len(refused) else ''}"
             )
         learnt = dict(zip(missing, self.predictor.predict(missing), strict=True)) if self.predictor and missing else {}
-        return [
-            KernelShare(kernel, n, self.rows[kernel].value_ms, "measured")
-            if kernel in self.rows
-            else KernelShare(kernel, n, learnt[kernel].ms, "predicted" if kernel in seen else "extrapolated")
-            for kernel, n in kernels.items()
-        ]
+        shares = []
+        for kernel, n in kernels.items():
+            cold_ms = cold_ms_per_mib * kernel.weight_mib
+            if kernel in self.rows:
+                shares.append(KernelShare(kernel, n, self.rows[kernel].value_ms + cold_ms, "measured"))
+            else:
+                source: Literal["predicted", "extrapolated"] = "predicted" if kernel in seen else "extrapolated"
+                shares.append(KernelShare(kernel, n, learnt[kernel].ms + cold_ms, source))
+        return shares
 
-    def _calibration(self) -> SpaceCard:
-        """The card of networks of all kinds, or else one of all networks that were measured."""
+    def _calibration(self) -> tuple[LatencyTable, SpaceCard]:
+        """The card of networks of all kinds with its table, or else one of all networks that were measured."""
         for table in self.tables:
             if MOBILE_NETWORKS in table.card.spaces:
-                return table.card.spaces[MOBILE_NETWORKS]
+                return table, table.card.spaces[MOBILE_NETWORKS]
         cards = [card for table in self.tables for card in table.card.spaces.values()]
         networks = [row for table in self.tables for row in table.networks]
         if not networks:
@@ -140,10 +144,11 @@ class TargetKernels:
         sums = np.array([row.kernel_sum_ms for row in networks])
         measured = np.array([row.measured_ms for row in networks])
         scale = float(np.median(measured / sums))
-        return msgspec.structs.replace(
+        pooled = msgspec.structs.replace(
             cards[0],
             space=", ".join(dict.fromkeys(card.space for card in cards)),
             scale=scale,
             offset_ms=0.0,
             interval_factor=conformal_factor(scale * sums, measured),
         )
+        return next(table for table in self.tables if table.networks), pooled

@@ -149,6 +149,8 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment: Environment
     session_ms: Milliseconds
     """Cost of one call of the runtime, whatever the model."""
+    cold_weights_ms_per_mib: Milliseconds
+    """What a mebibyte of weights costs more in a network than in a row, whose copies share theirs, warm in the cache."""
     rows: int
     rows_not_converged: int
     pooled_scale: float
@@ -182,12 +184,16 @@ class LatencyTable:
             )
         return row
 
+    def kernel_ms(self, kernel: Kernel) -> float:
+        """What ``kernel`` adds to a network: its row, and its weights that are cold there; raises ``MissingKernelError``."""
+        return self.lookup(kernel).value_ms + self.card.cold_weights_ms_per_mib * kernel.weight_mib
+
     def kernel_sum_ms(self, kernels: Counter[Kernel]) -> float:
-        """The call's own cost and the rows of one network's kernels, unscaled; raises ``MissingKernelError``.
+        """The call's own cost and that of one network's kernels, unscaled; raises ``MissingKernelError``.
 
         The same to the last bit in whatever order the kernels come.
         """
-        return math.fsum([self.card.session_ms, *(n * self.lookup(kernel).value_ms for kernel, n in kernels.items())])
+        return math.fsum([self.card.session_ms, *(n * self.kernel_ms(kernel) for kernel, n in kernels.items())])
 
     def space_card(self, space_key: str) -> SpaceCard:
         """What is known of a space; raises ``DocumentError`` with the profile command if it was not profiled."""

@@ -205,9 +205,14 @@ class Campaign:
     ) -> LatencyTable:
         rows = {kernel: _row(kernel, measurements) for kernel in distinct}
         session_ms = measurements[SESSION].value_ms
-        whole = [c for c in kernels if c.keys() <= rows.keys()]
-        sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in whole])
         scale_networks, test_networks, lowered_only = self.networks
+        measured_ms = np.array([measurements[a.fingerprint].value_ms for a in scale_networks])
+        whole = [c for c in kernels if c.keys() <= rows.keys()]
+        weights_mib = np.array([math.fsum(n * kernel.weight_mib for kernel, n in c.items()) for c in whole])
+        sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in whole])
+        first = len(scale_networks)
+        cold_weights_ms = fit.fit_cold_weights(sums[:first] + session_ms, weights_mib[:first], measured_ms)
+        sums += cold_weights_ms * weights_mib
         roles = [*(("scale", a) for a in scale_networks), *(("test", a) for a in test_networks)]
         networks = [
             _network_row(a, role, measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
@@ -215,17 +220,11 @@ class Campaign:
         ]
         costs = self.source.workload_costs([*scale_networks, *test_networks, *lowered_only], sums)
         space_card = _space_card(self.source, networks, costs.error if costs else None)
-        pooled_scale = float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"]))
-        card = _card(
-            self.device,
-            self.runtime,
-            self.settings,
-            self.plan,
-            hello,
-            session_ms,
-            rows,
-            {self.source.key: space_card},
-            pooled_scale,
+        card = msgspec.structs.replace(
+            _card(self.device, self.runtime, self.settings, self.plan, hello, session_ms, rows),
+            cold_weights_ms_per_mib=cold_weights_ms,
+            pooled_scale=float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"])),
+            spaces={self.source.key: space_card},
         )
         return LatencyTable(card, rows, {self.source.key: costs} if costs else {}, tuple(networks))
 
@@ -306,7 +305,7 @@ def add_kernels(
             before = LatencyTable.load(folder)
             if before.card.key.runtime_version == hello.get("engine_version"):
                 rows = {**before.rows, **rows}
-        card = _card(device, runtime, settings, plan, hello, measurements[SESSION].value_ms, rows, {}, 1.0)
+        card = _card(device, runtime, settings, plan, hello, measurements[SESSION].value_ms, rows)
         table = LatencyTable(card, rows, {}, ())
         table.save(folder)
     return table
@@ -379,10 +378,8 @@ def _card(
     hello: dict[str, Any],
     session_ms: float,
     rows: Mapping[Kernel, TableRow],
-    spaces: dict[str, SpaceCard],
-    pooled_scale: float,
 ) -> TableCard:
-    """Where a table comes from: what was asked for, what the runner said, and this host as it is now."""
+    """Where rows come from: what was asked for, what the runner said, and this host as it is now. No network is known yet."""
     return TableCard(
         origin="measured",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -402,8 +399,9 @@ def _card(
         session_ms=session_ms,
         rows=len(rows),
         rows_not_converged=sum(not row.converged for row in rows.values()),
-        pooled_scale=pooled_scale,
-        spaces=spaces,
+        cold_weights_ms_per_mib=0.0,
+        pooled_scale=1.0,
+        spaces={},
     )
 
 

@@ -18,6 +18,8 @@ FEW_COPIES, MANY_COPIES = 2, 8
 """A row is the slope between models of so many copies: what a call costs, whatever it runs, cancels."""
 SPAN_FOR_A_LINE = 1.2
 """How far the sums of the slowest and of the fastest network must be apart for a line to be fitted."""
+COLD_WEIGHT_PRICES_MS = np.arange(0, 0.1001, 0.0025)
+"""Tried per mebibyte: up to what memory of 10 GB/s takes."""
 _FOLDS = 5
 _PRIOR_WEIGHT = 1e-3
 
@@ -47,6 +49,27 @@ def fit_scale(kernel_sums_ms: np.ndarray, measured_ms: np.ndarray) -> tuple[floa
         return float(np.median(measured_ms / kernel_sums_ms)), 0.0
     line = theilslopes(measured_ms, kernel_sums_ms)
     return float(line.slope), float(line.intercept)
+
+
+def fit_cold_weights(kernel_sums_ms: np.ndarray, weights_mib: np.ndarray, measured_ms: np.ndarray) -> float:
+    """Milliseconds that a mebibyte of weights costs more in a network than in its rows; all ``(n,)``.
+
+    The price under which the line of ``fit_scale``, fitted without a network, predicts it best in relative terms (leave one
+    out); zero unless that is better by a fifth, as networks with weights in proportion to their time do not tell it.
+    """
+
+    def error(price_ms: float) -> float:
+        sums = kernel_sums_ms + price_ms * weights_mib
+        errors = []
+        for index in range(len(sums)):
+            others = np.arange(len(sums)) != index
+            scale, offset_ms = fit_scale(sums[others], measured_ms[others])
+            errors.append(abs((scale * sums[index] + offset_ms) / measured_ms[index] - 1))
+        return float(np.mean(errors))
+
+    errors = {float(price_ms): error(float(price_ms)) for price_ms in COLD_WEIGHT_PRICES_MS}
+    best = min(errors, key=lambda price_ms: errors[price_ms])
+    return best if errors[best] < 0.8 * errors[0.0] else 0.0
 
 
 def fit_madds_baseline(madds: np.ndarray, measured_ms: np.ndarray) -> tuple[float, float]:

@@ -150,6 +150,7 @@ def _card(space: SearchSpace, scale: float, rows: int) -> TableCard:
         protocol=1,
         environment=Environment("fake", "fake", "fake", 1, None, (), (), (0.0, 0.0, 0.0), {}),
         session_ms=SESSION_MS,
+        cold_weights_ms_per_mib=0.0,
         rows=rows,
         rows_not_converged=0,
         pooled_scale=scale,

@@ -118,3 +118,20 @@ def test_error_report_by_hand() -> None:
     assert report.spearman == pytest.approx(1.0)
     assert ErrorReport.of(truth[::-1].copy(), truth).spearman == pytest.approx(-1.0)
     assert ErrorReport.of(truth[:2], truth[:2]).spearman == 0.0, "two points have no rank correlation worth a name"
+
+
+def test_cold_weights_are_priced_where_networks_tell_them() -> None:
+    generator = np.random.default_rng(0)
+    sums, weights = generator.uniform(0.5, 10, 15), generator.uniform(0.1, 20, 15)
+    noise = 1 + 0.01 * generator.standard_normal(15)
+    measured = (1.03 * (sums + 0.02 * weights) - 0.01) * noise
+    assert fit.fit_cold_weights(sums, weights, measured) == pytest.approx(0.02, abs=0.01)
+
+
+def test_cold_weights_are_free_where_nothing_tells_their_price() -> None:
+    """No effect, or weights in proportion to the time: then the scale takes it up."""
+    generator = np.random.default_rng(1)
+    sums, weights = generator.uniform(0.5, 10, 15), generator.uniform(0.1, 20, 15)
+    noise = 1 + 0.02 * generator.standard_normal(15)
+    assert fit.fit_cold_weights(sums, weights, 1.03 * sums * noise) == 0
+    assert fit.fit_cold_weights(sums, 2 * sums, 1.03 * (sums + 0.02 * 2 * sums) * noise) == 0

@@ -136,8 +136,12 @@ class KernelPredictor(BaseEstimator):
         """
         predicted = []
         for kernels in networks:
-            each = (n * self.held_out_ms_.get(k.identifier, table.rows[k].value_ms) for k, n in kernels.items())
-            predicted.append(card.predict(math.fsum([table.card.session_ms, *each])).ms)
+            difference = (
+                n * (self.held_out_ms_[k.identifier] - table.rows[k].value_ms)
+                for k, n in kernels.items()
+                if k.identifier in self.held_out_ms_
+            )
+            predicted.append(card.predict(math.fsum([table.kernel_sum_ms(kernels), *difference])).ms)
         self.network_error_ = msgspec.to_builtins(ErrorReport.of(np.array(predicted), measured_ms))
         self.network_factor_ = conformal_factor(np.array(predicted), measured_ms)
         self.learnt_from_ = table.digest
