@@ -3,7 +3,7 @@
 Dong, Yang: NAS-Bench-201, ICLR 2020, arXiv 2001.00326; structure as in the authors' code (D-X-Y/AutoDL-Projects,
 ``cell_infers/tiny_network.py`` and ``cell_operations.py``). Node 0 is the cell's input, each later node the sum of all
 earlier ones through their edges, node 3 the output. Edge ``0-2`` leads from node 0 to node 2. ``none`` may be chosen: an
-edge with it is no layer, and a node that nothing enters is zero. An operator whose output nothing reads counts all the same.
+edge with it is no layer, and a node that nothing enters is zero.
 """
 
 from __future__ import annotations
@@ -30,15 +30,24 @@ from mobilenas.spaces.base import (
     check_operators,
     check_range,
 )
+from mobilenas.spaces.nas_bench_201_layout import (
+    EDGES,
+    FOLLOWING,
+    INCOMING,
+    OPERATORS,
+    OUTPUT,
+    UNREAD,
+    arriving,
+    built,
+    built_edges,
+    built_nodes,
+    ends_of,
+    leaving,
+    rules_of,
+)
 from mobilenas.spaces.nas_bench_201_supernet import NasBench201Supernet
 from mobilenas.supernet import NO_OPERATOR, Supernet
 
-OPERATORS = (NO_OPERATOR, "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-"""The published operators; an operator's code is its place."""
-INCOMING = {1: ("0-1",), 2: ("0-2", "1-2"), 3: ("0-3", "1-3", "2-3")}
-"""The edges that enter each node, by source."""
-EDGES = tuple(edge for edges in INCOMING.values() for edge in edges)
-"""In the order of the published strings and codes."""
 STAGES = 3
 
 
@@ -47,8 +56,9 @@ class NasBench201Space(SearchSpace):
     """Three stages of ``cells_per_stage`` equal cells, ``channels`` wide at first; a residual block between two stages
     doubles the channels and halves the resolution.
 
-    The defaults are the published sizes. ``image_size`` is height and width in pixels, from 8 on. Raises ``UsageError``
-    for a value out of range.
+    The defaults are the published sizes. ``image_size`` is height and width in pixels, from 8 on. What no way leads on from to
+    the cell's output is no part of a network, unless ``unread`` is ``"kept"``: the benchmark's own sizes and latencies
+    include it. Raises ``UsageError`` for a value out of range.
     """
 
     channels: int = 16
@@ -57,6 +67,7 @@ class NasBench201Space(SearchSpace):
     image_channels: int = 3
     classes: int = 10
     operators: tuple[str, ...] = OPERATORS
+    unread: str = "dropped"
     batch: int = 1
 
     name: ClassVar[str] = "nas-bench-201"
@@ -70,6 +81,8 @@ class NasBench201Space(SearchSpace):
         check_range(self.image_channels, 1, "space.image_channels")
         check_range(self.classes, 2, "space.classes")
         check_range(self.batch, 1, "space.batch")
+        if self.unread not in UNREAD:
+            raise UsageError(f"space.unread is {self.unread!r}; available: {', '.join(UNREAD)}")
         check_operators(self.operators, OPERATORS)
         if not set(self.operators) - {NO_OPERATOR}:
             raise UsageError("space.operators must name at least one operator besides none")
@@ -98,11 +111,6 @@ class NasBench201Space(SearchSpace):
         self._check(architecture)
         return tuple(OPERATORS.index(architecture.choices[edge]) for edge in EDGES)
 
-    @property
-    def incoming(self) -> dict[int, tuple[str, ...]]:
-        """The nodes of a cell, each with the edges that enter it, by source."""
-        return INCOMING
-
     # ---- structure -------------------------------------------------------------------------------------------------
 
     def _workload(self, operator: str, c_in: int, c_out: int, size: int, stride: int = 1, inputs: int = 1) -> Workload:
@@ -118,15 +126,14 @@ class NasBench201Space(SearchSpace):
         channels = self.channels * 2**stage
         return self._workload(operator, channels, channels, self.size_of(stage))
 
-    def node_workload(self, stage: int, arriving: int) -> Workload | None:
-        """What a node that ``arriving`` edges enter adds to them: zeros where none does, a sum where two or more do."""
+    def node_workload(self, stage: int, count: int) -> Workload | None:
+        """What a node that ``count`` edges enter adds to them: zeros where none does, a sum where two or more do."""
         channels = self.channels * 2**stage
-        if arriving == 1:
+        if count == 1:
             return None
-        operator = "sum" if arriving else "zeros"
-        return self._workload(operator, channels, channels, self.size_of(stage), inputs=max(1, arriving))
+        return self._workload("sum" if count else "zeros", channels, channels, self.size_of(stage), inputs=max(1, count))
 
-    def possible_arrivals(self, node: int) -> range:
+    def possible_counts(self, node: int) -> range:
         """How many edges may enter ``node``."""
         return range(0 if NO_OPERATOR in self.operators else node, node + 1)
 
@@ -144,7 +151,7 @@ class NasBench201Space(SearchSpace):
         found = {*self.fixed_workloads().values()}
         for stage in range(STAGES):
             found.update(self.edge_workload(stage, operator) for operator in self.operators if operator != NO_OPERATOR)
-            nodes = {self.node_workload(stage, count) for node in INCOMING for count in self.possible_arrivals(node)}
+            nodes = {self.node_workload(stage, count) for node in INCOMING for count in self.possible_counts(node)}
             found.update(workload for workload in nodes if workload is not None)
         return frozenset(found)
 
@@ -172,18 +179,17 @@ class NasBench201Space(SearchSpace):
 
     def _cell(self, name: str, stage: int, source: str, choices: Mapping[str, str]) -> tuple[list[Layer], str]:
         """The layers of one cell that reads ``source``, and the name of the layer that is its output."""
-        layers, nodes = list[Layer](), [source]
-        for node, edges in INCOMING.items():
-            arriving = []
-            for start, edge in zip(nodes, edges, strict=True):
-                if choices[edge] != NO_OPERATOR:
-                    arriving.append(f"{name}/edge{edge}")
-                    layers.append(Layer(arriving[-1], self.edge_workload(stage, choices[edge]), (start,)))
-            workload = self.node_workload(stage, len(arriving))
+        layers, nodes, operators = list[Layer](), {0: source}, built_edges(choices, self.unread)
+        for node in built_nodes(choices, self.unread):
+            entering = [edge for edge in INCOMING[node] if edge in operators]
+            inputs = tuple(f"{name}/edge{edge}" for edge in entering)
+            for edge, layer in zip(entering, inputs, strict=True):
+                layers.append(Layer(layer, self.edge_workload(stage, operators[edge]), (nodes[ends_of(edge)[0]],)))
+            workload = self.node_workload(stage, len(inputs))
             if workload is not None:
-                layers.append(Layer(f"{name}/node{node}", workload, tuple(arriving) or (source,)))
-            nodes.append(arriving[0] if workload is None else layers[-1].name)
-        return layers, nodes[-1]
+                layers.append(Layer(f"{name}/node{node}", workload, inputs or (source,)))
+            nodes[node] = layers[-1].name
+        return layers, nodes[OUTPUT]
 
     def supernet(self, plan: SupernetPlan) -> Supernet:
         return NasBench201Supernet(self, plan)
@@ -205,9 +211,8 @@ class NasBench201Space(SearchSpace):
                 )
 
     def architecture(self, choices: Iterable[tuple[str, str]]) -> Architecture:
-        """The architecture with the given pairs, without the counts of edges, which a derivation also has."""
-        counts = {_arrivals(node) for node in INCOMING}
-        return super().architecture((name, option) for name, option in choices if name not in counts)
+        """The architecture with the given pairs; what else a derivation says follows from them and is left out."""
+        return super().architecture((name, option) for name, option in choices if name not in FOLLOWING)
 
     def random_architecture(self, generator: random.Random) -> Architecture:
         return self.architecture((edge, generator.choice(self.operators)) for edge in EDGES)
@@ -236,45 +241,55 @@ class NasBench201Space(SearchSpace):
         for node, edges in INCOMING.items():
             options.update(dict.fromkeys(edges, row))
             counts = np.zeros(node + 1)
-            for count in self.possible_arrivals(node):
+            for count in self.possible_counts(node):
                 added = [self.node_workload(stage, count) for stage in range(STAGES)]
                 counts[count] = self.cells_per_stage * sum(cost[workload] for workload in added if workload is not None)
-            options[_arrivals(node)] = counts
+            options[arriving(node)] = counts
         return OptionCosts(sum(cost[workload] for workload in self.fixed_workloads().values()), options)
 
     def expected_cost(self, probabilities: Probabilities, costs: OptionCosts, temperature: float = 1.0) -> Tensor:
-        """Every edge's expectation with ``none`` at no cost, and every node's over how many edges enter it; exact.
+        """The mean over all architectures, each edge's operator being drawn by itself; ``none`` keeps its probability.
 
-        All decisions are always made, so there is nothing for the temperature to sharpen. Costs of nodes may be left out.
+        A node costs what the operators on its edges do and what adds them up, times its chance of being built. That is a
+        matter of other edges, so the product is exact. There is nothing for the temperature to sharpen: all decisions are
+        always made. Costs of how many edges enter a node may be left out.
         """
+        is_none = [float(operator == NO_OPERATOR) for operator in self.operators]
         total = next(iter(probabilities.values())).new_tensor(costs.fixed, dtype=torch.float64)
-        for node, edges in INCOMING.items():
+        absent = {edge: row.double() @ row.new_tensor(is_none, dtype=torch.float64) for edge, row in probabilities.items()}
+        chance = dict[int, Tensor]()
+        for node in sorted(INCOMING, reverse=True):
+            edges = INCOMING[node]
             rows = torch.stack([probabilities[edge] for edge in edges]).double()
-            total = total + (rows * torch.as_tensor(np.stack([costs.options[edge] for edge in edges])).to(rows)).sum()
-            if _arrivals(node) in costs.options:
-                absent = rows @ rows.new_tensor([float(operator == NO_OPERATOR) for operator in self.operators])
-                chances = arrival_chances(absent)
-                total = total + (chances * torch.as_tensor(costs.options[_arrivals(node)]).to(chances)).sum()
+            cost = (rows * torch.as_tensor(np.stack([costs.options[edge] for edge in edges])).to(rows)).sum()
+            if arriving(node) in costs.options:
+                counts = arrival_chances(torch.stack([absent[edge] for edge in edges]))
+                cost = cost + (counts * torch.as_tensor(costs.options[arriving(node)]).to(counts)).sum()
+            chance[node] = torch.ones_like(total)
+            if node != OUTPUT and self.unread == "dropped":
+                unread = [1 - (1 - absent[edge]) * chance[end] for edge, end in leaving(node).items()]
+                chance[node] = 1 - torch.stack(unread).prod()
+            total = total + chance[node] * cost
         return total
 
     def derivation_program(self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()) -> DerivationProgram:
-        """One operator an edge; per node one count, which is that of its edges with an operator: ``sum of k * count_k``."""
-        counts = {_arrivals(node): tuple(map(str, range(node + 1))) for node in INCOMING}
-        options = dict.fromkeys(EDGES, self.operators) | counts
-        pairs = [(name, option) for name, known in options.items() for option in known]
-        rows = [[float(name == one) for name, _ in pairs] for one in options]
-        for node, edges in INCOMING.items():
-            count = _arrivals(node)
-            rows.append([float(o != NO_OPERATOR) if n in edges else -float(o) if n == count else 0.0 for n, o in pairs])
-        bounds = np.array([1.0] * len(options) + [0.0] * len(INCOMING))
+        """One operator an edge; the costs are those of what is built."""
+        rules = rules_of(self.operators, self.unread)
+        sources = {**{built(edge): edge for edge in EDGES}, **{arriving(node): arriving(node) for node in INCOMING}}
+        blank = {name: np.zeros(sum(name == other for other, _ in rules.variables)) for name, _ in rules.variables}
+
+        def column(known: Mapping[str, np.ndarray]) -> np.ndarray:
+            return np.concatenate([known.get(name, zeros) for name, zeros in blank.items()])
+
+        prices = [column({name: cost.options[source] for name, source in sources.items()}) for cost in costs]
         return DerivationProgram(
-            variables=tuple(pairs),
-            scores=np.concatenate([scores[name] if name in EDGES else np.zeros(len(known)) for name, known in options.items()]),
-            rows=np.array(rows),
-            lower=bounds,
-            upper=bounds,
-            costs=np.array([np.concatenate([c.options[name] for name in options]) for c in costs]).reshape(-1, len(pairs)),
-            fixed_costs=np.array([c.fixed for c in costs]),
+            variables=rules.variables,
+            scores=column({edge: scores[edge] for edge in EDGES}),
+            rows=rules.rows,
+            lower=rules.lower,
+            upper=rules.upper,
+            costs=np.array(prices).reshape(-1, len(rules.variables)),
+            fixed_costs=np.array([cost.fixed for cost in costs]),
         )
 
 
@@ -285,7 +300,3 @@ def arrival_chances(absent: Tensor) -> Tensor:
         zero = torch.zeros_like(chance)
         chances = [a * chance + b * (1 - chance) for a, b in zip([*chances, zero], [zero, *chances], strict=True)]
     return torch.stack(chances)
-
-
-def _arrivals(node: int) -> str:
-    return f"node{node}.arriving"

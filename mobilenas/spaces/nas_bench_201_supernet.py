@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mobilenas import ops
 from mobilenas.spaces.base import SupernetPlan
-from mobilenas.supernet import NO_OPERATOR, MixedOp, Mixture, Supernet, sum_of
+from mobilenas.spaces.nas_bench_201_layout import EDGES, INCOMING, built_edges
+from mobilenas.supernet import MixedOp, Mixture, Supernet, sum_of
 
 if TYPE_CHECKING:
     from mobilenas.spaces.nas_bench_201 import NasBench201Space
@@ -36,7 +37,7 @@ class NasBench201Supernet(Supernet):
                 for name, stage in space.body()
             }
         )
-        self.checkpoint = plan.checkpoint
+        self.checkpoint, self.unread = plan.checkpoint, space.unread
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor, mixture: Mixture) -> Tensor:
@@ -52,9 +53,8 @@ class NasBench201Supernet(Supernet):
             if not isinstance(part, MixedCell):
                 found[name] = part
                 continue
-            for edge, operator in choices.items():
-                if operator != NO_OPERATOR:
-                    found[f"{name}/edge{edge}"] = cast(MixedOp, part.edges[edge]).candidates[operator]
+            for edge, operator in built_edges(choices, self.unread).items():
+                found[f"{name}/edge{edge}"] = cast(MixedOp, part.edges[edge]).candidates[operator]
         return found
 
 
@@ -63,14 +63,12 @@ class MixedCell(nn.Module):
 
     def __init__(self, space: NasBench201Space, stage: int) -> None:
         super().__init__()
-        self.incoming, workload = space.incoming, partial(space.edge_workload, stage)
-        self.edges = nn.ModuleDict(
-            {edge: MixedOp(space.operators, workload, pool_norm=False) for edges in self.incoming.values() for edge in edges}
-        )
+        workload = partial(space.edge_workload, stage)
+        self.edges = nn.ModuleDict({edge: MixedOp(space.operators, workload, pool_norm=False) for edge in EDGES})
 
     def forward(self, x: Tensor, mixture: Mixture) -> Tensor:
         nodes = [x]
-        for edges in self.incoming.values():
+        for edges in INCOMING.values():
             arriving = [
                 self.edges[edge](source, mixture.weights[edge], mixture.active.get(edge))
                 for source, edge in zip(nodes, edges, strict=True)

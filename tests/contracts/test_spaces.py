@@ -75,6 +75,13 @@ class TestNasBench201WithoutNone(SpaceContract):
         return NasBench201Space(channels=4, cells_per_stage=1, image_size=8, operators=operators)
 
 
+class TestNasBench201WithAllItsEdges(SpaceContract):
+    heeds_temperature = False
+
+    def make(self) -> SearchSpace:
+        return NasBench201Space(channels=4, cells_per_stage=1, image_size=8, unread="kept")
+
+
 class TestPublishedNasBench201(SpaceContract):
     heeds_temperature = False
     samples = 4

@@ -26,7 +26,8 @@ from mobilenas.methods.pc_darts import PCDarts
 from mobilenas.methods.switches import Switches
 from mobilenas.network import count_madds, count_params
 from mobilenas.spaces.base import OptionCosts, SupernetPlan
-from mobilenas.spaces.nas_bench_201 import EDGES, OPERATORS, NasBench201Space
+from mobilenas.spaces.nas_bench_201 import NasBench201Space
+from mobilenas.spaces.nas_bench_201_layout import EDGES, OPERATORS
 from mobilenas.supernet import ArchitectureParameters, MixedOp, Mixture
 from mobilenas.testing.contracts import log_scores, random_costs, random_probabilities
 
@@ -45,7 +46,7 @@ ENDS = {edge: tuple(map(int, edge.split("-"))) for edge in EDGES}
     ],
 )
 def test_published_sizes(classes: int, code: int, million_params: float, million_flops: float) -> None:
-    space = NasBench201Space(classes=classes)
+    space = NasBench201Space(classes=classes, unread="kept")
     architecture = space.architecture_of_codes((code,) * 6)
     assert space.params(architecture) == round(million_params * 1e6)
     assert space.madds(architecture) + classes == round(million_flops * 1e6)
@@ -53,7 +54,7 @@ def test_published_sizes(classes: int, code: int, million_params: float, million
 
 def test_sizes_derived_by_hand() -> None:
     """Every 3x3 costs 9 C^2 weights and 2 C of its BatchNorm, every 1x1 C^2 and 2 C, and an edge is in 5 cells of 3 stages."""
-    space = NasBench201Space()
+    space = NasBench201Space(unread="kept")
     stem, classifier = (9 * 3 * 16 + 2 * 16, 9 * 3 * 16 * 32**2), (2 * 64 + 64 * 10 + 10, 64 * 10)
     between = [(9 * c * 2 * c + 9 * 4 * c**2 + c * 2 * c, 2 * 2 * 2 * c, (32 * 16 // c // 2) ** 2) for c in (16, 32)]
     fixed_params = stem[0] + classifier[0] + sum(weights + norms for weights, norms, _ in between)
@@ -71,13 +72,30 @@ def test_sizes_derived_by_hand() -> None:
         assert space.madds(architecture) == madds
 
 
-def test_an_operator_that_nothing_reads_is_built_and_counted() -> None:
+@pytest.mark.parametrize(("unread", "edges"), [("kept", 1), ("dropped", 0)])
+def test_an_operator_that_nothing_reads(unread: str, edges: int) -> None:
     """Edge 0-1 leads nowhere here; the benchmark's sizes and latencies have it all the same."""
-    space = NasBench201Space()
+    space = NasBench201Space(unread=unread)
     architecture = space.architecture_of_codes((CONV3, NONE, NONE, SKIP, NONE, NONE))
     built = space.build(architecture)
-    assert count_params(built) == space.params(architecture) == 73_306 + 1_458_240 // 6
+    assert count_params(built) == space.params(architecture) == 73_306 + edges * 1_458_240 // 6
     assert count_madds(built, space.image_shape) == space.madds(architecture)
+
+
+def test_what_is_dropped_makes_no_difference() -> None:
+    """Both ways the same function of the same weights; every layer of what is dropped is read by none that is left."""
+    kept = NasBench201Space(channels=4, cells_per_stage=1, image_size=8, unread="kept")
+    dropped = NasBench201Space(channels=4, cells_per_stage=1, image_size=8)
+    images, generator, differ = torch.randn(3, 3, 8, 8), random.Random(0), 0
+    for codes in (generator.choices(range(5), [2, 1, 1, 1, 1], k=6) for _ in range(40)):
+        whole = kept.build(kept.architecture_of_codes(codes)).eval()
+        blueprint = dropped.blueprint(dropped.architecture_of_codes(codes))
+        assert blueprint.layers == blueprint.read_layers == kept.blueprint(kept.architecture_of_codes(codes)).read_layers
+        part = dropped.build(dropped.architecture_of_codes(codes)).eval()
+        part.load_state_dict({name: tensor for name, tensor in whole.state_dict().items() if name in part.state_dict()})
+        assert torch.equal(whole(images), part(images))
+        differ += len(whole.layers) != len(part.layers)
+    assert 5 < differ < 35
 
 
 def test_nodes_that_nothing_enters_are_zero() -> None:
@@ -140,21 +158,23 @@ def enumerated_cost(codes: np.ndarray, cost: dict[Workload, float], space: NasBe
     """Cost ``(n,)`` of each architecture in ``codes (n, 6)``, added up here: operators, sums, zeros and what is fixed."""
     total = np.full(len(codes), sum(cost[workload] for workload in space.fixed_workloads().values()))
     by_name = {(w.operator, w.in_channels, w.inputs): value for w, value in cost.items()}
+    is_on = {edge: codes[:, column] != NONE for column, edge in enumerate(EDGES)}
+    is_read = {3: np.ones(len(codes), dtype=bool), 2: is_on["2-3"], 1: is_on["1-3"] | (is_on["1-2"] & is_on["2-3"])}
     for channels in (space.channels, 2 * space.channels, 4 * space.channels):
-        for column in range(6):
-            prices = [0.0, *(by_name[operator, channels, 1] for operator in OPERATORS[1:])]
-            total += space.cells_per_stage * np.array(prices)[codes[:, column]]
         for node in (1, 2, 3):
             columns = [column for column, (_, end) in enumerate(ENDS.values()) if end == node]
             arriving = (codes[:, columns] != NONE).sum(axis=1)
-            prices = [by_name["zeros", channels, 1], 0.0, *(by_name["sum", channels, n] for n in range(2, node + 1))]
-            total += space.cells_per_stage * np.array(prices)[arriving]
+            sums = [by_name["zeros", channels, 1], 0.0, *(by_name["sum", channels, n] for n in range(2, node + 1))]
+            operators = [0.0, *(by_name[operator, channels, 1] for operator in OPERATORS[1:])]
+            added = np.array(sums)[arriving] + np.array(operators)[codes[:, columns]].sum(axis=1)
+            total += space.cells_per_stage * np.where(is_read[node] | (space.unread == "kept"), added, 0.0)
     return total
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_expected_cost_is_the_mean_over_all_architectures(seed: int) -> None:
-    space = NasBench201Space(channels=4, cells_per_stage=2, image_size=8)
+@pytest.mark.parametrize("unread", ["dropped", "kept"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_expected_cost_is_the_mean_over_all_architectures(seed: int, unread: str) -> None:
+    space = NasBench201Space(channels=4, cells_per_stage=2, image_size=8, unread=unread)
     cost, probabilities = random_costs(space, seed), random_probabilities(space, seed, 2.0)
     costs = enumerated_cost(ALL_CODES, cost, space)
     chances = np.prod([probabilities[edge].numpy()[ALL_CODES[:, i]] for i, edge in enumerate(EDGES)], axis=0)
@@ -166,9 +186,10 @@ def test_expected_cost_is_the_mean_over_all_architectures(seed: int) -> None:
         assert math.isclose(weighted_sum(space.workloads_of(architecture), cost), costs[index], rel_tol=1e-9)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_derivation_within_two_budgets_is_brute_force_over_all_architectures(seed: int) -> None:
-    space = NasBench201Space(channels=4, cells_per_stage=2, image_size=8)
+@pytest.mark.parametrize("unread", ["dropped", "kept"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_derivation_within_two_budgets_is_brute_force_over_all_architectures(seed: int, unread: str) -> None:
+    space = NasBench201Space(channels=4, cells_per_stage=2, image_size=8, unread=unread)
     both = [random_costs(space, seed), random_costs(space, seed + 10)]
     sums = np.stack([enumerated_cost(ALL_CODES, cost, space) for cost in both])
     option_costs: list[OptionCosts] = [space.option_costs(cost) for cost in both]
@@ -203,14 +224,14 @@ def test_a_drawn_mixture_runs_one_operator_an_edge_and_pools_have_no_batchnorm()
                 candidate.register_forward_hook(lambda *_, name=name: ran.append(name))
             assert isinstance(module.candidates["avg_pool_3x3"], torch.nn.AvgPool2d)
     parameters = ArchitectureParameters(space.decisions, torch.Generator().manual_seed(0))
-    architecture = space.architecture_of_codes((CONV3, NONE, SKIP, POOL, CONV1, NONE))
+    architecture = space.architecture_of_codes((CONV3, NONE, SKIP, POOL, CONV1, SKIP))
     mixture = Mixture(
         weights={name: row.float() for name, row in space.one_hot(architecture).items()},
         probabilities=parameters.softmax(),
         active={d.name: (d.options.index(architecture.choices[d.name]),) for d in space.decisions},
     )
     supernet(torch.randn(2, 3, 8, 8), mixture)
-    assert ran == ["nor_conv_3x3", "skip_connect", "avg_pool_3x3", "nor_conv_1x1"] * 3
+    assert ran == ["nor_conv_3x3", "skip_connect", "avg_pool_3x3", "nor_conv_1x1", "skip_connect"] * 3
 
 
 def test_checkpointing_changes_nothing() -> None:
@@ -243,6 +264,8 @@ def test_methods_that_fit_and_those_that_say_why_not() -> None:
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(UsageError, match="cells_per_stage"):
         NasBench201Space(cells_per_stage=0)
+    with pytest.raises(UsageError, match="dropped, kept"):
+        NasBench201Space(unread="drop")
     with pytest.raises(UsageError, match="besides none"):
         NasBench201Space(operators=("none",))
     with pytest.raises(UsageError, match="nor_conv_3x3"):
