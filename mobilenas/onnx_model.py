@@ -124,7 +124,7 @@ def compose(blueprint: Blueprint) -> bytes:
     initializers: list[onnx.TensorProto] = []
     values = {"images": INPUT_NAME}
     rng = np.random.default_rng(0)
-    for layer in blueprint.layers:
+    for layer in blueprint.read_layers:
         graph = _fragment(layer.workload)
         renamed = _place(layer, graph, values)
         for node in graph.node:

@@ -1,7 +1,8 @@
 """The operator catalogue: name -> module builder, multiply-adds and parameters.
 
 The same modules are profiled, searched and exported. Cell operators follow DARTS (Liu, Simonyan, Yang, ICLR 2019,
-arXiv 1806.09055, section 3.1 and appendix A), those of dense blocks DenseNAS (Fang et al., CVPR 2020, arXiv 1906.09607).
+arXiv 1806.09055, section 3.1 and appendix A), those of dense blocks DenseNAS (Fang et al., CVPR 2020, arXiv 1906.09607),
+those named ``nor_conv`` and what is around them NAS-Bench-201 (Dong, Yang, ICLR 2020, arXiv 2001.00326).
 Shapes: ``B`` batch, ``C`` channels, ``H`` height, ``W`` width.
 """
 
@@ -186,6 +187,32 @@ BOTTLENECK_EXPANSION = 4
 """A bottleneck's output is so many times as wide as its 3x3."""
 
 
+class ResidualReduction(nn.Module):
+    """Half the resolution: two 3x3 convolutions, each ReLU before and BatchNorm behind, plus a 2x2 average through a 1x1.
+
+    ``(B, C_in, H, W) -> (B, C_out, ceil(H/2), ceil(W/2))``. At an odd edge the average is of the pixels that are there.
+    """
+
+    def __init__(self, w: Workload, affine: bool) -> None:
+        super().__init__()
+        self.first = relu_conv_bn(w.in_channels, w.out_channels, 3, 2, affine)
+        self.second = relu_conv_bn(w.out_channels, w.out_channels, 3, 1, affine)
+        self.shortcut = nn.Sequential(
+            nn.AvgPool2d(2, 2, ceil_mode=w.height % 2 == 1 or w.width % 2 == 1, count_include_pad=False),
+            nn.Conv2d(w.in_channels, w.out_channels, 1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.shortcut(x) + self.second(self.first(x)))
+
+
+class Zeros(nn.Module):
+    """The value of a node that nothing enters: zero times a tensor ``(B, C, H, W)`` of its shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0.0
+
+
 class Sum(nn.Module):
     """The value of a cell's node: the sum of its inputs, all ``(B, C, H, W)``."""
 
@@ -206,6 +233,10 @@ class Concat(nn.Module):
 def head(c_in: int, classes: int) -> nn.Sequential:
     """Global average pooling and the classifier: ``(B, c_in, H, W) -> (B, classes)``."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, classes))
+
+
+def _bn_relu_head(w: Workload, affine: bool) -> nn.Sequential:
+    return nn.Sequential(norm(w.in_channels, affine), nn.ReLU(), *head(w.in_channels, w.out_channels))
 
 
 def auxiliary_head(c_in: int, height: int, classes: int, second_norm: bool = False) -> nn.Sequential:
@@ -308,6 +339,20 @@ def _conv_bn_relu6(name: str, kernel: int, eps: float) -> Operator:
     )
 
 
+def _nor_conv(kernel: int) -> Operator:
+    return Operator(
+        f"nor_conv_{kernel}x{kernel}",
+        lambda w, affine: relu_conv_bn(w.in_channels, w.out_channels, kernel, w.stride, affine),
+        lambda w: kernel * kernel * _pointwise_madds(w),
+        lambda w: w.out_channels * (kernel * kernel * w.in_channels + 2),
+    )
+
+
+def _reduction_weights(w: Workload) -> int:
+    """Of two 3x3 convolutions and a 1x1; all of them are applied to as many pixels as the output has."""
+    return w.out_channels * (9 * w.in_channels + 9 * w.out_channels + w.in_channels)
+
+
 def _residual_block(name: str, kernels: tuple[int, ...], expansion: int) -> Operator:
     """The widths of ``w`` are those of its input and output; between them are ``out_channels / expansion`` channels."""
 
@@ -398,6 +443,15 @@ OPERATORS: Registry[Operator] = Registry(
             _conv_bn_relu6("conv1x1_bn_relu6", 1, MOBILE_EPS),
             _conv_bn_relu6("conv3x3_bn_relu6", 3, MOBILE_EPS),
             _conv_bn_relu6("stem_resnet", 3, 1e-5),
+            _nor_conv(1),
+            _nor_conv(3),
+            Operator(
+                "residual_reduction",
+                ResidualReduction,
+                lambda w: _out_pixels(w) * _reduction_weights(w),
+                lambda w: _reduction_weights(w) + 4 * w.out_channels,
+            ),
+            Operator("zeros", lambda w, affine: Zeros(), _nothing, _nothing),
             Operator("sum", lambda w, affine: Sum(), _nothing, _nothing),
             Operator("concat", lambda w, affine: Concat(), _nothing, _nothing),
             Operator(
@@ -427,6 +481,12 @@ OPERATORS: Registry[Operator] = Registry(
                 lambda w, affine: head(w.in_channels, w.out_channels),
                 lambda w: w.in_channels * w.out_channels,
                 lambda w: w.out_channels * (w.in_channels + 1),
+            ),
+            Operator(
+                "bn_relu_head",
+                _bn_relu_head,
+                lambda w: w.in_channels * w.out_channels,
+                lambda w: 2 * w.in_channels + w.out_channels * (w.in_channels + 1),
             ),
         )
     },

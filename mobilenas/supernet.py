@@ -154,13 +154,16 @@ class Supernet(nn.Module, ABC):
 class MixedOp(nn.Module):
     """The weighted sum of candidate operators on one edge, DARTS equation 2.
 
-    ``forward(x (B, C, H, W), weights (O,), active) -> (B, C, H', W')``; ``none`` is never computed.
+    ``forward(x (B, C, H, W), weights (O,), active) -> (B, C, H', W')``; ``none`` is never computed. Without ``pool_norm``
+    pools have no BatchNorm behind them.
     """
 
-    def __init__(self, options: Sequence[str], workload: Callable[[str], Workload]) -> None:
+    def __init__(self, options: Sequence[str], workload: Callable[[str], Workload], pool_norm: bool = True) -> None:
         super().__init__()
         self.options = tuple(options)
-        self.candidates = nn.ModuleDict({option: candidate(workload(option)) for option in options if option != NO_OPERATOR})
+        self.candidates = nn.ModuleDict(
+            {option: candidate(workload(option), pool_norm) for option in options if option != NO_OPERATOR}
+        )
         self._stride = workload(next(iter(self.candidates))).stride
 
     def forward(self, x: Tensor, weights: Tensor, active: Sequence[int] | None = None) -> Tensor:
@@ -183,9 +186,9 @@ class SearchedPool(nn.Sequential):
     """A pooling candidate: while searching, DARTS normalises it by a BatchNorm that the derived network does not have."""
 
 
-def candidate(workload: Workload) -> nn.Module:
-    """The module of one candidate while searching: BatchNorms without scale and shift, one more after a pool."""
+def candidate(workload: Workload, pool_norm: bool = True) -> nn.Module:
+    """The module of one candidate while searching: BatchNorms without scale and shift; with ``pool_norm`` one after a pool."""
     module = ops.build_operator(workload, affine=False)
-    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
+    if pool_norm and isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
         return SearchedPool(module, ops.norm(workload.out_channels, affine=False))
     return module

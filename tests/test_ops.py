@@ -12,7 +12,8 @@ from mobilenas.spaces import cells
 from mobilenas.supernet import NO_OPERATOR
 
 SAME_CHANNELS = tuple(name for name in cells.OPERATORS if name != NO_OPERATOR)
-STRIDED = {"factorized_reduce": 2, "stem_imagenet": 4, "stem_imagenet_second": 2}
+STRIDED = {"factorized_reduce": 2, "stem_imagenet": 4, "stem_imagenet_second": 2, "residual_reduction": 2}
+HEADS = ("head", "bn_relu_head")
 READS_TWO = {"sum": 1, "concat": 2}
 SIZES = ((8, 8), (7, 7), (9, 6), (33, 12))
 
@@ -21,7 +22,9 @@ def workloads() -> list[Workload]:
     found = []
     for name in ops.OPERATORS:
         for height, width in SIZES:
-            if name in SAME_CHANNELS:
+            if name == "zeros":
+                found.append(Workload(name, 4, 4, height, width))
+            elif name in SAME_CHANNELS:
                 found += [Workload(name, c, c, height, width, stride) for c in (4, 5) for stride in (1, 2)]
             elif name in READS_TWO:
                 found.append(Workload(name, 4, 4 * READS_TWO[name], height, width, attributes=(("inputs", 2),)))
@@ -29,7 +32,7 @@ def workloads() -> list[Workload]:
                 found += [Workload(name, c, c, height, width, 2) for c in (8, 24)]
             elif name.startswith("mbconv") or name in ("basic_block", "bottleneck"):
                 found += [Workload(name, c_in, 8, height, width, stride) for c_in in (6, 8) for stride in (1, 2)]
-            elif name == "head":
+            elif name in HEADS:
                 found.append(Workload(name, 6, 3, height, width))
             else:
                 found += [Workload(name, 3, c, height, width, STRIDED.get(name, 1)) for c in (6, 7)]
@@ -57,7 +60,7 @@ def test_counts_and_shape(workload: Workload) -> None:
     madds, output = count(module, list(ops.example_inputs(workload)))
     assert ops.madds(workload) == madds
     assert ops.params(workload) == count_params(module)
-    if workload.operator == "head":
+    if workload.operator in HEADS:
         assert output.shape == (1, workload.out_channels)
     else:
         assert output.shape == (1, workload.out_channels, workload.out_height, workload.out_width)

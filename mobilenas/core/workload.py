@@ -81,6 +81,15 @@ class Blueprint(msgspec.Struct, frozen=True):
         """How often the network executes each workload."""
         return Counter(layer.workload for layer in self.layers)
 
+    @property
+    def read_layers(self) -> tuple[Layer, ...]:
+        """The layers that the output depends on; an exporter leaves out the others."""
+        needed = {self.layers[-1].name}
+        for layer in reversed(self.layers):
+            if layer.name in needed:
+                needed.update(layer.inputs)
+        return tuple(layer for layer in self.layers if layer.name in needed)
+
 
 class TensorSpec(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
     """Shape, element type and constancy of one tensor of a kernel; ``values`` only for scalars and small integer constants."""

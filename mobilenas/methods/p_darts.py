@@ -57,6 +57,11 @@ class PDarts(SearchMethod):
                 )
 
     def check(self, space: SearchSpace) -> None:
+        if space.proxy is None:
+            raise IncompatibleError(
+                f"the method p-darts grows the supernet from stage to stage; that of {space.name} is always as large as the "
+                "deployed network"
+            )
         super().check(space)
         unwanted = max(len({SKIP, NO_OPERATOR} & set(d.options)) for d in space.decisions if d.kind == "op")
         if self.switches.skip_limit is not None and min(self.kept, default=1000) <= unwanted:

@@ -10,7 +10,16 @@ from mobilenas.core.workload import Blueprint, Layer
 
 _MARGIN, _ROW, _GAP, _HEIGHT = 24, 42, 34, 28
 _NODE_WIDTH, _OPERATOR_WIDTH = 66, 104
-_COLOURS = {"skip": "#e5e5e5", "max_": "#d6eaf8", "avg_": "#d6eaf8", "sep_": "#f9d6d2", "dil_": "#fae5c3", "mbco": "#f9d6d2"}
+_SKIP, _POOL, _CONVOLUTION, _DILATED = "#e5e5e5", "#d6eaf8", "#f9d6d2", "#fae5c3"
+_COLOURS = {
+    "skip": _SKIP,
+    "max_": _POOL,
+    "avg_": _POOL,
+    "sep_": _CONVOLUTION,
+    "dil_": _DILATED,
+    "mbco": _CONVOLUTION,
+    "nor_": _CONVOLUTION,
+}
 
 
 @dataclass(frozen=True)
@@ -38,18 +47,19 @@ class _Box:
 
 
 def draw_cells(choices: Mapping[str, str], title: str) -> str:
-    """The cells of ``choices`` (``normal.0-2`` -> operator), one below the other.
+    """The cells of ``choices`` (``normal.0-2`` -> operator, or ``0-2`` where all are equal), one below the other.
 
-    From left to right: the two cells before, each node behind its two operators, the cell's output.
+    From left to right: the cells before, each node behind its operators, the cell's output. A cell that reads two before it
+    ends in all its nodes side by side (DARTS), one that reads one in its last node (NAS-Bench-201).
     """
     cells: dict[str, dict[int, list[tuple[int, str]]]] = {}
     for name, operator in sorted(choices.items()):
-        kind, _, ends = name.partition(".")
+        kind, _, ends = name.rpartition(".")
         source, _, node = ends.partition("-")
         cells.setdefault(kind, {}).setdefault(int(node), []).append((int(source), operator))
     parts, right, top = list[str](), 0.0, 1.8 * _MARGIN
     for kind, nodes in cells.items():
-        parts.append(_text(_MARGIN, top + 12, f"{kind} cell", 12))
+        parts.append(_text(_MARGIN, top + 12, f"{kind} cell".strip(), 12))
         boxes, arrows = _cell(nodes, top + _ROW)
         parts += [*arrows, *(box.svg() for box in boxes)]
         right = max(right, boxes[-1].x + boxes[-1].width)
@@ -93,9 +103,10 @@ def _picture(title: str, parts: Sequence[str], width: float, height: float) -> s
 
 def _cell(nodes: Mapping[int, list[tuple[int, str]]], top: float) -> tuple[list[_Box], list[str]]:
     """Boxes, the output's last, and the arrows between them."""
+    read = min(nodes)  # nodes are counted from the cells that are read
     states = {
-        source: _Box(_MARGIN, top + (1 + 2 * source) * _ROW, _NODE_WIDTH, f"cell k-{2 - source}", "#dff0d8")
-        for source in (0, 1)
+        source: _Box(_MARGIN, top + (1 + 2 * source) * _ROW, _NODE_WIDTH, f"cell k-{read - source}", "#dff0d8")
+        for source in range(read)
     }
     boxes, arrows, x, row = list(states.values()), [], _MARGIN + _NODE_WIDTH + _GAP, 0
     for node, edges in sorted(nodes.items()):
@@ -109,7 +120,7 @@ def _cell(nodes: Mapping[int, list[tuple[int, str]]], top: float) -> tuple[list[
         boxes.append(states[node])
         x = behind + _NODE_WIDTH + _GAP
     output = _Box(x, top + (row - 1) / 2 * _ROW, _NODE_WIDTH, "cell k", "#dff0d8")
-    arrows += [states[node].arrow_to(output) for node in nodes]
+    arrows += [states[node].arrow_to(output) for node in (nodes if read > 1 else [max(nodes)])]
     return [*boxes, output], arrows
 
 

@@ -18,6 +18,7 @@ SPACES: Registry[Callable[..., SearchSpace]] = Registry(
         "dense-small": "mobilenas.spaces.dense_blocks:dense_small",
         "densenas-mbv2": "mobilenas.spaces.dense_blocks:densenas_mbv2",
         "densenas-resnet": "mobilenas.spaces.dense_blocks:densenas_resnet",
+        "nas-bench-201": "mobilenas.spaces.nas_bench_201:NasBench201Space",
     },
 )
 """Classes of spaces, and functions that make one at a paper's size; their arguments are the space's options."""

@@ -2,6 +2,7 @@ from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.spaces.dense_blocks import DenseBlockSpace
 from mobilenas.spaces.dense_layout import blocks
+from mobilenas.spaces.nas_bench_201 import NasBench201Space
 from mobilenas.testing.contracts import SpaceContract
 from tests.oracles.small_blocks import small_blocks
 
@@ -50,3 +51,40 @@ class TestTheSmallestDenseSpace(SpaceContract):
 
     def make(self) -> SearchSpace:
         return DenseBlockSpace("mbconv", blocks((4, 6), (1, 2), (0, 1), (0, 0)), 8, image_size=8, classes=3)
+
+
+class TestNasBench201(SpaceContract):
+    heeds_temperature = False  # all decisions are always made: nothing to sharpen
+
+    def make(self) -> SearchSpace:
+        return NasBench201Space(channels=4, cells_per_stage=2, image_size=8, image_channels=1)
+
+
+class TestOddNasBench201(SpaceContract):
+    heeds_temperature = False
+
+    def make(self) -> SearchSpace:
+        return NasBench201Space(channels=3, cells_per_stage=1, image_size=9, classes=3)
+
+
+class TestNasBench201WithoutNone(SpaceContract):
+    heeds_temperature = False
+
+    def make(self) -> SearchSpace:
+        operators = ("skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+        return NasBench201Space(channels=4, cells_per_stage=1, image_size=8, operators=operators)
+
+
+class TestNasBench201WithAllItsEdges(SpaceContract):
+    heeds_temperature = False
+
+    def make(self) -> SearchSpace:
+        return NasBench201Space(channels=4, cells_per_stage=1, image_size=8, unread="kept")
+
+
+class TestPublishedNasBench201(SpaceContract):
+    heeds_temperature = False
+    samples = 4
+
+    def make(self) -> SearchSpace:
+        return NasBench201Space()

@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 from mobilenas.config import DescribeConfig
 from mobilenas.report.drawing import draw_cells, draw_layers
+from mobilenas.spaces.nas_bench_201 import NasBench201Space
 from mobilenas.spaces.published import PUBLISHED
 from mobilenas.workflows.run_describe import find_network
 
@@ -29,6 +30,15 @@ def test_every_edge_and_node_is_drawn_inside_the_picture() -> None:
         assert len(set(boxes)) == len(boxes), "boxes on top of each other"
         for path in arrows:
             assert all(-1 <= float(number) <= max(width, height) for number in re.findall(r"-?[0-9.]+", path.get("d", "")))
+
+
+def test_a_cell_that_reads_one_cell_ends_in_its_last_node() -> None:
+    choices = NasBench201Space().architecture_of_codes((3, 0, 1, 4, 0, 2)).choices
+    root = ElementTree.fromstring(draw_cells(choices, "six edges"))
+    texts = [element.text for element in root.iter(f"{SVG}text")]
+    assert sorted(texts) == sorted(["six edges", "cell", "cell k-1", "node 1", "node 2", "node 3", "cell k", *choices.values()])
+    arrows = [path for path in root.iter(f"{SVG}path") if path.get("marker-end")]
+    assert len(arrows) == 2 * len(choices) + 1
 
 
 def test_every_layer_is_drawn_inside_the_picture() -> None:

@@ -21,6 +21,7 @@ from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.spaces.dense_blocks import DenseBlockSpace, dense_small
 from mobilenas.spaces.dense_layout import SMALL_BLOCKS
+from mobilenas.spaces.nas_bench_201 import NasBench201Space
 
 SPACE = CellSpace(channels=8, layers=3, image_size=8, image_channels=1)
 SETTINGS = RunSettings()
@@ -28,12 +29,21 @@ SETTINGS = RunSettings()
 
 @pytest.mark.parametrize(
     ("space", "least"),
-    [(SPACE, 50), (dense_small(28, 1), 10), (DenseBlockSpace("bottleneck", SMALL_BLOCKS, 64, image_size=16), 10)],
-    ids=["cells", "mbconv", "bottleneck"],
+    [
+        (SPACE, 50),
+        (dense_small(28, 1), 10),
+        (DenseBlockSpace("bottleneck", SMALL_BLOCKS, 64, image_size=16), 10),
+        (NasBench201Space(channels=8, cells_per_stage=1, image_size=9), 10),
+        (NasBench201Space(channels=8, cells_per_stage=1, image_size=8, unread="kept"), 10),
+    ],
+    ids=["cells", "mbconv", "bottleneck", "nas-bench-201", "with layers that nothing reads"],
 )
 def test_composed_model_lowers_to_the_kernels_of_the_exported_network(space: SearchSpace, least: int) -> None:
     generator = random.Random(3)
     architectures = [space.random_architecture(generator) for _ in range(4)]
+    if isinstance(space, NasBench201Space):
+        architectures[0] = space.architecture_of_codes((3, 1, 4, 0, 0, 0))  # nothing reads nodes 1 and 2, nothing enters 3
+        architectures[1] = space.architecture_of_codes((3, 0, 2, 1, 4, 0))  # nothing reads node 2
     composed = [onnx_model.compose(space.blueprint(a)) for a in architectures]
     exported = [network_for_timing(space, architecture) for architecture in architectures]
     with find_device("local").open() as link:
