@@ -20,6 +20,10 @@ WALL_CLOCK_LIMIT_MS = 2.0
 """Runs shorter than this fit into a scheduler's time slice: their wall-clock minimum is undisturbed on a shared host."""
 
 
+CLOCK_READING_MS = 0.002
+"""Reading the wall clock takes CPU time too: what the CPU clock may show more."""
+
+
 class MeasurementPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much is measured. A *sweep* times every model once, in shuffled order, in a fresh process."""
 
@@ -119,10 +123,11 @@ def measurement_from_records(
 ) -> Measurement:
     """The floor over sweeps, as measured to be best on shared hosts.
 
-    Below 2 ms: the minimum of wall time. Above: the 10th percentile of each sweep's CPU time, and of those the minimum;
-    CPU samples under 0.9 of the wall minimum are clock errors and left out. ``use_cpu_clock`` must be off where several
-    threads work, since the CPU clock is the calling thread's. Raises ``MeasurementError`` for no records or a sample
-    that is not a positive finite number.
+    Below 2 ms: the minimum of wall time. Above: the 10th percentile of each sweep's CPU time, and of those the minimum.
+    Left out as clock errors are CPU samples under 0.9 of the wall minimum, and wall samples in which the thread would have
+    computed for longer than they lasted: a wall clock that was set back. ``use_cpu_clock`` must be off where several threads
+    work, since the CPU clock is the calling thread's. Raises ``MeasurementError`` for no records or a sample that is not a
+    positive finite number.
     """
     if not records:
         raise MeasurementError("no sweep of this model was recorded: nothing to estimate from")
@@ -130,6 +135,8 @@ def measurement_from_records(
     for wall in walls:
         if wall.size == 0 or not np.all(np.isfinite(wall)) or wall.min() <= 0:
             raise MeasurementError("a sweep holds no samples, or a wall time that is not a positive number")
+    if use_cpu_clock:
+        walls = [_possible(wall, np.asarray(record.cpu_ms)) for wall, record in zip(walls, records, strict=True)]
     wall_floor = float(min(wall.min() for wall in walls))
     cpus = [np.asarray(record.cpu_ms) for record in records]
     cpu_seen = min(float(np.percentile(cpu, 10)) for cpu in cpus)
@@ -163,6 +170,12 @@ def measurement_from_records(
         clocks_agree=abs(wall_floor - cpu_seen) <= 0.1 * value,
         converged=len(records) > 1 and repeatability <= tolerance_fraction,
     )
+
+
+def _possible(wall_ms: np.ndarray, cpu_ms: np.ndarray) -> np.ndarray:
+    """The wall times that are no shorter than the CPU times within them; all of them where none is left."""
+    kept = wall_ms[wall_ms >= 0.9 * cpu_ms - CLOCK_READING_MS]
+    return kept if kept.size else wall_ms
 
 
 def _repeatability_fraction(floors: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -60,7 +61,10 @@ class SweepLog:
     hello: dict[str, Any] = field(default_factory=dict)
     """What the runner said of itself and its engine."""
     records: dict[str, dict[int, SweepRecord]] = field(default_factory=dict)
-    sentinel_floors_ms: dict[int, float] = field(default_factory=dict)
+    sentinels_ms: dict[int, list[float]] = field(default_factory=dict)
+    """The sentinel's floors in each sweep, in order."""
+    sentinels_before: dict[tuple[str, int], int] = field(default_factory=dict)
+    """How many of its sweep's sentinels came before a model's record."""
 
     @classmethod
     def resume(cls, journal: Journal | None) -> SweepLog:
@@ -95,23 +99,34 @@ class SweepLog:
         self._keep(entry)
 
     def _keep(self, entry: JournalEntry) -> None:
+        sentinels = self.sentinels_ms.setdefault(entry.sweep, [])
         if entry.model == SENTINEL:
-            floor = min(entry.record.wall_ms)
-            self.sentinel_floors_ms[entry.sweep] = min(floor, self.sentinel_floors_ms.get(entry.sweep, floor))
+            sentinels.append(min(entry.record.wall_ms))
         else:
             self.records.setdefault(entry.model, {})[entry.sweep] = entry.record
+            self.sentinels_before[entry.model, entry.sweep] = len(sentinels)
 
-    def quiet_sweeps(self, drift_fraction: float) -> set[int]:
-        """Sweeps in which the sentinel came within ``drift_fraction`` of its best."""
-        best = min(self.sentinel_floors_ms.values(), default=0.0)
-        return {k for k, floor in self.sentinel_floors_ms.items() if floor <= best * (1 + drift_fraction)}
+    def quiet_records(self, model: str, drift_fraction: float) -> list[SweepRecord]:
+        """A model's records between two sentinels (or after the last one) that came within ``drift_fraction`` of the best."""
+        limit = min((min(floors) for floors in self.sentinels_ms.values() if floors), default=math.inf) * (1 + drift_fraction)
+        found = []
+        for sweep, record in self.records.get(model, {}).items():
+            before = self.sentinels_before[model, sweep]
+            around = self.sentinels_ms[sweep][max(0, before - 1) : before + 1]
+            if around and max(around) <= limit:
+                found.append(record)
+        return found
 
     def measurement(self, model: str, plan: MeasurementPlan, use_cpu_clock: bool) -> Measurement | None:
-        """The estimate of one model from its quiet sweeps, or from all where none was; ``None`` without a record."""
-        by_sweep = self.records.get(model, {})
-        quiet = self.quiet_sweeps(plan.drift_fraction)
-        chosen = [record for k, record in by_sweep.items() if k in quiet] or list(by_sweep.values())
-        return measurement_from_records(chosen, plan.tolerance_fraction, use_cpu_clock) if chosen else None
+        """The estimate of one model from its quiet records, ``None`` without any record.
+
+        Where none is quiet it is from all of them, and has not converged however well they agree: the device was slower.
+        """
+        quiet, every = self.quiet_records(model, plan.drift_fraction), list(self.records.get(model, {}).values())
+        if not every:
+            return None
+        found = measurement_from_records(quiet or every, plan.tolerance_fraction, use_cpu_clock)
+        return found if quiet else msgspec.structs.replace(found, converged=False)
 
 
 def measure(
@@ -129,7 +144,7 @@ def measure(
 ) -> tuple[dict[str, Measurement], dict[str, Any]]:
     """Measure every model as ``plan`` says and return the measurements with the runner's "hello".
 
-    Sweeps that the sentinel shows to be slow do not count towards ``plan.sweeps``; models whose floor does not repeat
+    Records beside a sentinel that is slow do not count towards ``plan.sweeps``; models whose floor does not repeat
     get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says ``converged: False``. What is in
     ``journal`` already is not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a model ends
     without a record.
@@ -169,11 +184,10 @@ def measure(
 
 
 def _pending(models: Iterable[str], log: SweepLog, plan: MeasurementPlan, use_cpu_clock: bool) -> list[str]:
-    """Models that need another sweep: too few quiet ones, or a floor that does not repeat."""
-    quiet = log.quiet_sweeps(plan.drift_fraction)
+    """Models that need another sweep: too few quiet records, or a floor that does not repeat."""
 
     def is_pending(name: str) -> bool:
-        if len(quiet & set(log.records.get(name, {}))) < plan.sweeps:
+        if len(log.quiet_records(name, plan.drift_fraction)) < plan.sweeps:
             return True
         measurement = log.measurement(name, plan, use_cpu_clock)
         return measurement is None or not measurement.converged

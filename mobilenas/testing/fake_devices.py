@@ -39,13 +39,13 @@ def _size(shape: tuple[int, ...]) -> int:
 class FakeRuntime(OnnxRuntime):
     """Executes nothing: each node of a model is a kernel, equal ones merged, and a model takes just the sum of its kernels.
 
-    ``slowdown`` maps the number of a sweep (from 0) to a factor on all its times: a device that heats up. ``version`` is
-    what it says of its engine.
+    ``slowdown`` maps how many sweeps are done (1.5 is half through the second) to a factor on the times: a device that heats
+    up. ``version`` is what it says of its engine.
     """
 
     name: ClassVar[str] = "fake"
 
-    def __init__(self, slowdown: Callable[[int], float] = lambda sweep: 1.0, version: str = "1") -> None:
+    def __init__(self, slowdown: Callable[[float], float] = lambda sweeps: 1.0, version: str = "1") -> None:
         self.slowdown, self.version = slowdown, version
         self.sweeps = 0
 
@@ -66,10 +66,10 @@ class FakeRuntime(OnnxRuntime):
         on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
         on_hello({"type": "hello", "protocol": PROTOCOL, "runner": "fake", "engine_version": self.version})
-        factor = self.slowdown(self.sweeps)
-        self.sweeps += 1
+        begun, self.sweeps = self.sweeps, self.sweeps + 1
         refused = []
-        for name in order:
+        for index, name in enumerate(order):
+            factor = self.slowdown(begun + index / len(order))
             try:
                 kernels = _kernels(models[name])
             except Exception as error:  # as a runner does: one bad model must not end the others

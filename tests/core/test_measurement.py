@@ -48,6 +48,21 @@ def test_cpu_samples_far_below_the_wall_are_clock_errors() -> None:
     assert none_left.value_ms == none_left.cpu_floor_ms == 10.0
 
 
+def test_a_wall_clock_that_is_set_back_shortens_no_time() -> None:
+    """A run of 1 ms in which the clock goes back by half of it: no thread computes for longer than it was there."""
+    jumped = record([1.0, 0.5, 1.02], [0.99, 0.99, 1.0])
+    found = estimate(jumped, record([1.01] * 3, [1.0] * 3))
+    assert found.value_ms == found.wall_floor_ms == 1.0
+    assert found.converged
+    assert estimate(jumped, use_cpu_clock=False).value_ms == 0.5, "several threads do compute for longer"
+
+
+def test_a_cpu_clock_that_runs_ahead_is_said_and_loses_nothing() -> None:
+    found = estimate(record([1.0, 1.1], [2.0, 2.0]), record([1.01, 1.1], [2.0, 2.0]))
+    assert found.value_ms == 1.0
+    assert not found.clocks_agree
+
+
 @pytest.mark.parametrize(("cpu", "agree"), [(1.09, True), (1.12, False)])
 def test_clocks_agree_within_a_tenth(cpu: float, agree: bool) -> None:
     assert estimate(record([1.0], [cpu]), record([1.0], [cpu])).clocks_agree is agree

@@ -50,11 +50,29 @@ def test_networks_that_fit_are_never_those_that_test(tmp_path: Path) -> None:
 
 
 def test_a_slow_sweep_does_not_count_and_is_made_up_for(tmp_path: Path) -> None:
-    runtime = FakeRuntime(slowdown=lambda sweep: 1.5 if sweep == 1 else 1.0)
+    runtime = FakeRuntime(slowdown=lambda sweeps: 1.5 if 1 <= sweeps < 2 else 1.0)
     table = campaign(tmp_path, runtime).run()
     assert runtime.sweeps == 4
     assert all(row.sweeps == 3 for row in table.rows.values())
     assert table.space_card(SPACE.key).table_error.worst_fraction < 1e-6
+
+
+def test_a_device_that_slows_for_good_half_way_leaves_no_wrong_row_that_says_it_is_right(tmp_path: Path) -> None:
+    """By 40 %, in the middle of the first sweep, as when it begins to throttle: what was timed after it never converges."""
+    table = campaign(tmp_path, FakeRuntime(slowdown=lambda sweeps: 1.4 if sweeps >= 0.5 else 1.0)).run()
+    for kernel, row in table.rows.items():
+        assert not row.converged or row.value_ms == pytest.approx(kernel_ms(kernel), rel=1e-9)
+    assert table.card.rows_not_converged > 0
+
+
+def test_a_device_that_is_slow_for_half_a_sweep_is_measured_again(tmp_path: Path) -> None:
+    runtime = FakeRuntime(slowdown=lambda sweeps: 1.4 if 1.4 <= sweeps < 2.1 else 1.0)
+    table = campaign(tmp_path, runtime).run()
+    assert runtime.sweeps == PLAN.maximum_sweeps
+    for kernel, row in table.rows.items():
+        assert row.converged
+        assert row.value_ms == pytest.approx(kernel_ms(kernel), rel=1e-9)
+        assert row.sweeps >= 2
 
 
 def test_an_interrupted_campaign_measures_only_what_is_missing(tmp_path: Path) -> None:
