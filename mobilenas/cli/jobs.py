@@ -103,6 +103,9 @@ def profile(
         rows.append(("workload costs", f"{percent(result.workload_mape_fraction)} off the kernel sums"))
     rows.append(("took", f"{result.duration_s:.0f} s"))
     show(result, json, "profile", rows)
+    if cfg.kernels is not None:
+        say_next(json, command_line("predict", PredictConfig(device=cfg.device), "MODEL.onnx"))
+        return
     following = SearchConfig(
         device=cfg.device,
         space=cfg.space,
@@ -318,7 +321,7 @@ def predict(
     ] = None,
     measure: Annotated[bool | None, typer.Option("--measure", help="Measure the whole model too.")] = None,
     plan: Plan = None,
-    top: Annotated[int, typer.Option("--top", help="How many of the dearest kernels to list.")] = 10,
+    top: Annotated[int, typer.Option("--top", min=0, help="How many of the dearest kernels to list.")] = 10,
     config: ConfigFile = None,
     sets: Sets = None,
     json: Json = False,

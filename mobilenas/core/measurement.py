@@ -136,7 +136,7 @@ def measurement_from_records(
         if wall.size == 0 or not np.all(np.isfinite(wall)) or wall.min() <= 0:
             raise MeasurementError("a sweep holds no samples, or a wall time that is not a positive number")
     if use_cpu_clock:
-        walls = [_possible(wall, np.asarray(record.cpu_ms)) for wall, record in zip(walls, records, strict=True)]
+        walls = [possible_ms(wall, np.asarray(record.cpu_ms)) for wall, record in zip(walls, records, strict=True)]
     wall_floor = float(min(wall.min() for wall in walls))
     cpus = [np.asarray(record.cpu_ms) for record in records]
     cpu_seen = min(float(np.percentile(cpu, 10)) for cpu in cpus)
@@ -172,7 +172,7 @@ def measurement_from_records(
     )
 
 
-def _possible(wall_ms: np.ndarray, cpu_ms: np.ndarray) -> np.ndarray:
+def possible_ms(wall_ms: np.ndarray, cpu_ms: np.ndarray) -> np.ndarray:
     """The wall times that are no shorter than the CPU times within them; all of them where none is left."""
     kept = wall_ms[wall_ms >= 0.9 * cpu_ms - CLOCK_READING_MS]
     return kept if kept.size else wall_ms

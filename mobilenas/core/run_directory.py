@@ -23,21 +23,31 @@ Status = Literal["running", "ok", "failed", "interrupted"]
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write ``content`` to ``path`` so that a reader (or a power cut) sees the old file or the new one, whole."""
-    data = content.encode() if isinstance(content, str) else content
+    write_together(path.parent, {path.name: content})
+
+
+def write_together(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write several files into ``folder``: all are on the disk before the first takes its name, so that a full disk leaves
+    every old one. They take their names in the order given.
+    """
+    temporary: dict[str, str] = {}
+    path = folder
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            path = folder / name
+            handle, temporary[name] = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary[name], 0o644)
+        for name in contents:
+            path = folder / name
+            os.replace(temporary[name], path)
     except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        for name in temporary.values():
+            Path(name).unlink(missing_ok=True)
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
 
 

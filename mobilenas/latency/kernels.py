@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from mobilenas.core.workload import Kernel
-from mobilenas.errors import MissingDataError, MissingKernelError
+from mobilenas.errors import MissingKernelError
 from mobilenas.latency.prediction import Prediction, conformal_factor
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.table import LatencyTable, SpaceCard, TableRow
@@ -77,13 +77,19 @@ class TargetKernels:
         """A kernel that several tables have is taken from the newest."""
         return {kernel: row for table in reversed(self.tables) for kernel, row in table.rows.items()}
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether whole networks were measured, which tell how far sums of kernels are off."""
+        return any(table.networks for table in self.tables)
+
     def missing(self, kernels: Counter[Kernel]) -> list[Kernel]:
         """Those without a row."""
         return sorted(kernel for kernel in kernels if kernel not in self.rows)
 
     def predict(self, kernels: Counter[Kernel], extrapolate: bool = False) -> NetworkPrediction:
-        """A network's latency. Raises ``MissingKernelError`` for kernels that were not measured and cannot be predicted,
-        ``MissingDataError`` where no network of the target was measured, so that nothing tells how wrong sums are.
+        """A network's latency, where the target ``is_calibrated``.
+
+        Raises ``MissingKernelError`` for kernels that were not measured and cannot be predicted.
         """
         calibrating, card = self._calibration()
         cold_ms_per_mib = calibrating.card.cold_weights_ms_per_mib
@@ -132,18 +138,14 @@ class TargetKernels:
     def _calibration(self) -> tuple[LatencyTable, SpaceCard]:
         """The card of networks of all kinds with its table, or else one of all networks that were measured."""
         for table in self.tables:
-            if MOBILE_NETWORKS in table.card.spaces:
-                return table, table.card.spaces[MOBILE_NETWORKS]
+            for card in table.card.spaces.values():
+                if card.space == MOBILE_NETWORKS:
+                    return table, card
         cards = [card for table in self.tables for card in table.card.spaces.values()]
         networks = [row for table in self.tables for row in table.networks]
-        if not networks:
-            raise MissingDataError(
-                "no whole network was measured on this target, so nothing tells how far sums of kernels are off: measure "
-                f"some with mobilenas profile --kernels 300, or with --space: {self.tables[0].profile_command()}"
-            )
-        sums = np.array([row.kernel_sum_ms for row in networks])
-        measured = np.array([row.measured_ms for row in networks])
-        scale = float(np.median(measured / sums))
+        scale = float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"]))
+        sums = np.array([row.kernel_sum_ms for row in networks if row.role == "test"])
+        measured = np.array([row.measured_ms for row in networks if row.role == "test"])
         pooled = msgspec.structs.replace(
             cards[0],
             space=", ".join(dict.fromkeys(card.space for card in cards)),

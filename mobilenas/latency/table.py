@@ -18,7 +18,7 @@ import numpy as np
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture, OptionValue
 from mobilenas.core.measurement import Environment, MeasurementPlan
-from mobilenas.core.run_directory import write_atomic
+from mobilenas.core.run_directory import write_together
 from mobilenas.core.workload import Kernel, Workload
 from mobilenas.errors import DocumentError, MissingKernelError, nearest_names
 from mobilenas.latency.prediction import Prediction
@@ -31,7 +31,7 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e4)]
 ModelMilliseconds = Annotated[float, msgspec.Meta(ge=1e-4, le=1e6)]
 """A time of a whole model; no call of any runtime takes less than 100 ns."""
 
-SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 2
+SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 3
 
 
 class TableKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,8 +133,12 @@ class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Mean repeatability of the test networks' measurements: no prediction can be told apart below it."""
 
     def predict(self, kernel_sum_ms: float) -> Prediction:
-        """What a network takes whose kernels take ``kernel_sum_ms``."""
-        return Prediction.within(max(0.0, self.scale * kernel_sum_ms + self.offset_ms), self.interval_factor)
+        """What a network takes whose kernels take ``kernel_sum_ms``; never less than half of that.
+
+        Networks far smaller than all that were measured would end below zero where the offset is negative.
+        """
+        ms = max(0.5 * kernel_sum_ms, self.scale * kernel_sum_ms + self.offset_ms)
+        return Prediction.within(ms, self.interval_factor)
 
 
 class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -217,21 +221,15 @@ class LatencyTable:
     # ---- files -----------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write kernels.csv, workloads.csv, networks.csv and, last, card.json with their SHA-256.
-
-        A card that was there goes first: a folder without a card is no table, whatever interrupts this.
-        """
+        """Write kernels.csv, workloads.csv, networks.csv and, last, card.json with their SHA-256; a full disk leaves all old."""
         files = self._files()
-        (folder / "card.json").unlink(missing_ok=True)
-        for name, content in files.items():
-            write_atomic(folder / name, content)
         card = {
             "schema": f"mobilenas/{SCHEMA_NAME}@{SCHEMA_VERSION}",
             **msgspec.to_builtins(self.card),
             "sha256": {name: _sha256(content) for name, content in files.items()},
         }
         card["sha256"]["card.json"] = documents.digest(card)
-        write_atomic(folder / "card.json", documents.dump_json(card))
+        write_together(folder, {**files, "card.json": documents.dump_json(card)})
 
     def _files(self) -> dict[str, str]:
         costs = (

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from mobilenas import onnx_model
 from mobilenas.core import documents
-from mobilenas.core.measurement import Measurement, MeasurementPlan, SweepRecord, measurement_from_records
+from mobilenas.core.measurement import Measurement, MeasurementPlan, SweepRecord, measurement_from_records, possible_ms
 from mobilenas.core.run_directory import Journal
 from mobilenas.core.workload import Blueprint, Layer, Workload
 from mobilenas.devices.links import Link
@@ -101,7 +102,7 @@ class SweepLog:
     def _keep(self, entry: JournalEntry) -> None:
         sentinels = self.sentinels_ms.setdefault(entry.sweep, [])
         if entry.model == SENTINEL:
-            sentinels.append(min(entry.record.wall_ms))
+            sentinels.append(float(possible_ms(np.asarray(entry.record.wall_ms), np.asarray(entry.record.cpu_ms)).min()))
         else:
             self.records.setdefault(entry.model, {})[entry.sweep] = entry.record
             self.sentinels_before[entry.model, entry.sweep] = len(sentinels)

@@ -18,15 +18,22 @@ from onnx import TensorProto, helper, numpy_helper
 from mobilenas import onnx_model
 from mobilenas.core.workload import Kernel, TensorSpec
 from mobilenas.devices.links import Link
-from mobilenas.errors import RunnerError
+from mobilenas.errors import DocumentError, RunnerError
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime, numbered
 
 _DTYPES = {
     "float": "float32",
     "int64": "int64",
     "int32": "int32",
+    "int16": "int16",
+    "int8": "int8",
+    "uint8": "uint8",
+    "uint16": "uint16",
+    "uint32": "uint32",
+    "uint64": "uint64",
     "bool": "bool",
     "float16": "float16",
+    "bfloat16": "bfloat16",
     "double": "float64",
 }
 _LOWER_BATCH = 64
@@ -124,18 +131,31 @@ def kernels_from_graph(model: bytes, nodes: Sequence[Mapping[str, Any]]) -> Coun
     reports = _reports_by_node(graph.node, nodes)
     for node, report in zip(graph.node, reports, strict=True):
         for name, output in zip(node.output, report["outputs"], strict=False):
+            if output and output[0] not in _DTYPES:
+                raise DocumentError(
+                    f"the node {node.name!r} ({node.op_type}) makes {output[0]}: only tensors of numbers are known"
+                )
             if output:
                 specs[name] = TensorSpec(tuple(output[1]), _DTYPES[output[0]])
     return Counter(
         Kernel(
             operator=f"{node.domain}::{node.op_type}" if node.domain else node.op_type,
             attributes=_canonical_attributes(node),
-            inputs=tuple(constants.get(name) or specs[name] if name else None for name in node.input),
+            inputs=tuple(_spec_of(name, constants, specs, node) if name else None for name in node.input),
             outputs=tuple(specs[name] for name in node.output if name in specs),
             provider=report["provider"],
         )
         for node, report in zip(graph.node, reports, strict=True)
     )
+
+
+def _spec_of(
+    name: str, constants: Mapping[str, TensorSpec], specs: Mapping[str, TensorSpec], node: onnx.NodeProto
+) -> TensorSpec:
+    spec = constants.get(name) or specs.get(name)
+    if spec is None:
+        raise DocumentError(f"the node {node.name!r} ({node.op_type}) reads {name!r}, whose shape the engine did not tell")
+    return spec
 
 
 def _reports_by_node(graph_nodes: Sequence[onnx.NodeProto], reports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -33,16 +33,16 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
         told.progress("lowering", 0, 1)
         [kernels] = target.runtime.kernels([content], link, target.settings)
         known = _known(cfg, target)
-        missing = sorted(kernels) if known is None else known.missing(kernels)
+        if known is None or not known.is_calibrated:
+            raise MissingDataError(
+                f"no latency table of {target.device.card.name}, {target.runtime.name} holds whole networks, without which "
+                "nothing tells how far sums of kernels are off: make one for any model with mobilenas profile --kernels 1500"
+            )
+        missing = known.missing(kernels)
         if missing and cfg.profile_missing:
             told.note(f"{len(missing)} of {len(kernels)} kernels are in no table: measuring them")
             _measure(missing, folder, target, link, cfg.plan, told)
-            known = _known(cfg, target, also=folder)
-    if known is None:
-        raise MissingDataError(
-            f"no latency table of {target.device.card.name}, {target.runtime.name}: say --profile-missing, or make one for any "
-            "network with mobilenas profile --kernels 1500"
-        )
+            known = _known(cfg, target, also=folder) or known
     return PredictResult(
         model=str(model),
         device=target.device.card.name,

@@ -59,10 +59,14 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
     with campaign.running():
         table = campaign.run(lambda p: told.progress(p.stage, p.done, p.total))
         folder = Path(cfg.output) if cfg.output else table_folder(table.card.key, campaign.source.key)
-        table.save(folder)
         if cfg.kernels is not None:
             told.progress("learning from the kernels", 0, 1)
-            _learn(campaign, table).save(folder / PREDICTOR)
+            predictor = _learn(campaign, table)
+            (folder / PREDICTOR).unlink(missing_ok=True)
+            table.save(folder)
+            predictor.save(folder / PREDICTOR)
+        else:
+            table.save(folder)
     card = table.space_card(campaign.source.key)
     return ProfileResult(
         table=str(folder),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mobilenas.core.run_directory import Journal, RunDirectory, write_atomic
+from mobilenas.core.run_directory import Journal, RunDirectory, write_atomic, write_together
 from mobilenas.errors import DocumentError, ResourceError, UsageError
 
 
@@ -154,3 +154,18 @@ def test_a_signal_leaves_the_run_interrupted(tmp_path: Path, stop: type[BaseExce
     with pytest.raises(stop), RunDirectory(tmp_path).running("a = 1\n", {}, {}):
         raise stop
     assert (tmp_path / "STATUS").read_text() == "interrupted\n"
+
+
+def test_a_full_disk_leaves_every_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_together(tmp_path, {"a": "old a", "b": "old b"})
+    written = []
+
+    def fsync(handle: int) -> None:
+        written.append(handle)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(ResourceError, match=r"b: cannot be written: No space"):
+        write_together(tmp_path, {"a": "new a", "b": "new b"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old a", "b": "old b"}

@@ -31,6 +31,7 @@ from mobilenas.latency.prediction import Prediction, conformal_factor
 from mobilenas.latency.predictors.kernel_features import FEATURES, WORK_FEATURES, family_of, features_of, work_of
 from mobilenas.latency.table import ErrorReport, LatencyTable, SpaceCard, TableRow
 
+ACTIVATION = FEATURES.index("activation")
 FEWEST_ROWS = 8
 """Of a family, to say anything of it."""
 LEAST_MS = 1e-5
@@ -60,6 +61,7 @@ class FamilyPredictor(RegressorMixin, BaseEstimator):
         self.roofline_, _ = nnls(work / unit / np.exp(y)[:, None], np.ones(len(y)))
         self.roofline_ = self.roofline_ / unit
         self.lowest_, self.highest_ = features.min(axis=0), features.max(axis=0)
+        self.activations_ = np.unique(features[:, ACTIVATION])
         self.mean_, spread = features.mean(axis=0), features.std(axis=0)
         self.used_ = spread > 1e-9
         self.spread_ = np.where(self.used_, spread, 1.0)
@@ -88,7 +90,8 @@ class FamilyPredictor(RegressorMixin, BaseEstimator):
         """Whether kernels lie where there were some to learn from, ``(N,)`` of bool."""
         features = X[:, : len(FEATURES)]
         room = np.where(np.arange(len(FEATURES)) < len(WORK_FEATURES), BEYOND, 0.0)
-        return np.asarray(((features >= self.lowest_ - room) & (features <= self.highest_ + room)).all(axis=1))
+        inside = ((features >= self.lowest_ - room) & (features <= self.highest_ + room)).all(axis=1)
+        return np.asarray(inside & np.isin(features[:, ACTIVATION], self.activations_))
 
     def _roof(self, work: np.ndarray) -> np.ndarray:
         return np.asarray(np.log(np.maximum(work @ self.roofline_, LEAST_MS)))
@@ -192,7 +195,7 @@ class KernelPredictor(BaseEstimator):
             raise DocumentError(f"{path}: not a predictor of this mobilenas ({error}): profile with --kernels again") from error
         if not isinstance(loaded, cls):
             raise DocumentError(f"{path}: holds {type(loaded).__name__}, not a predictor of kernels")
-        if loaded.learnt_from_ != table.digest:
+        if getattr(loaded, "learnt_from_", None) != table.digest:
             raise DocumentError(f"{path}: learnt from another table than the one beside it: profile with --kernels again")
         return loaded
 

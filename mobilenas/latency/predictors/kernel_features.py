@@ -59,13 +59,16 @@ def work_of(kernel: Kernel) -> Work:
 
 
 def family_of(kernel: Kernel) -> str:
-    """Kernels whose times one law describes: an operator, and of convolutions depthwise, grouped, pointwise, the others."""
-    if not _is_convolution(kernel):
-        return kernel.operator
-    groups, (_, per_group, height, width) = _attributes(kernel).get("group", 1), _second(kernel).shape
-    if groups > 1:
-        return f"{kernel.operator} {'depthwise' if per_group == 1 else 'grouped'}"
-    return f"{kernel.operator} {'pointwise' if height * width == 1 else 'window'}"
+    """Kernels whose times one law describes: an operator on one type of numbers, and of convolutions depthwise, grouped,
+    pointwise and the others.
+    """
+    name = kernel.operator
+    if _is_convolution(kernel):
+        groups, (_, per_group, height, width) = _attributes(kernel).get("group", 1), _second(kernel).shape
+        kind = "depthwise" if per_group == 1 else "grouped"
+        name += f" {kind}" if groups > 1 else f" {'pointwise' if height * width == 1 else 'window'}"
+    types = dict.fromkeys(spec.dtype for spec in (*kernel.inputs[:1], *kernel.outputs) if spec is not None)
+    return name if set(types) == {"float32"} else f"{name} {' '.join(types)}"
 
 
 def features_of(kernel: Kernel) -> np.ndarray:
@@ -85,7 +88,7 @@ def features_of(kernel: Kernel) -> np.ndarray:
             math.log1p(work.weights),
             math.log1p(in_channels),
             math.log1p(out_channels),
-            math.log1p(math.prod(made[2:])),
+            math.log1p(math.prod(made[2:]) * (made[0] if made else 1)),
             math.log1p(attributes.get("group", 1)),
             math.prod(window),
             math.prod(attributes.get("strides", ())),
