@@ -221,7 +221,7 @@ class LatencyTable:
     # ---- files -----------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write kernels.csv, workloads.csv, networks.csv and, last, card.json with their SHA-256; a full disk leaves all old."""
+        """Write kernels.csv, workloads.csv, networks.csv and, last, card.json with their SHA-256; a full disk keeps the old."""
         files = self._files()
         card = {
             "schema": f"mobilenas/{SCHEMA_NAME}@{SCHEMA_VERSION}",
