@@ -122,7 +122,7 @@ def test_printed_commands_name_the_image_folder(command, tmp_path, monkeypatch) 
     planned = command(*printed, "--dry-run", "--json")
     assert planned.code == 0, planned.err
     space = workflows.space_from_config(CONFIG.space, load_data("image-folder", root, 16), 1)
-    assert json.loads(planned.out)["space"] == space.key
+    assert json.loads(planned.out)["networks_of"] == space.key
 
     small = ("--set", "supernet.channels=2", "--set", "supernet.layers=3", "--set", "data.batch=2", "--epochs", "1")
     searched = command("search", *data, *SMALL, *small, "-q", "-o", "out")
