@@ -62,10 +62,7 @@ class SweepLog:
     hello: dict[str, Any] = field(default_factory=dict)
     """What the runner said of itself and its engine."""
     records: dict[str, dict[int, SweepRecord]] = field(default_factory=dict)
-    sentinels_ms: dict[int, list[float]] = field(default_factory=dict)
-    """The sentinel's floors in each sweep, in order."""
-    sentinels_before: dict[tuple[str, int], int] = field(default_factory=dict)
-    """How many of its sweep's sentinels came before a model's record."""
+    sentinel_floors_ms: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def resume(cls, journal: Journal | None) -> SweepLog:
@@ -100,23 +97,17 @@ class SweepLog:
         self._keep(entry)
 
     def _keep(self, entry: JournalEntry) -> None:
-        sentinels = self.sentinels_ms.setdefault(entry.sweep, [])
         if entry.model == SENTINEL:
-            sentinels.append(float(possible_ms(np.asarray(entry.record.wall_ms), np.asarray(entry.record.cpu_ms)).min()))
+            floor = float(possible_ms(np.asarray(entry.record.wall_ms), np.asarray(entry.record.cpu_ms)).min())
+            self.sentinel_floors_ms[entry.sweep] = min(floor, self.sentinel_floors_ms.get(entry.sweep, floor))
         else:
             self.records.setdefault(entry.model, {})[entry.sweep] = entry.record
-            self.sentinels_before[entry.model, entry.sweep] = len(sentinels)
 
     def quiet_records(self, model: str, drift_fraction: float) -> list[SweepRecord]:
-        """A model's records between two sentinels (or after the last one) that came within ``drift_fraction`` of the best."""
-        limit = min((min(floors) for floors in self.sentinels_ms.values() if floors), default=math.inf) * (1 + drift_fraction)
-        found = []
-        for sweep, record in self.records.get(model, {}).items():
-            before = self.sentinels_before[model, sweep]
-            around = self.sentinels_ms[sweep][max(0, before - 1) : before + 1]
-            if around and max(around) <= limit:
-                found.append(record)
-        return found
+        """A model's records of sweeps in which the sentinel came within ``drift_fraction`` of its best."""
+        limit = min(self.sentinel_floors_ms.values(), default=math.inf) * (1 + drift_fraction)
+        records = self.records.get(model, {})
+        return [record for sweep, record in records.items() if self.sentinel_floors_ms.get(sweep, math.inf) <= limit]
 
     def measurement(self, model: str, plan: MeasurementPlan, use_cpu_clock: bool) -> Measurement | None:
         """The estimate of one model from its quiet records, ``None`` without any record.
@@ -145,7 +136,7 @@ def measure(
 ) -> tuple[dict[str, Measurement], dict[str, Any]]:
     """Measure every model as ``plan`` says and return the measurements with the runner's "hello".
 
-    Records beside a sentinel that is slow do not count towards ``plan.sweeps``; models whose floor does not repeat
+    Sweeps that the sentinel shows to be slow do not count towards ``plan.sweeps``; models whose floor does not repeat
     get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says ``converged: False``. What is in
     ``journal`` already is not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a model ends
     without a record.
