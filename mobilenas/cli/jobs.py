@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,6 +44,10 @@ from mobilenas.console import percent
 from mobilenas.errors import BudgetError
 
 
+def _device_flags(device: str | None, runtime: str | None, precision: str | None, threads: int | None) -> dict[str, Any]:
+    return {"device.name": device, "device.runtime": runtime, "device.precision": precision, "device.threads": threads}
+
+
 def profile(
     device: DeviceName = None,
     runtime: RuntimeName = None,
@@ -65,15 +69,12 @@ def profile(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a search space on a device: a latency lookup table with its error and where it came from.
+    """Measure a search space, or kernels of any network, on a device: a latency table with its error and where it came from.
 
     Interrupted, the same command goes on where it stopped.
     """
     flags = {
-        "device.name": device,
-        "device.runtime": runtime,
-        "device.precision": precision,
-        "device.threads": threads,
+        **_device_flags(device, runtime, precision, threads),
         "space.name": space,
         "space.options.channels": channels,
         "space.options.layers": layers,
@@ -155,10 +156,7 @@ def search(
         "space.options.layers": layers,
         "data.name": data,
         "epochs": epochs,
-        "device.name": device,
-        "device.runtime": runtime,
-        "device.precision": precision,
-        "device.threads": threads,
+        **_device_flags(device, runtime, precision, threads),
         "table": str(table) if table else None,
         "plan": plan,
         "measure": False if no_measure else None,
@@ -329,10 +327,7 @@ def predict(
 ) -> None:
     """Predict the latency of any ONNX model, kernel by kernel, from what was measured on the device."""
     flags = {
-        "device.name": device,
-        "device.runtime": runtime,
-        "device.precision": precision,
-        "device.threads": threads,
+        **_device_flags(device, runtime, precision, threads),
         "table": str(table) if table else None,
         "profile_missing": profile_missing,
         "extrapolate": extrapolate,

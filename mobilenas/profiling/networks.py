@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -55,23 +54,12 @@ class NetworkSource(ABC):
         return None
 
 
-@dataclass(frozen=True)
 class SpaceNetworks(NetworkSource):
     """The networks of a search space."""
 
-    space: SearchSpace
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.space.name
-
-    @property
-    def options(self) -> dict[str, OptionValue]:  # type: ignore[override]
-        return self.space.options
-
-    @property
-    def key(self) -> str:  # type: ignore[override]
-        return self.space.key
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self.name, self.options, self.key = space.name, space.options, space.key
 
     def draw(self, generator: random.Random) -> Architecture:
         """Every second one favours a few options, as searched networks do, and spans the space."""
@@ -126,8 +114,9 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {
 class MobileNetworks(NetworkSource):
     """Random networks of the blocks that mobile networks are made of, at their shapes: what a table for any network is of.
 
-    The blocks are torchvision's, of MobileNet v1 to v3, MNASNet, EfficientNet, ResNet, RegNet, ShuffleNet, SqueezeNet and
-    DenseNet; a network keeps to one kind of block or mixes them. An architecture holds the seed that it is drawn from.
+    The blocks are made of torchvision's parts, as in MobileNet v1 to v3, MNASNet, EfficientNet, ResNet, RegNet, ShuffleNet,
+    SqueezeNet and DenseNet; a network keeps to one kind of block or mixes them. An architecture holds the seed that it is drawn
+    from.
     """
 
     name = MOBILE_NETWORKS

@@ -189,6 +189,12 @@ def check_operators(given: Sequence[str], known: Sequence[str]) -> None:
         raise UsageError("space.operators names an operator twice")
 
 
+def check_numbers(space: SearchSpace, **least: int) -> None:
+    """Raise ``UsageError`` unless each option named is a whole number of at least so much; images always are."""
+    for name, minimum in {"image_size": 8, "image_channels": 1, "classes": 2, "batch": 1, **least}.items():
+        check_range(getattr(space, name), minimum, f"space.{name}")
+
+
 def check_range(value: int, minimum: int, what: str, maximum: int = 10_000) -> None:
     """Raise ``UsageError`` naming ``what`` if ``value`` is no whole number from ``minimum`` to ``maximum``."""
     if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:

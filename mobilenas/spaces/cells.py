@@ -27,8 +27,8 @@ from mobilenas.spaces.base import (
     Probabilities,
     SearchSpace,
     SupernetPlan,
+    check_numbers,
     check_operators,
-    check_range,
 )
 from mobilenas.spaces.cell_supernet import CellSupernet
 from mobilenas.spaces.merged_edges import MergedEdges
@@ -98,13 +98,7 @@ class CellSpace(SearchSpace):
     traits: ClassVar[frozenset[str]] = frozenset({"cells", "edge normalisation", "partial channels", "skips"})
 
     def __post_init__(self) -> None:
-        check_range(self.channels, 2, "space.channels")
-        check_range(self.layers, 3, "space.layers")
-        check_range(self.image_size, 8 if self.stem == "cifar" else 32, "space.image_size")
-        check_range(self.image_channels, 1, "space.image_channels")
-        check_range(self.classes, 2, "space.classes")
-        check_range(self.nodes, 1, "space.nodes")
-        check_range(self.batch, 1, "space.batch")
+        check_numbers(self, channels=2, layers=3, image_size=8 if self.stem == "cifar" else 32, nodes=1)
         for name, value, known in (("stem", self.stem, STEMS), ("reduction", self.reduction, REDUCTIONS)):
             if value not in known:
                 raise UsageError(f"space.{name} is {value!r}; available: {', '.join(known)}")

@@ -31,6 +31,7 @@ from mobilenas.spaces.base import (
     Probabilities,
     SearchSpace,
     SupernetPlan,
+    check_numbers,
     check_operators,
     check_range,
 )
@@ -90,12 +91,7 @@ class DenseBlockSpace(SearchSpace):
     proxy: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        check_range(self.last_width, 1, "space.last_width")
-        check_range(self.reach, 1, "space.reach")
-        check_range(self.image_size, 8, "space.image_size")
-        check_range(self.image_channels, 1, "space.image_channels")
-        check_range(self.classes, 2, "space.classes")
-        check_range(self.batch, 1, "space.batch")
+        check_numbers(self, last_width=1, reach=1)
         if self.family not in FAMILIES:
             raise UsageError(f"space.family is {self.family!r}; available: {', '.join(FAMILIES)}")
         check_operators(self.operators, self.kind.heads)

@@ -27,8 +27,8 @@ from mobilenas.spaces.base import (
     Probabilities,
     SearchSpace,
     SupernetPlan,
+    check_numbers,
     check_operators,
-    check_range,
 )
 from mobilenas.spaces.nas_bench_201_layout import (
     EDGES,
@@ -75,12 +75,7 @@ class NasBench201Space(SearchSpace):
     proxy: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        check_range(self.channels, 1, "space.channels")
-        check_range(self.cells_per_stage, 1, "space.cells_per_stage")
-        check_range(self.image_size, 8, "space.image_size")
-        check_range(self.image_channels, 1, "space.image_channels")
-        check_range(self.classes, 2, "space.classes")
-        check_range(self.batch, 1, "space.batch")
+        check_numbers(self, channels=1, cells_per_stage=1)
         if self.unread not in UNREAD:
             raise UsageError(f"space.unread is {self.unread!r}; available: {', '.join(UNREAD)}")
         check_operators(self.operators, OPERATORS)

@@ -42,7 +42,7 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
         if missing and cfg.profile_missing:
             told.note(f"{len(missing)} of {len(kernels)} kernels are in no table: measuring them")
             _measure(missing, folder, target, link, cfg.plan, told)
-            known = _known(cfg, target, also=folder) or known
+            known = _known(cfg, target) or known
     return PredictResult(
         model=str(model),
         device=target.device.card.name,
@@ -54,11 +54,12 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
     )
 
 
-def _known(cfg: PredictConfig, target: Target, also: Path | None = None) -> TargetKernels | None:
-    """What the target's tables know, or the one named and ``also``; ``None`` where there is none."""
+def _known(cfg: PredictConfig, target: Target) -> TargetKernels | None:
+    """What the target's tables know, or the one named and, where missing kernels are measured, what was kept of them."""
     if cfg.table is None:
         return TargetKernels.of(target_tables(target.table_key))
-    folders = [Path(cfg.table), *([also] if also else [])]
+    kept = table_folder(target.table_key, SINGLE_KERNELS)
+    folders = [Path(cfg.table), *([kept] if cfg.profile_missing and (kept / "card.json").exists() else [])]
     return TargetKernels.of([(folder, load_target_table(folder, target.table_key)) for folder in folders])
 
 

@@ -29,7 +29,7 @@ from mobilenas.workflows.naming import (
 )
 
 NEW_KERNELS_PER_NETWORK = 15
-"""At least so many kernels of a random mobile network are in none of a hundred others."""
+"""Kernels asked for, divided by this: the networks that are lowered. Of the first twenty each showed 41 new ones on average."""
 
 
 def campaign_from_config(cfg: ProfileConfig) -> Campaign:
@@ -49,7 +49,7 @@ def campaign_from_config(cfg: ProfileConfig) -> Campaign:
 
 
 def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResult:
-    """Measure a space on a device into a latency table. Interrupted, the same configuration goes on."""
+    """Measure a space, or any network's kernels, into a latency table. Interrupted, the same configuration goes on."""
     told = listener or Silent()
     begin = time.monotonic()
     campaign = campaign_from_config(cfg)

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from scipy.optimize import nnls
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -29,7 +28,7 @@ from mobilenas.core.workload import Kernel
 from mobilenas.errors import DocumentError
 from mobilenas.latency.prediction import Prediction, conformal_factor
 from mobilenas.latency.predictors.kernel_features import FEATURES, WORK_FEATURES, family_of, features_of, work_of
-from mobilenas.latency.table import ErrorReport, LatencyTable, SpaceCard, TableRow
+from mobilenas.latency.table import LatencyTable, SpaceCard, TableRow
 
 ACTIVATION = FEATURES.index("activation")
 FEWEST_ROWS = 8
@@ -145,7 +144,6 @@ class KernelPredictor(BaseEstimator):
                 if k.identifier in self.held_out_ms_
             )
             predicted.append(card.predict(math.fsum([table.kernel_sum_ms(kernels), *difference])).ms)
-        self.network_error_ = msgspec.to_builtins(ErrorReport.of(np.array(predicted), measured_ms))
         self.network_factor_ = conformal_factor(np.array(predicted), measured_ms)
         self.learnt_from_ = table.digest
         return self
