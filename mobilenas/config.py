@@ -13,6 +13,8 @@ import tomli_w
 
 from mobilenas.core import documents
 from mobilenas.core.architecture import OptionValue
+from mobilenas.core.environment import Gate
+from mobilenas.core.measurement import Estimator, Statistic
 from mobilenas.core.units import ACCEPTED
 from mobilenas.errors import DocumentError, UnknownNameError, UsageError
 
@@ -49,6 +51,8 @@ class DeviceConfig(Strict):
     provider: str = "CPUExecutionProvider"
     threads: Threads = 1
     batch: Count = 1
+    estimator: Estimator = "floor"
+    """What stands for a model's latency: the floor over sweeps on a shared host, the median on an idle device of one's own."""
 
 
 class DataSetConfig(Strict):
@@ -147,6 +151,8 @@ class ProfileConfig(Strict):
     kernels: Count | None = None
     """Instead of a space, about so many kernels of random mobile networks: a table for any network."""
     plan: str = "quick"
+    environment: Gate = "warn"
+    """What a clock that is not fixed or a busy machine does: ``strict`` refuses to measure, ``warn`` says so in the table."""
     seed: Seed = 0
     output: str | None = None
 
@@ -166,7 +172,8 @@ class SearchConfig(Strict):
     """Folder of the latency table; found by device and space by default."""
     latency_budget: str | None = None
     """``5ms``, ``800us``, or ``40%`` of the space's range."""
-    budget_statistic: str = "floor"
+    budget_statistic: Statistic | None = None
+    """What the budget binds; the estimator of the device by default."""
     log_cost: LogCostConfig = LogCostConfig()
     plan: str = "quick"
     """How candidates are measured."""
@@ -353,6 +360,8 @@ _FLAGS = {
     "data.name": "--data",
     "latency_budget": "--latency-budget",
     "budget_statistic": "--budget-statistic",
+    "environment": "--env",
+    "device.estimator": "--estimator",
     "method": "--method",
     "epochs": "--epochs",
     "kernels": "--kernels",

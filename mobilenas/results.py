@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import msgspec
 
 from mobilenas.core.architecture import Architecture, Decision, OptionValue
-from mobilenas.core.measurement import Measurement
+from mobilenas.core.measurement import Measurement, SlowDown, Statistic
 from mobilenas.export.verify import Agreement
+from mobilenas.latency.diff import TableDifference
 from mobilenas.latency.kernels import NetworkPrediction
 from mobilenas.search.selection import Selection
 
@@ -31,14 +32,30 @@ class ProfileResult(msgspec.Struct, frozen=True):
     workload_mape_fraction: float | None
     """``None`` for a table of any network, which no search uses."""
     repeatability_fraction: float
+    networks: int
+    """Whole networks that were measured."""
+    networks_not_converged: int
+    doubts: tuple[str, ...]
+    """What spoke against the environment."""
+    slow_down: SlowDown | None
+    since: Since | None
+    """What has moved since the table was last made."""
     duration_s: float
+
+
+class Since(msgspec.Struct, frozen=True):
+    """The table that was there before, and how far the new one is from it."""
+
+    created: str
+    folder: str
+    difference: TableDifference
 
 
 class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One budget and the four numbers that stand beside it, in milliseconds."""
 
     text: str
-    statistic: str
+    statistic: Statistic
     target_ms: PositiveMilliseconds
     lowest_ms: Milliseconds
     highest_ms: Milliseconds

@@ -8,12 +8,14 @@ Needs Python 3.8, numpy and onnxruntime, nothing of mobilenas. Prints one JSON o
 A job:
   {"mode": "time" | "lower", "threads": 1, "provider": "CPUExecutionProvider",
    "models": [{"id": "m1", "path": "m1.onnx", "optimise": true}],
-   "samples": 50, "maximum_samples": 200, "minimum_s": 0.01, "maximum_s": 1.0, "warmup_runs": 3, "warmup_s": 0.005}
+   "samples": 50, "maximum_samples": 200, "minimum_s": 0.01, "maximum_s": 1.0,
+   "warmup_runs": 3, "warmup_s": 0.005, "warmup_maximum_s": 0.1, "warmup_tolerance_fraction": 0.02}
 
 "time" runs every model on one fixed random input, in the order given, and prints wall and CPU time of every sample.
 "lower" prints where the engine's optimised graph was written, and for each of its nodes the provider and output shapes.
 """
 
+import glob
 import json
 import os
 import platform
@@ -23,7 +25,8 @@ import time
 import numpy
 import onnxruntime
 
-PROTOCOL = 1
+PROTOCOL = 2
+WARMUP_WINDOW = 5  # runs whose median is compared with that of as many before them
 FEWEST_SAMPLES = 10  # of a model that takes so long that "maximum_s" ends it
 DTYPES = {
     "tensor(float)": numpy.float32,
@@ -40,6 +43,38 @@ DTYPES = {
 def say(**report):
     sys.stdout.write(json.dumps(report) + "\n")
     sys.stdout.flush()
+
+
+def read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def machine_state():
+    """What this device tells of itself now; what it does not tell stays empty."""
+    models, clocks = [], []
+    for line in read("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            models.append(value.strip())
+        elif key.strip() == "cpu MHz":
+            clocks.append(float(value))
+    for path in sorted(glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")) if not clocks else ():
+        clocks.append(int(read(path) or 0) / 1000.0)
+    zones = [read(path).strip() for path in sorted(glob.glob("/sys/class/thermal/thermal_zone*/temp"))]
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpu_model": models[0] if models else platform.processor() or "unknown",
+        "cpu_count": os.cpu_count() or 1,
+        "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+        "frequencies_mhz": clocks,
+        "temperatures_celsius": [int(zone) / 1000.0 for zone in zones if zone],
+        "load_average": list(os.getloadavg()),
+    }
 
 
 def session_options(job, optimise):
@@ -100,6 +135,28 @@ def peak_memory_mib():
     return None
 
 
+def warm_up(job, run):
+    """Run until the times have settled; False if they have not when the job's patience ends."""
+    begin = time.perf_counter()
+    times = []
+    while True:
+        start = time.perf_counter()
+        run()
+        end = time.perf_counter()
+        times.append(end - start)
+        if len(times) < job["warmup_runs"] or end - begin < job["warmup_s"]:
+            continue
+        if len(times) >= 2 * WARMUP_WINDOW:
+            now, before = (
+                sorted(part)[WARMUP_WINDOW // 2]
+                for part in (times[-WARMUP_WINDOW:], times[-2 * WARMUP_WINDOW : -WARMUP_WINDOW])
+            )
+            if abs(now - before) <= job["warmup_tolerance_fraction"] * before:
+                return True
+        if end - begin >= job["warmup_maximum_s"]:
+            return False
+
+
 def time_model(job, model):
     reset_peak_memory()
     start = time.perf_counter()
@@ -110,11 +167,7 @@ def time_model(job, model):
     binding = bind(session, inputs)
     first_ms = (time.perf_counter() - start) * 1e3
 
-    warm = time.perf_counter()
-    runs = 0
-    while runs < job["warmup_runs"] or time.perf_counter() - warm < job["warmup_s"]:
-        session.run_with_iobinding(binding)
-        runs += 1
+    is_warm = warm_up(job, lambda: session.run_with_iobinding(binding))
 
     wall_ns, cpu_ns = [], []
     begin = time.perf_counter()
@@ -139,6 +192,7 @@ def time_model(job, model):
         first_ms=first_ms,
         load_ms=load_ms,
         peak_memory_mib=peak_memory_mib(),
+        is_warm=is_warm,
         provider=session.get_providers()[0],
     )
 
@@ -178,8 +232,7 @@ def main():
         engine_version=onnxruntime.__version__,
         providers=onnxruntime.get_available_providers(),
         python=platform.python_version(),
-        system=platform.platform(),
-        machine=platform.machine(),
+        state=machine_state(),
     )
     work = {"time": time_model, "lower": lower_model}[job["mode"]]
     done = 0

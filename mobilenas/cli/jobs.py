@@ -13,6 +13,7 @@ from mobilenas.cli.options import (
     DataName,
     DeviceName,
     Epochs,
+    Estimator,
     Json,
     Layers,
     Plan,
@@ -25,7 +26,17 @@ from mobilenas.cli.options import (
     SpaceName,
     Threads,
 )
-from mobilenas.cli.output import BEGINS_ANEW, GOES_ON, budget_rows, repeats_of, say_next, show, with_listener
+from mobilenas.cli.output import (
+    BEGINS_ANEW,
+    GOES_ON,
+    budget_rows,
+    moved_words,
+    repeats_of,
+    say_next,
+    show,
+    slow_down_words,
+    with_listener,
+)
 from mobilenas.config import (
     DataConfig,
     EvaluateConfig,
@@ -44,8 +55,16 @@ from mobilenas.console import percent
 from mobilenas.errors import BudgetError
 
 
-def _device_flags(device: str | None, runtime: str | None, precision: str | None, threads: int | None) -> dict[str, Any]:
-    return {"device.name": device, "device.runtime": runtime, "device.precision": precision, "device.threads": threads}
+def _device_flags(
+    device: str | None, runtime: str | None, precision: str | None, threads: int | None, estimator: str | None
+) -> dict[str, Any]:
+    return {
+        "device.name": device,
+        "device.runtime": runtime,
+        "device.precision": precision,
+        "device.threads": threads,
+        "device.estimator": estimator,
+    }
 
 
 def profile(
@@ -53,6 +72,7 @@ def profile(
     runtime: RuntimeName = None,
     precision: Precision = None,
     threads: Threads = None,
+    estimator: Estimator = None,
     space: SpaceName = None,
     channels: Channels = None,
     layers: Layers = None,
@@ -61,6 +81,12 @@ def profile(
         int | None, typer.Option("--kernels", help="Not a space: so many kernels of mobile networks, for predict.")
     ] = None,
     plan: Plan = None,
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            "--env", help="A clock that is not fixed, a busy machine: strict refuses, warn says so, off does not look."
+        ),
+    ] = None,
     seed: Seed = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the table.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be measured.")] = False,
@@ -74,13 +100,14 @@ def profile(
     Interrupted, the same command goes on where it stopped.
     """
     flags = {
-        **_device_flags(device, runtime, precision, threads),
+        **_device_flags(device, runtime, precision, threads, estimator),
         "space.name": space,
         "space.options.channels": channels,
         "space.options.layers": layers,
         "data.name": data,
         "kernels": kernels,
         "plan": plan,
+        "environment": environment,
         "seed": seed,
         "output": str(output) if output else None,
     }
@@ -96,12 +123,18 @@ def profile(
         ("table", result.table),
         ("kernels", f"{result.kernels} measured, {result.kernels_not_converged} not converged"),
         ("networks", f"{result.scale:.3f} x the sum of their kernels {1000 * result.offset_ms:+.1f} us"),
+        ("not converged", f"{result.networks_not_converged} of {result.networks} measured networks"),
         ("error of the table", f"{percent(result.table_mape_fraction)}, worst {percent(result.table_worst_fraction)}"),
         ("error of a * MAdds + b", percent(result.baseline_mape_fraction)),
         ("repeatability", f"{percent(result.repeatability_fraction)} (of the measurements that judge)"),
     ]
     if result.workload_mape_fraction is not None:
         rows.append(("workload costs", f"{percent(result.workload_mape_fraction)} off the kernel sums"))
+    rows += [("doubt", doubt) for doubt in result.doubts]
+    if result.slow_down:
+        rows.append(("doubt", slow_down_words(result.slow_down)))
+    if result.since:
+        rows.append(("since " + result.since.created, moved_words(result.since.difference)))
     rows.append(("took", f"{result.duration_s:.0f} s"))
     show(result, json, "profile", rows)
     if cfg.kernels is not None:
@@ -122,7 +155,10 @@ def search(
         str | None,
         typer.Option("--latency-budget", help="As 5ms, 800us, or 40% of the space's range.", metavar="BUDGET"),
     ] = None,
-    budget_statistic: Annotated[str | None, typer.Option("--budget-statistic", help="What the budget binds: floor.")] = None,
+    budget_statistic: Annotated[
+        str | None,
+        typer.Option("--budget-statistic", help="What the budget binds: floor, median or p90; by default the estimator."),
+    ] = None,
     method: Annotated[str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts or pc-darts.")] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="Published settings of the method (cifar10, imagenet, ...), or quick.")
@@ -136,6 +172,7 @@ def search(
     runtime: RuntimeName = None,
     precision: Precision = None,
     threads: Threads = None,
+    estimator: Estimator = None,
     table: Annotated[Path | None, typer.Option("--table", help="Folder of the latency table.")] = None,
     plan: Plan = None,
     no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure candidates.")] = False,
@@ -156,7 +193,7 @@ def search(
         "space.options.layers": layers,
         "data.name": data,
         "epochs": epochs,
-        **_device_flags(device, runtime, precision, threads),
+        **_device_flags(device, runtime, precision, threads, estimator),
         "table": str(table) if table else None,
         "plan": plan,
         "measure": False if no_measure else None,
@@ -310,6 +347,7 @@ def predict(
     runtime: RuntimeName = None,
     precision: Precision = None,
     threads: Threads = None,
+    estimator: Estimator = None,
     table: Annotated[Path | None, typer.Option("--table", help="Use this latency table only.")] = None,
     profile_missing: Annotated[
         bool | None, typer.Option("--profile-missing", help="Measure kernels that no table has, and keep them.")
@@ -327,7 +365,7 @@ def predict(
 ) -> None:
     """Predict the latency of any ONNX model, kernel by kernel, from what was measured on the device."""
     flags = {
-        **_device_flags(device, runtime, precision, threads),
+        **_device_flags(device, runtime, precision, threads, estimator),
         "table": str(table) if table else None,
         "profile_missing": profile_missing,
         "extrapolate": extrapolate,

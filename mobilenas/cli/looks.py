@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from mobilenas.cli.options import Channels, DataName, Json, Layers, Sets, SpaceName
-from mobilenas.cli.output import show
+from mobilenas.cli.output import show, slow_down_words
 from mobilenas.config import DescribeConfig, load_config
 from mobilenas.console import percent
 from mobilenas.errors import UsageError
@@ -20,7 +20,7 @@ def env(json: Json = False) -> None:
     """Versions, devices and folders: what to paste into a bug report."""
     from importlib.metadata import PackageNotFoundError, version
 
-    from mobilenas.core.measurement import detect_environment
+    from mobilenas.core.environment import detect_environment
     from mobilenas.core.resources import shipped, user_data_directory
 
     packages = ("mobilenas", "torch", "torchvision", "lightning-fabric", "onnx", "onnxruntime", "scikit-learn", "numpy")
@@ -155,10 +155,13 @@ def table_show(path: TablePath, json: Json = False, top: Top = 10) -> None:
     rows = [
         ("of", f"{card.key.device}, {card.key.runtime} {card.key.runtime_version}, {card.key.provider}, {card.key.precision}"),
         ("threads, batch", f"{card.key.threads}, {card.key.batch}"),
-        ("origin", f"{card.origin}, {card.created}, plan {card.plan.name}, estimator {card.estimator}"),
+        ("origin", f"{card.origin}, {card.created}, plan {card.plan.name}, estimator {card.key.estimator}"),
         ("machine", f"{card.environment.cpu_model}, {card.environment.system}"),
         ("kernels", f"{card.rows}, {card.rows_not_converged} of them not converged"),
     ]
+    if card.slow_down:
+        rows.append(("doubt", slow_down_words(card.slow_down)))
+    rows += [("doubt", doubt) for doubt in card.doubts]
     for key, space in card.spaces.items():
         rows += [
             (key, f"networks take {space.scale:.3f} x the sum of their kernels {1000 * space.offset_ms:+.1f} us"),
@@ -171,10 +174,20 @@ def table_show(path: TablePath, json: Json = False, top: Top = 10) -> None:
 
 
 @table.command("diff")
-def table_diff(before: TablePath, after: TablePath, json: Json = False, top: Top = 10) -> None:
+def table_diff(
+    before: TablePath,
+    after: Annotated[
+        Path | None, typer.Argument(help="The later one; left out, TABLE itself against what it replaced.")
+    ] = None,
+    json: Json = False,
+    top: Top = 10,
+) -> None:
     """What has moved between two tables: software, clocks and temperature do drift."""
     from mobilenas.latency.diff import difference
+    from mobilenas.latency.store import last_kept
 
+    if after is None:
+        before, after = last_kept(before), before
     found = difference(before, after)
     rows = [
         ("key", "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in found.key.items()) or "the same"),

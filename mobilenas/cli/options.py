@@ -15,6 +15,10 @@ DeviceName = Annotated[str | None, typer.Option("--device", help="Where to measu
 RuntimeName = Annotated[str | None, typer.Option("--runtime", help="Engine that runs the network: onnxruntime.")]
 Precision = Annotated[str | None, typer.Option("--precision", help="Number format: fp32.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the engine, 1 by default.")]
+Estimator = Annotated[
+    str | None,
+    typer.Option("--estimator", help="What stands for a latency: floor, or median on an idle device of your own."),
+]
 SpaceName = Annotated[str | None, typer.Option("--space", help="Search space: cells.")]
 Channels = Annotated[int | None, typer.Option("--channels", help="Channels of the deployed network.")]
 Layers = Annotated[int | None, typer.Option("--layers", help="Cells of the deployed network.")]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mobilenas.console import ConsoleListener, percent, print_table
 from mobilenas.core import documents
 
 if TYPE_CHECKING:
-    from mobilenas.core.measurement import Measurement
+    from mobilenas.core.measurement import Measurement, SlowDown
+    from mobilenas.latency.diff import TableDifference
     from mobilenas.results import BudgetOutcome
 
 R = TypeVar("R")
@@ -58,6 +60,17 @@ def repeats_of(measured: Measurement) -> str:
 def repeats(fraction: float, converged: bool) -> str:
     """The same from its parts."""
     return f"repeatable within {percent(fraction)}" + ("" if converged else ", which is not yet settled: measure longer")
+
+
+def slow_down_words(found: SlowDown) -> str:
+    """When a device became slower while it was measured."""
+    at = datetime.fromtimestamp(found.at_s).isoformat(" ", "seconds")
+    return f"the device became {found.fraction:.0%} slower at {at}: it probably throttles"
+
+
+def moved_words(found: TableDifference) -> str:
+    """How far a table has moved."""
+    return f"median {found.median_ratio:.3f} x, {percent(found.moved_fraction)} of {found.common} kernels moved by over 10 %"
 
 
 def show(result: Any, json: bool, title: str, rows: list[tuple[str, str]]) -> None:

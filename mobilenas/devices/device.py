@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mobilenas.core.measurement import detect_environment
+from mobilenas.core.environment import detect_environment
 from mobilenas.devices.links import Link, LocalLink
 from mobilenas.errors import UnknownNameError
 

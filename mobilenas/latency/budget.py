@@ -13,6 +13,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
 from mobilenas.core.architecture import Architecture
+from mobilenas.core.measurement import Statistic
 from mobilenas.errors import BudgetError, MissingKernelError
 from mobilenas.latency.models import TableModel
 from mobilenas.latency.prediction import Prediction
@@ -31,7 +32,7 @@ class Budget:
 
     model: TableModel
     target_ms: float
-    statistic: str = "floor"
+    statistic: Statistic = "floor"
 
 
 @dataclass

@@ -117,7 +117,7 @@ class TableModel:
             "key": msgspec.to_builtins(card.key),
             "created": card.created,
             "origin": card.origin,
-            "estimator": card.estimator,
+            "estimator": card.key.estimator,
             "scale": self.card.scale,
             "offset_ms": self.card.offset_ms,
             "table_error": msgspec.to_builtins(self.card.table_error),

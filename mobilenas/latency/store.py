@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,9 @@ from mobilenas.core.resources import shipped, user_data_directory
 from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, UsageError
 from mobilenas.latency.table import LatencyTable, TableKey
 
+HISTORY = "history"
+"""Folder, in that of a table, of the tables that it replaced."""
+
 
 def table_folder(key: TableKey, space_key: str) -> Path:
     """Where ``mobilenas profile`` leaves a table unless told otherwise."""
@@ -17,7 +21,7 @@ def table_folder(key: TableKey, space_key: str) -> Path:
         user_data_directory()
         / "latency_tables"
         / key.device
-        / f"{key.runtime}-{key.precision}-b{key.batch}-t{key.threads}"
+        / f"{key.runtime}-{key.precision}-b{key.batch}-t{key.threads}{'' if key.estimator == 'floor' else f'-{key.estimator}'}"
         / space_key
     )
 
@@ -51,7 +55,7 @@ def load_target_table(path: Path, key: TableKey) -> LatencyTable:
     if not _same_target(table.card.key, key):
         raise IncompatibleError(
             f"{path} is a latency table of {_words(table.card.key)}, wanted is one of {_words(key)} (device, runtime, "
-            f"provider, precision, threads, batch): name another table, or measure one: {table.profile_command()}"
+            f"provider, precision, threads, batch, estimator): name another table, or measure one: {table.profile_command()}"
         )
     return table
 
@@ -75,6 +79,34 @@ def check_replaceable(folder: Path, key: TableKey, space_key: str) -> None:
         )
 
 
+def keep_history(folder: Path) -> Path | None:
+    """Copy the table in ``folder``, which is about to be replaced, below ``folder/history``; where to, or ``None`` without one.
+
+    A table that cannot be read is not kept.
+    """
+    if not (folder / "card.json").exists():
+        return None
+    try:
+        created = LatencyTable.load(folder).card.created
+    except DocumentError:
+        return None
+    kept = folder / HISTORY / created.replace(":", "")
+    if not kept.exists():
+        kept.mkdir(parents=True)
+        for file in folder.iterdir():
+            if file.is_file():
+                shutil.copy2(file, kept)
+    return kept
+
+
+def last_kept(folder: Path) -> Path:
+    """The table that was in ``folder`` before the present one; raises ``MissingDataError`` if it never was another."""
+    kept = sorted((folder / HISTORY).glob("*/card.json"))
+    if not kept:
+        raise MissingDataError(f"{folder} has no history: it was profiled once. Name the two tables to compare")
+    return kept[-1].parent
+
+
 def known_tables() -> tuple[list[tuple[Path, LatencyTable]], list[DocumentError]]:
     """Folder and table of every table that a search looks through, the user's own first; what is wrong with the others."""
     read = [_read(root) for root in _roots()]
@@ -90,6 +122,8 @@ def _read(root: Path) -> tuple[list[tuple[Path, LatencyTable]], list[DocumentErr
     tables: list[tuple[Path, LatencyTable]] = []
     errors: list[DocumentError] = []
     for card in sorted(root.glob("**/card.json")):
+        if HISTORY in card.relative_to(root).parts:
+            continue
         try:
             tables.append((card.parent, LatencyTable.load(card.parent)))
         except DocumentError as error:
@@ -102,4 +136,4 @@ def _same_target(a: TableKey, b: TableKey) -> bool:
 
 
 def _words(key: TableKey) -> str:
-    return f"{key.device} {key.runtime} {key.provider} {key.precision} {key.threads} {key.batch}"
+    return f"{key.device} {key.runtime} {key.provider} {key.precision} {key.threads} {key.batch} {key.estimator}"

@@ -8,7 +8,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,10 +17,11 @@ import numpy as np
 
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture, OptionValue
-from mobilenas.core.measurement import Environment, MeasurementPlan
+from mobilenas.core.environment import Environment
+from mobilenas.core.measurement import Estimator, MeasurementPlan, SlowDown, Statistic
 from mobilenas.core.run_directory import write_together
 from mobilenas.core.workload import Kernel, Workload
-from mobilenas.errors import DocumentError, MissingKernelError, nearest_names
+from mobilenas.errors import DocumentError, IncompatibleError, MissingKernelError, nearest_names
 from mobilenas.latency.prediction import Prediction
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -31,7 +32,7 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e4)]
 ModelMilliseconds = Annotated[float, msgspec.Meta(ge=1e-4, le=1e6)]
 """A time of a whole model; no call of any runtime takes less than 100 ns."""
 
-SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 3
+SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 4
 
 
 class TableKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,6 +45,7 @@ class TableKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: str
     threads: int
     batch: int
+    estimator: Estimator = "floor"
 
 
 class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,6 +115,17 @@ class NetworkRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     madds: int
     sweeps: int
     converged: bool
+    median_ms: ModelMilliseconds
+    p90_ms: ModelMilliseconds | None
+    """The bound that nine runs in ten keep; ``None`` where too few were timed."""
+
+
+class StatisticFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another statistic than the estimator: so many times what is predicted, from the networks that the scale is from."""
+
+    factor: Annotated[float, msgspec.Meta(gt=0)]
+    interval_factor: Annotated[float, msgspec.Meta(ge=1)]
+    error: ErrorReport
 
 
 class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,6 +144,8 @@ class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     madds_baseline_error: ErrorReport
     repeatability_fraction: float
     """Mean repeatability of the test networks' measurements: no prediction can be told apart below it."""
+    statistics: dict[Statistic, StatisticFit]
+    """By statistic, for budgets that bind it."""
 
     def predict(self, kernel_sum_ms: float) -> Prediction:
         """What a network takes whose kernels take ``kernel_sum_ms``; never less than half of that.
@@ -140,6 +155,22 @@ class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ms = max(0.5 * kernel_sum_ms, self.scale * kernel_sum_ms + self.offset_ms)
         return Prediction.within(ms, self.interval_factor)
 
+    def of_statistic(self, statistic: Statistic) -> SpaceCard:
+        """The card of networks that take another statistic than the estimator; raises ``IncompatibleError`` without a fit."""
+        fitted = self.statistics.get(statistic)
+        if fitted is None:
+            raise IncompatibleError(
+                f"--budget-statistic {statistic}: the table of {self.space} knows its estimator and "
+                f"{', '.join(self.statistics) or 'nothing else'}; profile with a plan that times more runs"
+            )
+        return msgspec.structs.replace(
+            self,
+            scale=fitted.factor * self.scale,
+            offset_ms=fitted.factor * self.offset_ms,
+            interval_factor=fitted.interval_factor,
+            table_error=fitted.error,
+        )
+
 
 class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Provenance of a table. ``origin`` is ``"measured"`` only where ``mobilenas profile`` itself measured it."""
@@ -148,9 +179,15 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created: str
     key: TableKey
     plan: MeasurementPlan
-    estimator: str
     protocol: int
     environment: Environment
+    """The device before anything was measured."""
+    environment_after: Environment
+    """The device in the last sweep."""
+    doubts: tuple[str, ...]
+    """What spoke against the environment when the measuring began."""
+    slow_down: SlowDown | None
+    """When the device became slower for good, as one does that throttles."""
     session_ms: Milliseconds
     """Cost of one call of the runtime, whatever the model."""
     cold_weights_ms_per_mib: Milliseconds
@@ -210,12 +247,20 @@ class LatencyTable:
                 f"Profile it: {self.profile_command()} --space ... with the options of your search"
             ) from None
 
+    def of_statistic(self, statistic: Statistic) -> LatencyTable:
+        """The table whose networks take another statistic than the estimator; raises ``IncompatibleError`` without a fit."""
+        if statistic == self.card.key.estimator:
+            return self
+        cards = {key: card.of_statistic(statistic) for key, card in self.card.spaces.items()}
+        return replace(self, card=msgspec.structs.replace(self.card, spaces=cards))
+
     def profile_command(self) -> str:
         """The command that measures more of what this table is about, with this table's key."""
         key = self.card.key
         return (
             f"mobilenas profile --device {key.device.partition('-')[0]} --runtime {key.runtime} "
-            f"--precision {key.precision} --threads {key.threads} --plan strict"
+            f"--precision {key.precision} --threads {key.threads} "
+            f"{'' if key.estimator == 'floor' else f'--estimator {key.estimator} '}--plan strict"
         )
 
     # ---- files -----------------------------------------------------------------------------------------------------

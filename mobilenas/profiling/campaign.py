@@ -21,7 +21,8 @@ import torch
 
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
-from mobilenas.core.measurement import ESTIMATOR, Measurement, MeasurementPlan, detect_environment
+from mobilenas.core.environment import Environment, Gate, check_environment, environment_from_hello
+from mobilenas.core.measurement import Measurement, MeasurementPlan, Statistic
 from mobilenas.core.run_directory import Journal, locked, write_atomic
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
@@ -32,6 +33,7 @@ from mobilenas.latency.table import (
     LatencyTable,
     NetworkRow,
     SpaceCard,
+    StatisticFit,
     TableCard,
     TableKey,
     TableRow,
@@ -39,7 +41,7 @@ from mobilenas.latency.table import (
 from mobilenas.profiling import fit
 from mobilenas.profiling.networks import NetworkSource
 from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings, Runtime
-from mobilenas.runtimes.measure import MeasureProgress, measure
+from mobilenas.runtimes.measure import MeasureProgress, SweepLog, measure
 
 SESSION = "session"
 SECONDS_PER_NETWORK_SWEEP, SECONDS_PER_KERNEL_SWEEP = 0.15, 0.03
@@ -69,6 +71,8 @@ class Campaign:
     seed: int = 0
     maximum_kernels: int | None = None
     """Kernels that are measured at most, but for those of the measured networks, which all are."""
+    gate: Gate = "warn"
+    """What an environment does that is not fit for measuring."""
 
     @property
     def name(self) -> str:
@@ -136,6 +140,8 @@ class Campaign:
         measured_networks = scale_networks + test_networks
         write_atomic(self.folder / "campaign.json", documents.dump_json(self.describe()))
         with self.device.open() as link:
+            before = environment_from_hello(self.runtime.hello(link, self.settings))
+            doubts = check_environment(before, self.gate)
             kernels = self._lower([*measured_networks, *lowered_only], link, progress)
             distinct = self._chosen(kernels)
             models = self._models(distinct, measured_networks, progress)
@@ -144,7 +150,7 @@ class Campaign:
                 waiting = f", next in {p.wait_s:.0f} s" if p.wait_s else ""
                 progress(CampaignProgress(f"{p.text}{waiting}", p.done, p.total))
 
-            measurements, hello = measure(
+            measurements, log = measure(
                 models,
                 link,
                 self.runtime,
@@ -154,7 +160,9 @@ class Campaign:
                 seed=self.seed,
                 progress=on_sweep,
             )
-        return self._table(distinct, kernels, measurements, hello)
+        card = _card(self.device, self.runtime, self.settings, self.plan, log, measurements[SESSION].value_ms)
+        card = msgspec.structs.replace(card, environment=_complete(before), doubts=doubts)
+        return self._table(card, distinct, kernels, measurements)
 
     def _chosen(self, kernels: Sequence[Counter[Kernel]]) -> list[Kernel]:
         """The kernels to measure, of those of the measured networks and of the others in their order."""
@@ -198,13 +206,13 @@ class Campaign:
 
     def _table(
         self,
+        card: TableCard,
         distinct: Sequence[Kernel],
         kernels: Sequence[Counter[Kernel]],
         measurements: dict[str, Measurement],
-        hello: dict[str, Any],
     ) -> LatencyTable:
         rows = {kernel: _row(kernel, measurements) for kernel in distinct}
-        session_ms = measurements[SESSION].value_ms
+        session_ms = card.session_ms
         scale_networks, test_networks, lowered_only = self.networks
         measured_ms = np.array([measurements[a.fingerprint].value_ms for a in scale_networks])
         whole = [c for c in kernels if c.keys() <= rows.keys()]
@@ -219,9 +227,10 @@ class Campaign:
             for (role, a), total in zip(roles, sums, strict=False)
         ]
         costs = self.source.workload_costs([*scale_networks, *test_networks, *lowered_only], sums)
-        space_card = _space_card(self.source, networks, costs.error if costs else None)
+        space_card = _space_card(self.source, networks, costs.error if costs else None, self.plan.estimator)
         card = msgspec.structs.replace(
-            _card(self.device, self.runtime, self.settings, self.plan, hello, session_ms, rows),
+            card,
+            **_row_counts(rows),
             cold_weights_ms_per_mib=cold_weights_ms,
             pooled_scale=float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"])),
             spaces={self.source.key: space_card},
@@ -299,14 +308,14 @@ def add_kernels(
     with working_in(records / f"kernels-{name}"), locked(folder):
         models = {SESSION: runtime.session_model(), **_kernel_models(kernels, runtime)}
         journal = Journal(records / f"kernels-{name}" / "rows.jsonl")
-        measurements, hello = measure(models, link, runtime, settings, plan, journal=journal, progress=progress)
+        measurements, log = measure(models, link, runtime, settings, plan, journal=journal, progress=progress)
         rows = {kernel: _row(kernel, measurements) for kernel in kernels}
         if (folder / "card.json").exists():
             before = LatencyTable.load(folder)
-            if before.card.key.runtime_version == hello.get("engine_version"):
+            if before.card.key.runtime_version == log.hello.get("engine_version"):
                 rows = {**before.rows, **rows}
-        card = _card(device, runtime, settings, plan, hello, measurements[SESSION].value_ms, rows)
-        table = LatencyTable(card, rows, {}, ())
+        card = _card(device, runtime, settings, plan, log, measurements[SESSION].value_ms)
+        table = LatencyTable(msgspec.structs.replace(card, **_row_counts(rows)), rows, {}, ())
         table.save(folder)
     return table
 
@@ -338,10 +347,14 @@ def _network_row(
         madds=madds,
         sweeps=measurement.sweeps,
         converged=measurement.converged,
+        median_ms=measurement.wall_median_ms,
+        p90_ms=measurement.wall_p90_bound_ms,
     )
 
 
-def _space_card(source: NetworkSource, networks: Sequence[NetworkRow], workload_error: ErrorReport | None) -> SpaceCard:
+def _space_card(
+    source: NetworkSource, networks: Sequence[NetworkRow], workload_error: ErrorReport | None, estimator: str
+) -> SpaceCard:
     """Scale and baseline are fitted on the networks of role "scale", all errors are on those of role "test"."""
 
     def columns(role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -357,17 +370,40 @@ def _space_card(source: NetworkSource, networks: Sequence[NetworkRow], workload_
     a, b = fit.fit_madds_baseline(madds, measured)
     sums, madds, measured = columns("test")
     tested = [row for row in networks if row.role == "test"]
+    predicted = scale * sums + offset_ms
     return SpaceCard(
         space=source.name,
         options=source.options,
         scale=scale,
         offset_ms=offset_ms,
-        interval_factor=conformal_factor(scale * sums + offset_ms, measured),
-        table_error=ErrorReport.of(scale * sums + offset_ms, measured),
+        interval_factor=conformal_factor(predicted, measured),
+        table_error=ErrorReport.of(predicted, measured),
         workload_error=workload_error,
         madds_baseline_error=ErrorReport.of(a * madds + b, measured),
         repeatability_fraction=float(np.mean([row.high_ms / row.measured_ms - 1 for row in tested])),
+        statistics=_statistics(networks, predicted, estimator),
     )
+
+
+def _statistics(networks: Sequence[NetworkRow], predicted_ms: np.ndarray, estimator: str) -> dict[Statistic, StatisticFit]:
+    """Median and p90 as multiples of the estimator's value; ``predicted_ms`` are the test networks'. Left out where unknown."""
+    columns: dict[Statistic, list[float | None]] = {
+        "median": [row.median_ms for row in networks],
+        "p90": [row.p90_ms for row in networks],
+    }
+    found: dict[Statistic, StatisticFit] = {}
+    is_scale = np.array([row.role == "scale" for row in networks])
+    estimated = np.array([row.measured_ms for row in networks])
+    for statistic, column in columns.items():
+        if statistic == estimator or None in column:
+            continue
+        values = np.array(column, dtype=float)
+        factor = float(np.median(values[is_scale] / estimated[is_scale]))
+        truth = values[~is_scale]
+        found[statistic] = StatisticFit(
+            factor, conformal_factor(factor * predicted_ms, truth), ErrorReport.of(factor * predicted_ms, truth)
+        )
+    return found
 
 
 def _card(
@@ -375,41 +411,44 @@ def _card(
     runtime: Runtime,
     settings: RunSettings,
     plan: MeasurementPlan,
-    hello: dict[str, Any],
+    log: SweepLog,
     session_ms: float,
-    rows: Mapping[Kernel, TableRow],
 ) -> TableCard:
-    """Where rows come from: what was asked for, what the runner said, and this host as it is now. No network is known yet."""
+    """Where rows come from: what was asked for, and what the runner said. No row and no network is known yet."""
+    environment = _complete(log.environment)
     return TableCard(
         origin="measured",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         key=TableKey(
             device=device.card.name,
             runtime=runtime.name,
-            runtime_version=str(hello.get("engine_version", "unknown")),
+            runtime_version=str(log.hello.get("engine_version", "unknown")),
             provider=settings.provider,
             precision=settings.precision,
             threads=settings.threads,
             batch=settings.batch,
+            estimator=plan.estimator,
         ),
         plan=plan,
-        estimator=ESTIMATOR,
         protocol=PROTOCOL,
-        environment=detect_environment(_versions(hello)),
+        environment=environment,
+        environment_after=environment,
+        doubts=(),
+        slow_down=log.slow_down(plan),
         session_ms=session_ms,
-        rows=len(rows),
-        rows_not_converged=sum(not row.converged for row in rows.values()),
+        rows=0,
+        rows_not_converged=0,
         cold_weights_ms_per_mib=0.0,
         pooled_scale=1.0,
         spaces={},
     )
 
 
-def _versions(hello: dict[str, Any]) -> dict[str, str]:
-    return {
-        "mobilenas": version("mobilenas"),
-        "torch": str(torch.__version__),
-        "runner": str(hello.get("runner", "unknown")),
-        "runner_python": str(hello.get("python", "unknown")),
-        "engine": str(hello.get("engine_version", "unknown")),
-    }
+def _row_counts(rows: Mapping[Kernel, TableRow]) -> dict[str, int]:
+    return {"rows": len(rows), "rows_not_converged": sum(not row.converged for row in rows.values())}
+
+
+def _complete(environment: Environment) -> Environment:
+    """With the versions of this host's side."""
+    versions = {"mobilenas": version("mobilenas"), "torch": str(torch.__version__), **environment.versions}
+    return msgspec.structs.replace(environment, versions=versions)

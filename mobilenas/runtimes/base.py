@@ -17,7 +17,7 @@ from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
 from mobilenas.errors import DocumentError, IncompatibleError, RunnerError
 
-PROTOCOL = 1
+PROTOCOL = 2
 SECONDS_PER_MODEL = 60.0
 """How long a runner may take for one model before it is given up."""
 
@@ -81,6 +81,12 @@ class Runtime(ABC):
         if settings.threads < 1:
             raise IncompatibleError(f"--threads is {settings.threads}; it must be at least 1")
 
+    def hello(self, link: Link, settings: RunSettings) -> dict[str, Any]:
+        """What the runner says of itself, its engine and the device as it is now. Raises ``RunnerError``."""
+        found: dict[str, Any] = {}
+        self._run_job({"mode": "time", "models": []}, link, settings, found.update)
+        return found
+
     def time_models(
         self,
         models: Mapping[str, PreparedModel],
@@ -106,6 +112,8 @@ class Runtime(ABC):
             "maximum_s": plan.maximum_s,
             "warmup_runs": plan.warmup_runs,
             "warmup_s": plan.warmup_s,
+            "warmup_maximum_s": plan.warmup_maximum_s,
+            "warmup_tolerance_fraction": plan.warmup_tolerance_fraction,
             "models": [{"id": name, "path": f"{name}.onnx", "optimise": models[name].optimise} for name in order],
         }
 
@@ -163,6 +171,7 @@ def parse_report(line: str, runner: str) -> dict[str, Any]:
 def timing_from_report(report: dict[str, Any]) -> tuple[str, SweepRecord]:
     """Model name and record of a "timing" report; raises ``RunnerError`` if times are missing or not positive."""
     facts = {key: report.get(key) for key in ("wall_ms", "cpu_ms", "first_ms", "load_ms", "peak_memory_mib")}
+    facts["is_warm"] = report.get("is_warm", False)
     try:
         record = documents.convert(facts, SweepRecord, f"report on {report.get('id')}")
     except DocumentError as error:

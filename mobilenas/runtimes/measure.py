@@ -14,7 +14,9 @@ import numpy as np
 
 from mobilenas import onnx_model
 from mobilenas.core import documents
-from mobilenas.core.measurement import Measurement, MeasurementPlan, SweepRecord, measurement_from_records, possible_ms
+from mobilenas.core.environment import Environment, environment_from_hello
+from mobilenas.core.estimators import measurement_from_records, possible_ms, slow_down
+from mobilenas.core.measurement import Measurement, MeasurementPlan, SlowDown, SweepRecord
 from mobilenas.core.run_directory import Journal
 from mobilenas.core.workload import Blueprint, Layer, Workload
 from mobilenas.devices.links import Link
@@ -35,6 +37,8 @@ class JournalEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sweep: int
     model: str
     record: SweepRecord
+    at_s: float
+    """When it was reported, in seconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,12 @@ class SweepLog:
 
     journal: Journal | None
     hello: dict[str, Any] = field(default_factory=dict)
-    """What the runner said of itself and its engine."""
+    """What the runner last said of itself, its engine and its device."""
     records: dict[str, dict[int, SweepRecord]] = field(default_factory=dict)
     sentinel_floors_ms: dict[int, float] = field(default_factory=dict)
+    """Of each sweep."""
+    sentinels: list[tuple[float, float]] = field(default_factory=list)
+    """When a sentinel was timed, in seconds since the epoch, and its floor in milliseconds."""
 
     @classmethod
     def resume(cls, journal: Journal | None) -> SweepLog:
@@ -86,7 +93,7 @@ class SweepLog:
                     f"now has {now}: two engines are never mixed; move {self.journal.path.parent if self.journal else 'it'} "
                     "away to measure anew"
                 )
-        if self.journal and not self.hello:
+        if self.journal:
             self.journal.append({"hello": hello})
         self.hello = hello
 
@@ -99,6 +106,7 @@ class SweepLog:
     def _keep(self, entry: JournalEntry) -> None:
         if entry.model == SENTINEL:
             floor = float(possible_ms(np.asarray(entry.record.wall_ms), np.asarray(entry.record.cpu_ms)).min())
+            self.sentinels.append((entry.at_s, floor))
             self.sentinel_floors_ms[entry.sweep] = min(floor, self.sentinel_floors_ms.get(entry.sweep, floor))
         else:
             self.records.setdefault(entry.model, {})[entry.sweep] = entry.record
@@ -117,8 +125,17 @@ class SweepLog:
         quiet, every = self.quiet_records(model, plan.drift_fraction), list(self.records.get(model, {}).values())
         if not every:
             return None
-        found = measurement_from_records(quiet or every, plan.tolerance_fraction, use_cpu_clock)
+        found = measurement_from_records(quiet or every, plan.tolerance_fraction, use_cpu_clock, plan.estimator)
         return found if quiet else msgspec.structs.replace(found, converged=False)
+
+    @property
+    def environment(self) -> Environment:
+        """The device as it was in the last sweep."""
+        return environment_from_hello(self.hello)
+
+    def slow_down(self, plan: MeasurementPlan) -> SlowDown | None:
+        """When the device became slower for good by more than the plan lets pass, ``None`` if it did not."""
+        return slow_down(self.sentinels, plan.drift_fraction)
 
 
 def measure(
@@ -133,10 +150,10 @@ def measure(
     progress: Callable[[MeasureProgress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> tuple[dict[str, Measurement], dict[str, Any]]:
-    """Measure every model as ``plan`` says and return the measurements with the runner's "hello".
+) -> tuple[dict[str, Measurement], SweepLog]:
+    """Measure every model as ``plan`` says and return the measurements with the log that they are made of.
 
-    Sweeps that the sentinel shows to be slow do not count towards ``plan.sweeps``; models whose floor does not repeat
+    Sweeps that the sentinel shows to be slow do not count towards ``plan.sweeps``; models whose value does not repeat
     get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says ``converged: False``. What is in
     ``journal`` already is not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a model ends
     without a record.
@@ -163,7 +180,7 @@ def measure(
         def on_record(name: str, record: SweepRecord, sweep: int = sweep, total: int = len(order)) -> None:
             nonlocal done
             done += 1
-            log.add(JournalEntry(sweep, name, record))
+            log.add(JournalEntry(sweep, name, record, time.time()))
             progress(MeasureProgress(sweep, plan.sweeps, done, total))
 
         chosen = {name: everything[name] for name in order}
@@ -172,11 +189,11 @@ def measure(
     without = [name for name, measurement in measurements.items() if measurement is None]
     if without:
         raise MeasurementError(f"{len(without)} models were never measured, the first is {without[0]}")
-    return {name: m for name, m in measurements.items() if m is not None}, log.hello
+    return {name: m for name, m in measurements.items() if m is not None}, log
 
 
 def _pending(models: Iterable[str], log: SweepLog, plan: MeasurementPlan, use_cpu_clock: bool) -> list[str]:
-    """Models that need another sweep: too few quiet records, or a floor that does not repeat."""
+    """Models that need another sweep: too few quiet records, or a value that does not repeat."""
 
     def is_pending(name: str) -> bool:
         if len(log.quiet_records(name, plan.drift_fraction)) < plan.sweeps:

@@ -174,10 +174,10 @@ class RuntimeContract(ABC):
         plan = msgspec.structs.replace(PLANS["quick"], sweeps=2, maximum_sweeps=2, spread_s=0.0, drift_fraction=100.0)
         with self.link() as link:
             models = {"model": runtime.prepare(_convolution(8), self.settings)}
-            measurements, hello = measure(models, link, runtime, self.settings, plan)
+            measurements, log = measure(models, link, runtime, self.settings, plan)
         assert measurements["model"].sweeps == 2
-        assert hello["runner"]
-        assert hello["engine_version"]
+        assert log.hello["runner"]
+        assert log.hello["engine_version"]
 
     def test_a_model_that_the_engine_refuses_is_named_and_the_others_are_reported(self) -> None:
         runtime = self.make()

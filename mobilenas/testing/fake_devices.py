@@ -55,6 +55,9 @@ class FakeRuntime(OnnxRuntime):
         self.check(settings)
         return [_kernels(PreparedModel(model)) for model in models]
 
+    def hello(self, link: Link, settings: RunSettings) -> dict[str, Any]:
+        return {"type": "hello", "protocol": PROTOCOL, "runner": "fake", "engine_version": self.version}
+
     def time_models(
         self,
         models: Mapping[str, PreparedModel],
@@ -65,7 +68,7 @@ class FakeRuntime(OnnxRuntime):
         on_record: Callable[[str, SweepRecord], None],
         on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
-        on_hello({"type": "hello", "protocol": PROTOCOL, "runner": "fake", "engine_version": self.version})
+        on_hello(self.hello(link, settings))
         begun, self.sweeps = self.sweeps, self.sweeps + 1
         refused = []
         for index, name in enumerate(order):

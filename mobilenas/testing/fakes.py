@@ -15,7 +15,8 @@ import msgspec
 
 from mobilenas import ops
 from mobilenas.core.architecture import Architecture
-from mobilenas.core.measurement import ESTIMATOR, Environment, plan_named
+from mobilenas.core.environment import Environment
+from mobilenas.core.measurement import plan_named
 from mobilenas.core.workload import Kernel, TensorSpec, Workload
 from mobilenas.latency.models import Lower, TableModel
 from mobilenas.latency.table import (
@@ -23,6 +24,7 @@ from mobilenas.latency.table import (
     LatencyTable,
     NetworkRow,
     SpaceCard,
+    StatisticFit,
     TableCard,
     TableKey,
     TableRow,
@@ -121,6 +123,8 @@ def _networks(space: SearchSpace, scale: float, count: int, seed: int) -> tuple[
                 madds=space.madds(architecture),
                 sweeps=4,
                 converged=True,
+                median_ms=1.1 * (scale * kernel_sum + OFFSET_MS),
+                p90_ms=1.25 * (scale * kernel_sum + OFFSET_MS),
             )
         )
     return tuple(rows)
@@ -141,14 +145,17 @@ def _exact(networks: int) -> ErrorReport:
 
 def _card(space: SearchSpace, scale: float, rows: int) -> TableCard:
     exact = _exact(3)
+    nowhere = Environment("fake", "fake", "fake", 1, None, (), (), (0.0, 0.0, 0.0), {})
     return TableCard(
         origin="estimated",
         created="2000-01-01T00:00:00+00:00",
         key=TableKey("fake-device", "fake", "0", "FakeProvider", "fp32", 1, 1),
         plan=plan_named("quick"),
-        estimator=ESTIMATOR,
         protocol=1,
-        environment=Environment("fake", "fake", "fake", 1, None, (), (), (0.0, 0.0, 0.0), {}),
+        environment=nowhere,
+        environment_after=nowhere,
+        doubts=(),
+        slow_down=None,
         session_ms=SESSION_MS,
         cold_weights_ms_per_mib=0.0,
         rows=rows,
@@ -165,6 +172,7 @@ def _card(space: SearchSpace, scale: float, rows: int) -> TableCard:
                 workload_error=exact,
                 madds_baseline_error=exact,
                 repeatability_fraction=0.01,
+                statistics={"median": StatisticFit(1.1, 1.02, exact), "p90": StatisticFit(1.25, 1.02, exact)},
             )
         },
     )

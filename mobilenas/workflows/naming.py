@@ -20,7 +20,8 @@ from mobilenas import config
 from mobilenas.config import DataConfig, DataSetConfig, DeviceConfig, SearchConfig, SpaceConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
-from mobilenas.core.measurement import Environment, Measurement, MeasurementPlan, detect_environment
+from mobilenas.core.environment import Environment, detect_environment
+from mobilenas.core.measurement import Estimator, Measurement, MeasurementPlan, plan_named
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.data import ImageData, load_data
 from mobilenas.devices.device import Device, find_device
@@ -66,6 +67,7 @@ class Target:
     device: Device
     runtime: Runtime
     settings: RunSettings
+    estimator: Estimator = "floor"
 
     @classmethod
     def from_config(cls, cfg: DeviceConfig) -> Target:
@@ -73,13 +75,21 @@ class Target:
         runtime = RUNTIMES.get(cfg.runtime)()
         settings = RunSettings(cfg.precision, cfg.provider, cfg.threads, cfg.batch)
         runtime.check(settings)
-        return cls(find_device(cfg.name), runtime, settings)
+        return cls(find_device(cfg.name), runtime, settings, cfg.estimator)
+
+    def plan(self, name: str) -> MeasurementPlan:
+        """The plan called ``name`` with the device's estimator; raises ``UnknownNameError``."""
+        return msgspec.structs.replace(plan_named(name), estimator=self.estimator)
 
     @property
     def table_key(self) -> TableKey:
         """What a latency table for this target is of; the engine's version, known only on the device, stays open."""
         return TableKey(
-            device=self.device.card.name, runtime=self.runtime.name, runtime_version="", **msgspec.to_builtins(self.settings)
+            device=self.device.card.name,
+            runtime=self.runtime.name,
+            runtime_version="",
+            **msgspec.to_builtins(self.settings),
+            estimator=self.estimator,
         )
 
     def measure(self, name: str, model: bytes, plan: MeasurementPlan, told: Listener, stage: str) -> Measurement:

@@ -13,7 +13,6 @@ from mobilenas import onnx_model
 from mobilenas.config import DescribeConfig, ExportConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
-from mobilenas.core.measurement import plan_named
 from mobilenas.data import ImageData
 from mobilenas.errors import MissingDataError, UsageError
 from mobilenas.export.bundle import write_bundle
@@ -71,8 +70,8 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     data = data_from_config(search_cfg.data, search_cfg.seed) if search_cfg.data.name else None
     if data is not None:
         check_data_fits(space, data)
-    plan = plan_named(cfg.plan)
     target = Target.from_config(msgspec.structs.replace(search_cfg.device, name=cfg.device)) if cfg.device else None
+    plan = target.plan(cfg.plan) if target else None
     budget = budget_of(run)
     network, trained = network_of(run, space, architecture)
     told.progress("exporting", 0, 1)
@@ -81,8 +80,10 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     model = exported.SerializeToString()
     agreement = compare(network, model, _images(space, data), cfg.tolerance, space.image_shape[0])
 
-    stage = "measuring the exported model"
-    measured = target.measure(architecture.fingerprint, model, plan, told, stage) if target else None
+    measured = None
+    if target is not None and plan is not None:
+        measured = target.measure(architecture.fingerprint, model, plan, told, "measuring the exported model")
+        measured = measured.of_statistic(budget.statistic) if budget else measured
     folder = run / "export"
     result = ExportResult(
         folder=str(folder),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mobilenas import onnx_model
 from mobilenas.config import PredictConfig
-from mobilenas.core.measurement import plan_named
+from mobilenas.core.measurement import MeasurementPlan
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
@@ -26,7 +26,8 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
     nor predictable: none counts as zero.
     """
     told = listener or Silent()
-    target, plan = Target.from_config(cfg.device), plan_named(cfg.plan)
+    target = Target.from_config(cfg.device)
+    plan = target.plan(cfg.plan)
     content = onnx_model.read_model(model)
     folder = table_folder(target.table_key, SINGLE_KERNELS)
     with target.device.open() as link:
@@ -41,7 +42,7 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
         missing = known.missing(kernels)
         if missing and cfg.profile_missing:
             told.note(f"{len(missing)} of {len(kernels)} kernels are in no table: measuring them")
-            _measure(missing, folder, target, link, cfg.plan, told)
+            _measure(missing, folder, target, link, plan, told)
             known = _known(cfg, target) or known
     return PredictResult(
         model=str(model),
@@ -63,7 +64,7 @@ def _known(cfg: PredictConfig, target: Target) -> TargetKernels | None:
     return TargetKernels.of([(folder, load_target_table(folder, target.table_key)) for folder in folders])
 
 
-def _measure(missing: list[Kernel], folder: Path, target: Target, link: Link, plan: str, told: Listener) -> None:
+def _measure(missing: list[Kernel], folder: Path, target: Target, link: Link, plan: MeasurementPlan, told: Listener) -> None:
     add_kernels(
         missing,
         folder,
@@ -72,6 +73,6 @@ def _measure(missing: list[Kernel], folder: Path, target: Target, link: Link, pl
         link,
         target.runtime,
         target.settings,
-        plan_named(plan),
+        plan,
         lambda p: tell_sweep(told, "measuring kernels", p),
     )

@@ -9,17 +9,17 @@ import msgspec
 import numpy as np
 
 from mobilenas.config import ProfileConfig, SpaceConfig
-from mobilenas.core.measurement import plan_named
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
-from mobilenas.errors import UsageError
+from mobilenas.errors import IncompatibleError, UsageError
+from mobilenas.latency.diff import difference
 from mobilenas.latency.kernels import PREDICTOR
 from mobilenas.latency.predictors.kernel import KernelPredictor
-from mobilenas.latency.store import check_replaceable, table_folder
+from mobilenas.latency.store import check_replaceable, keep_history, table_folder
 from mobilenas.latency.table import LatencyTable
 from mobilenas.profiling.campaign import Campaign
 from mobilenas.profiling.networks import MobileNetworks, NetworkSource, SpaceNetworks
-from mobilenas.results import ProfileResult
+from mobilenas.results import ProfileResult, Since
 from mobilenas.workflows.naming import (
     Listener,
     Silent,
@@ -34,7 +34,8 @@ NEW_KERNELS_PER_NETWORK = 15
 
 def campaign_from_config(cfg: ProfileConfig) -> Campaign:
     """The campaign that ``profile`` would run; ``describe`` on it is the dry run."""
-    target, plan = Target.from_config(cfg.device), plan_named(cfg.plan)
+    target = Target.from_config(cfg.device)
+    plan = target.plan(cfg.plan)
     source: NetworkSource
     if cfg.kernels is None:
         data = data_set_from_config(cfg.data) if cfg.data.name else None
@@ -45,7 +46,7 @@ def campaign_from_config(cfg: ProfileConfig) -> Campaign:
         source = MobileNetworks(cfg.device.batch)
         plan = msgspec.structs.replace(plan, lowered_networks=-(-cfg.kernels // NEW_KERNELS_PER_NETWORK))
     root = user_data_directory() / "campaigns"
-    return Campaign(source, target.device, target.runtime, target.settings, plan, root, cfg.seed, cfg.kernels)
+    return Campaign(source, target.device, target.runtime, target.settings, plan, root, cfg.seed, cfg.kernels, cfg.environment)
 
 
 def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResult:
@@ -62,10 +63,12 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
         if cfg.kernels is not None:
             told.progress("learning from the kernels", 0, 1)
             predictor = _learn(campaign, table)
+            before = keep_history(folder)
             (folder / PREDICTOR).unlink(missing_ok=True)
             table.save(folder)
             predictor.save(folder / PREDICTOR)
         else:
+            before = keep_history(folder)
             table.save(folder)
     card = table.space_card(campaign.source.key)
     return ProfileResult(
@@ -79,8 +82,20 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
         baseline_mape_fraction=card.madds_baseline_error.mape_fraction,
         workload_mape_fraction=card.workload_error.mape_fraction if card.workload_error else None,
         repeatability_fraction=card.repeatability_fraction,
+        networks=len(table.networks),
+        networks_not_converged=sum(not row.converged for row in table.networks),
+        doubts=table.card.doubts,
+        slow_down=table.card.slow_down,
+        since=_since(before, folder) if before else None,
         duration_s=time.monotonic() - begin,
     )
+
+
+def _since(before: Path, after: Path) -> Since | None:
+    try:
+        return Since(LatencyTable.load(before).card.created, str(before), difference(before, after))
+    except IncompatibleError:
+        return None
 
 
 def _learn(campaign: Campaign, table: LatencyTable) -> KernelPredictor:

@@ -16,7 +16,7 @@ from mobilenas import config, onnx_model, ops
 from mobilenas.config import DataSetConfig, LogCostConfig, ProfileConfig, SearchConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
-from mobilenas.core.measurement import Measurement, plan_named
+from mobilenas.core.measurement import Measurement, MeasurementPlan, Statistic
 from mobilenas.core.run_directory import Journal, RunDirectory
 from mobilenas.core.units import parse_latency_target
 from mobilenas.core.workload import Kernel
@@ -62,15 +62,11 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     told = listener or Silent()
     begin = time.monotonic()
     method = method_from_config(cfg)
-    if cfg.budget_statistic != "floor":
-        raise IncompatibleError(
-            f"--budget-statistic {cfg.budget_statistic}: tables hold the floor so far; say --budget-statistic floor"
-        )
     data = data_from_config(cfg.data, cfg.seed)
     space = space_from_config(cfg.space, data, cfg.device.batch)
     check_data_fits(space, data)
     target = Target.from_config(cfg.device)
-    plan_named(cfg.plan)
+    plan = target.plan(cfg.plan)
     if method.full_precision_only and cfg.compute.precision != FULL_PRECISION:
         raise IncompatibleError(
             f"compute.precision is {cfg.compute.precision}; {cfg.method} with these options needs {FULL_PRECISION}"
@@ -79,6 +75,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     directory = RunDirectory(output or default_run("search"))
     with target.device.open() as link:
         bounds, budget, model = None, None, None
+        statistic = cfg.budget_statistic or target.estimator
         inputs = {"data.root": data.digest()}
         if cfg.latency_budget is not None or (cfg.log_cost.weight and cfg.log_cost.unit == "ms"):
             model = table_model(cfg, space, target, link)
@@ -110,8 +107,8 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
             else:
                 told.progress("deriving", 0, 1)
                 if cfg.measure:
-                    budget.model.measure_kernels = _measure_kernels(cfg.plan, target, link, directory, told)
-                measure_networks = _measure_networks(cfg.plan, space, target, link, directory, told)
+                    budget.model.measure_kernels = _measure_kernels(plan, target, link, directory, told)
+                measure_networks = _measure_networks(plan, statistic, space, target, link, directory, told)
                 selection = select(
                     space,
                     method.scores(space, parameters),
@@ -171,7 +168,7 @@ def table_model(cfg: SearchConfig, space: SearchSpace, target: Target, link: Lin
         models = [onnx_model.compose(space.blueprint(architecture)) for architecture in architectures]
         return target.runtime.kernels(models, link, target.settings)
 
-    return TableModel(table, space, lower)
+    return TableModel(table.of_statistic(cfg.budget_statistic or target.estimator), space, lower)
 
 
 def _profile_command(cfg: SearchConfig) -> str:
@@ -193,7 +190,7 @@ def _budget(cfg: SearchConfig, space: SearchSpace, model: TableModel, bounds: La
     if target_ms > highest_ms:
         told.note(f"warning: the budget does not bind: the slowest network of the space takes {highest_ms:.4g} ms")
     told.note(f"budget {target_ms:.4g} ms; the space's networks take {lowest_ms:.4g} to {highest_ms:.4g} ms")
-    return Budget(model, target_ms, cfg.budget_statistic)
+    return Budget(model, target_ms, cfg.budget_statistic or model.table.card.key.estimator)
 
 
 def _log_cost(cfg: LogCostConfig, space: SearchSpace, model: TableModel | None) -> LogCost | None:
@@ -256,7 +253,9 @@ def _tell_epoch(told: Listener, report: EpochReport) -> None:
     )
 
 
-def _measure_kernels(plan: str, target: Target, link: Link, directory: RunDirectory, told: Listener) -> MeasureKernels:
+def _measure_kernels(
+    plan: MeasurementPlan, target: Target, link: Link, directory: RunDirectory, told: Listener
+) -> MeasureKernels:
     """Measure what networks have that none of the profile had, as the profile would have."""
     numbers = itertools.count()
 
@@ -267,7 +266,7 @@ def _measure_kernels(plan: str, target: Target, link: Link, directory: RunDirect
             link,
             target.runtime,
             target.settings,
-            plan_named(plan),
+            plan,
             Journal(directory.path / "measurements" / f"kernels{next(numbers)}.jsonl"),
             lambda p: tell_sweep(told, "measuring kernels", p),
         )
@@ -276,7 +275,13 @@ def _measure_kernels(plan: str, target: Target, link: Link, directory: RunDirect
 
 
 def _measure_networks(
-    plan: str, space: SearchSpace, target: Target, link: Link, directory: RunDirectory, told: Listener
+    plan: MeasurementPlan,
+    statistic: Statistic,
+    space: SearchSpace,
+    target: Target,
+    link: Link,
+    directory: RunDirectory,
+    told: Listener,
 ) -> Callable[[Sequence[Architecture], str], list[Measurement]]:
     """Measure untrained networks as a campaign does; each label has a journal of its own in the run directory."""
 
@@ -290,11 +295,11 @@ def _measure_networks(
             link,
             target.runtime,
             target.settings,
-            plan_named(plan),
+            plan,
             journal=Journal(directory.path / "measurements" / f"{label}.jsonl"),
             progress=lambda p: tell_sweep(told, "measuring candidates" if "round" in label else "final measurement", p),
         )
-        return [measurements[a.fingerprint] for a in architectures]
+        return [measurements[a.fingerprint].of_statistic(statistic) for a in architectures]
 
     return measure_networks
 

@@ -11,7 +11,6 @@ import msgspec
 from mobilenas.config import VerifyConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
-from mobilenas.core.measurement import plan_named
 from mobilenas.core.run_directory import write_atomic
 from mobilenas.export.bundle import read_bundled
 from mobilenas.profiling.networks import network_for_timing
@@ -35,12 +34,13 @@ def verify(run: Path, cfg: VerifyConfig, listener: Listener | None = None) -> Ve
     told = listener or Silent()
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
-    plan = plan_named(cfg.plan)
     budget = budget_of(run)
     target = Target.from_config(msgspec.structs.replace(search_config_of(run).device, name=cfg.device))
+    plan = target.plan(cfg.plan)
     exported = run / "export" / "model.onnx"
     model = read_bundled(exported) if exported.exists() else network_for_timing(space, architecture)
     measured = target.measure(architecture.fingerprint, model, plan, told, "measuring")
+    measured = measured.of_statistic(budget.statistic) if budget else measured
     record = run / "verified" / f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(2)}.json"
     result = VerifyResult(
         run=str(run),

@@ -131,7 +131,7 @@ def test_printed_commands_name_the_image_folder(command, tmp_path, monkeypatch) 
     trained = command(*printed, "--epochs", "1", "--set", "data.batch=2", "-q")
     assert trained.code == 0, trained.err
 
-    result = ProfileResult("t", 1, 0, 1.0, 0.0, 0.1, 0.1, 0.1, 0.1, 0.1, 1.0)
+    result = ProfileResult("t", 1, 0, 1.0, 0.0, 0.1, 0.1, 0.1, 0.1, 0.1, 25, 0, (), None, None, 1.0)
     monkeypatch.setattr(workflows, "profile", lambda cfg, told: result)
     profiled = command("profile", *data, *SMALL)
     printed = shlex.split(profiled.out.rpartition("next: mobilenas ")[2])

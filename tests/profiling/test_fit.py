@@ -5,7 +5,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from mobilenas.core.measurement import Measurement, SweepRecord, measurement_from_records
+from mobilenas.core.estimators import measurement_from_records
+from mobilenas.core.measurement import Measurement, SweepRecord
 from mobilenas.core.workload import Workload
 from mobilenas.latency.table import ErrorReport
 from mobilenas.profiling import fit

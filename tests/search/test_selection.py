@@ -2,7 +2,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from mobilenas.core.measurement import Measurement, SweepRecord, measurement_from_records
+from mobilenas.core.estimators import measurement_from_records
+from mobilenas.core.measurement import Measurement, SweepRecord
 from mobilenas.errors import BudgetError
 from mobilenas.latency.budget import Budget, latency_range
 from mobilenas.search.selection import select

@@ -79,13 +79,11 @@ def main():
         job = json.load(file)
     say(
         type="hello",
-        protocol=1,
+        protocol=2,
         runner="onnx-reference",
         engine_version=onnx.__version__,
         providers=["reference"],
         python=platform.python_version(),
-        system=platform.platform(),
-        machine=platform.machine(),
     )
     work = {"time": time_model, "lower": lower_model}[job["mode"]]
     done = 0

@@ -1,0 +1,177 @@
+"""From the samples of sweeps to a measurement: floors, medians, their intervals, and what makes them doubtful."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import beta, binom
+
+from mobilenas.core.measurement import Estimator, Measurement, SlowDown, SweepRecord
+from mobilenas.errors import MeasurementError
+
+WALL_CLOCK_LIMIT_MS = 2.0
+"""Runs shorter than this fit into a scheduler's time slice: their wall-clock minimum is undisturbed on a shared host."""
+CLOCK_READING_MS = 0.002
+"""Reading the wall clock takes CPU time too: what the CPU clock may show more."""
+MEDIAN_CONFIDENCE, BOUND_CONFIDENCE = 0.95, 0.99
+MODES_APART, SMALLER_MODE = 0.05, 0.2
+"""Two groups of sweeps are two modes: so far apart, relatively, and the smaller with at least that share of the sweeps."""
+CHANGE_SIGNIFICANCE, PERMUTATIONS, FEWEST_SENTINELS = 0.01, 2000, 6
+
+
+def measurement_from_records(
+    records: Sequence[SweepRecord], tolerance_fraction: float, use_cpu_clock: bool = True, estimator: Estimator = "floor"
+) -> Measurement:
+    """What the sweeps say together. Nothing is deleted but what a clock cannot have shown.
+
+    The floor, measured to be best on shared hosts: below 2 ms the minimum of wall time; above, the 10th percentile of each
+    sweep's CPU time, and of those the minimum. Left out as clock errors are CPU samples under 0.9 of the wall minimum, and
+    wall samples in which the thread would have computed for longer than they lasted: a wall clock that was set back.
+    The median, for a device that one owns: of the sweeps' medians of wall time; two modes never converge.
+
+    ``use_cpu_clock`` must be off where several threads work, since the CPU clock is the calling thread's. Raises
+    ``MeasurementError`` for no records or a sample that is not a positive finite number.
+    """
+    if not records:
+        raise MeasurementError("no sweep of this model was recorded: nothing to estimate from")
+    walls = [np.asarray(record.wall_ms) for record in records]
+    for wall in walls:
+        if wall.size == 0 or not np.all(np.isfinite(wall)) or wall.min() <= 0:
+            raise MeasurementError("a sweep holds no samples, or a wall time that is not a positive number")
+    if use_cpu_clock:
+        walls = [possible_ms(wall, np.asarray(record.cpu_ms)) for wall, record in zip(walls, records, strict=True)]
+    wall_floor = float(min(wall.min() for wall in walls))
+    cpus = [np.asarray(record.cpu_ms) for record in records]
+    cpu_seen = min(float(np.percentile(cpu, 10)) for cpu in cpus)
+    cpus = [accepted for cpu in cpus if (accepted := cpu[cpu >= 0.9 * wall_floor]).size]
+    cpu_floors = [float(np.percentile(cpu, 10)) for cpu in cpus] or [wall_floor]
+    medians = [float(np.median(wall)) for wall in walls]
+    median_low, median_high = median_interval(medians)
+    if estimator == "median":
+        values = medians
+        value, low, high = float(np.median(medians)), median_low, median_high
+        converged = _is_known(len(medians)) and (high - low) / 2 <= tolerance_fraction * value and not is_bimodal(medians)
+    else:
+        is_short = wall_floor < WALL_CLOCK_LIMIT_MS or not use_cpu_clock
+        values = [float(wall.min()) for wall in walls] if is_short else cpu_floors
+        repeatability = _repeatability_fraction(values)
+        value = low = min(values)
+        high = value * (1 + repeatability)
+        converged = len(records) > 1 and repeatability <= tolerance_fraction
+    all_wall = np.concatenate(walls)
+    all_cpu = np.concatenate(cpus) if cpus else all_wall
+    memory = [record.peak_memory_mib for record in records if record.peak_memory_mib is not None]
+    return Measurement(
+        estimator=estimator,
+        value_ms=value,
+        low_ms=low,
+        high_ms=high,
+        wall_floor_ms=wall_floor,
+        wall_median_ms=float(np.median(medians)),
+        wall_median_high_ms=median_high,
+        wall_p90_ms=float(np.percentile(all_wall, 90)),
+        wall_p90_bound_ms=percentile_bound(all_wall, 0.9),
+        cpu_floor_ms=min(cpu_floors),
+        cpu_median_ms=float(np.median(all_cpu)),
+        cpu_p90_ms=float(np.percentile(all_cpu, 90)),
+        first_ms=min(record.first_ms for record in records),
+        load_ms=min(record.load_ms for record in records),
+        peak_memory_mib=max(memory) if memory else None,
+        sweeps=len(records),
+        samples=int(all_wall.size),
+        slow_fraction=float((all_wall > 2 * np.median(all_wall)).mean()),
+        warm_fraction=float(np.mean([record.is_warm for record in records])),
+        is_bimodal=is_bimodal(values),
+        clocks_agree=abs(wall_floor - cpu_seen) <= 0.1 * value,
+        converged=converged,
+    )
+
+
+def possible_ms(wall_ms: np.ndarray, cpu_ms: np.ndarray) -> np.ndarray:
+    """The wall times that are no shorter than the CPU times within them; all of them where none is left."""
+    kept = wall_ms[wall_ms >= 0.9 * cpu_ms - CLOCK_READING_MS]
+    return kept if kept.size else wall_ms
+
+
+def _repeatability_fraction(floors: Sequence[float]) -> float:
+    """Mean over all ways to halve the sweeps of how far the worse half's minimum lies above the better one's.
+
+    Of ``n`` sorted floors the better half holds the least; the worse half of size ``h`` has the ``k``-th as its minimum
+    in ``C(n - 1 - k, h - 1)`` of the ``C(n - 1, h)`` cases.
+    """
+    ordered = sorted(floors)
+    n = len(ordered)
+    if n < 2:
+        return 1.0
+    half, others = n // 2, ordered[1:]
+    ways = [math.comb(len(others) - 1 - k, half - 1) for k in range(len(others))]
+    return sum(w * floor for w, floor in zip(ways, others, strict=True)) / sum(ways) / ordered[0] - 1
+
+
+def median_interval(values: Sequence[float], confidence: float = MEDIAN_CONFIDENCE) -> tuple[float, float]:
+    """Between which of ``values`` the median of what they were drawn from lies, with at least ``confidence``.
+
+    The order statistics ``l`` and ``n + 1 - l`` for the largest ``l`` with ``2 P(Bin(n, 1/2) < l) <= 1 - confidence``; with
+    fewer than six values the least and the largest, which hold it less often.
+    """
+    ordered = sorted(values)
+    outside = max(1, int(binom.ppf((1 - confidence) / 2, len(ordered), 0.5)))
+    return ordered[outside - 1], ordered[-outside]
+
+
+def _is_known(sweeps: int) -> bool:
+    """Whether the least and the largest of so many medians hold the true one with ``MEDIAN_CONFIDENCE``."""
+    return 2 * 0.5**sweeps <= 1 - MEDIAN_CONFIDENCE
+
+
+def percentile_bound(samples_ms: np.ndarray, share: float, confidence: float = BOUND_CONFIDENCE) -> float | None:
+    """A time that at least ``share`` of all runs keep, with ``confidence``; ``None`` where there are too few samples.
+
+    The early-stopping estimate of MLPerf's LoadGen: ``t`` is the largest number of slow runs so that
+    ``I_share(q - t, t + 1) <= 1 - confidence`` (regularised incomplete beta function); of ``q`` samples the ``t - 1`` slowest
+    are dropped, and the largest that is left is the bound. For a share of 0.9 it takes 64 samples, of 0.99 662.
+    """
+    q = len(samples_ms)
+    slow = np.arange(1, q)
+    allowed = slow[beta.cdf(share, q - slow, slow + 1) <= 1 - confidence] if q > 1 else slow
+    return float(np.sort(samples_ms)[q - allowed.max()]) if allowed.size else None
+
+
+def is_bimodal(values: Sequence[float]) -> bool:
+    """Whether the values fall into two groups ``MODES_APART``, of two or more each, the smaller ``SMALLER_MODE`` of all."""
+    ordered = np.sort(np.asarray(values))
+    fewest = max(2, math.ceil(SMALLER_MODE * len(ordered)))
+    if len(ordered) < 2 * fewest:
+        return False
+    gaps = ordered[1:] / ordered[:-1] - 1
+    return bool((gaps[fewest - 1 : len(gaps) - fewest + 1] > MODES_APART).any())
+
+
+def slow_down(sentinels: Sequence[tuple[float, float]], least_fraction: float) -> SlowDown | None:
+    """When a model that is timed again and again became slower by ``least_fraction`` or more; ``None`` if it never did.
+
+    ``sentinels`` are seconds since the epoch with milliseconds, in order.
+
+    The change point of the cumulative sum of log times (Page 1954; Taylor 2000), which counts where fewer than one in a
+    hundred random orders of the same times reach as far.
+    """
+    if len(sentinels) < FEWEST_SENTINELS:
+        return None
+    logs = np.log([ms for _, ms in sentinels])
+    centred = logs - logs.mean()
+
+    def reach(values: np.ndarray) -> np.ndarray:
+        return np.asarray(-np.cumsum(values, axis=-1)[..., :-1])
+
+    sums = reach(centred)
+    change = int(sums.argmax())
+    fraction = float(np.exp(np.median(logs[change + 1 :]) - np.median(logs[: change + 1])) - 1)
+    if fraction < least_fraction:
+        return None
+    generator = np.random.default_rng(0)
+    orders = generator.permuted(np.tile(centred, (PERMUTATIONS, 1)), axis=1)
+    if (reach(orders).max(axis=1) >= sums[change] - 1e-12).mean() >= CHANGE_SIGNIFICANCE:
+        return None
+    return SlowDown(sentinels[change + 1][0], fraction)
