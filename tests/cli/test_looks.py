@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from mobilenas.core import documents
+from mobilenas.latency.store import keep_history
 from mobilenas.latency.table import LatencyTable
 from mobilenas.results import BudgetOutcome
 from tests.conftest import SMALL, Outcome, space
@@ -78,6 +79,14 @@ def test_table_diff_names_what_moved(table: Path, command: Command, tmp_path: Pa
     assert found["moved_fraction"] == pytest.approx(1 / len(found["moves"]))
     assert "2.00 x" in command("table", "diff", "table", "after").out
     assert command("table", "diff", "table", "nowhere").code == 3
+
+
+def test_a_table_is_compared_with_what_it_replaced(table: Path, command: Command) -> None:
+    alone = command("table", "diff", "table")
+    assert alone.code == 3
+    assert "no history" in alone.err
+    keep_history(table)
+    assert one_object(command("table", "diff", "table", "--json"))["median_ratio"] == 1
 
 
 def test_devices_list_names_this_host_and_its_engines(command: Command) -> None:

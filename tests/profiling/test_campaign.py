@@ -9,7 +9,7 @@ import pytest
 
 from mobilenas.core.measurement import PLANS
 from mobilenas.devices.device import Device, find_device
-from mobilenas.errors import LinkError, MeasurementError, UsageError
+from mobilenas.errors import IncompatibleError, LinkError, MeasurementError, UsageError
 from mobilenas.profiling.campaign import Campaign
 from mobilenas.profiling.networks import SpaceNetworks
 from mobilenas.runtimes.base import RunSettings
@@ -63,6 +63,46 @@ def test_a_device_that_slows_for_good_half_way_leaves_no_wrong_row_that_says_it_
     for kernel, row in table.rows.items():
         assert not row.converged or row.value_ms == pytest.approx(kernel_ms(kernel), rel=1e-9)
     assert table.card.rows_not_converged > 0
+
+
+def test_a_device_that_throttles_is_named_in_the_card(tmp_path: Path) -> None:
+    assert campaign(tmp_path / "steady").run().card.slow_down is None
+    table = campaign(tmp_path / "hot", FakeRuntime(slowdown=lambda sweeps: 1.4 if sweeps >= 2 else 1.0)).run()
+    assert table.card.slow_down is not None
+    assert table.card.slow_down.fraction == pytest.approx(0.4)
+
+
+def test_other_statistics_are_multiples_of_the_estimator(tmp_path: Path) -> None:
+    """On an engine without any noise the median and the bound of the 90th percentile are the floor itself."""
+    table = campaign(tmp_path).run()
+    card = table.space_card(SPACE.key)
+    assert set(card.statistics) == {"median", "p90"}
+    for fitted in card.statistics.values():
+        assert fitted.factor == pytest.approx(1)
+        assert fitted.error.worst_fraction < 1e-6
+    few = replace(campaign(tmp_path / "few"), plan=msgspec.structs.replace(PLAN, samples=10))
+    with pytest.raises(IncompatibleError, match=r"p90.*median"):
+        few.run().of_statistic("p90")
+
+
+def test_a_table_of_medians_is_another_target(tmp_path: Path) -> None:
+    plan = msgspec.structs.replace(PLAN, estimator="median", sweeps=3, maximum_sweeps=8)
+    table = replace(campaign(tmp_path), plan=plan).run()
+    assert table.card.key.estimator == "median"
+    for kernel, row in table.rows.items():
+        assert row.value_ms == pytest.approx(kernel_ms(kernel), rel=1e-9)
+        assert row.converged
+        assert row.sweeps == 6, "fewer medians cannot hold the true one in 95 % of cases"
+    assert set(table.space_card(SPACE.key).statistics) == {"p90"}
+
+
+def test_an_unfit_environment_is_kept_in_the_card_or_refused(tmp_path: Path) -> None:
+    """The fake engine tells nothing of its device, so nobody knows its clock."""
+    [doubt] = campaign(tmp_path).run().card.doubts
+    assert "governor unknown" in doubt
+    assert replace(campaign(tmp_path / "off"), gate="off").run().card.doubts == ()
+    with pytest.raises(MeasurementError, match="--env warn"):
+        replace(campaign(tmp_path / "strict"), gate="strict").run()
 
 
 def test_a_device_that_is_slow_for_half_a_sweep_leaves_no_trace(tmp_path: Path) -> None:
