@@ -46,7 +46,8 @@ def budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
     return [
         (
             "budget",
-            f"{budget.target_ms:.4g} ms {budget.statistic} ({budget.text}; the space: {budget.lowest_ms:.4g} to {budget.highest_ms:.4g} ms)",
+            f"{budget.target_ms:.4g} ms {budget.statistic} ({budget.text}; the space: {budget.lowest_ms:.4g} to "
+            f"{budget.highest_ms:.4g} ms)",
         ),
         ("expected", f"{budget.expected_ms:.4g} ms (supernet, last epoch)"),
         ("table", f"{budget.table_ms:.4g} ms ({budget.table_low_ms:.4g} to {budget.table_high_ms:.4g})"),
