@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -17,6 +16,7 @@ from mobilenas.core.workload import Kernel
 from mobilenas.errors import MissingKernelError
 from mobilenas.latency.prediction import Prediction, conformal_factor
 from mobilenas.latency.predictors.kernel import KernelPredictor
+from mobilenas.latency.store import FoundTables
 from mobilenas.latency.table import LatencyTable, SpaceCard, TableRow
 
 MOBILE_NETWORKS = "mobile-networks"
@@ -52,6 +52,8 @@ class NetworkPrediction(msgspec.Struct, frozen=True):
     calibrated_on: str
     """The networks whose measurements gave scale and interval."""
     predicted_share_fraction: float
+    left_out: tuple[str, ...]
+    """Tables of the target that were not used, and why."""
     kernels: tuple[KernelShare, ...]
 
 
@@ -62,15 +64,18 @@ class TargetKernels:
     tables: Sequence[LatencyTable]
     predictor: KernelPredictor | None = None
 
+    left_out: tuple[str, ...] = ()
+    """Tables of the target that are not among them, and why."""
+
     @classmethod
-    def of(cls, found: Sequence[tuple[Path, LatencyTable]]) -> TargetKernels | None:
-        """Tables with their folders, where the newest predictor lies; ``None`` if there is no table.
+    def of(cls, found: FoundTables) -> TargetKernels:
+        """The tables that were found with the newest predictor that lies beside one of them.
 
         Raises ``DocumentError`` for a predictor that is damaged, or was learnt from another table than it lies beside.
         """
-        predictors = [(folder / PREDICTOR, table) for folder, table in found if (folder / PREDICTOR).exists()]
+        predictors = [(folder / PREDICTOR, table) for folder, table in found.tables if (folder / PREDICTOR).exists()]
         predictor = KernelPredictor.load(*predictors[0]) if predictors else None
-        return cls([table for _, table in found], predictor) if found else None
+        return cls([table for _, table in found.tables], predictor, found.left_out)
 
     @cached_property
     def rows(self) -> Mapping[Kernel, TableRow]:
@@ -108,6 +113,7 @@ class TargetKernels:
             offset_ms=card.offset_ms,
             calibrated_on=card.space,
             predicted_share_fraction=predicted,
+            left_out=self.left_out,
             kernels=tuple(shares),
         )
 

@@ -280,7 +280,7 @@ def measure_kernels(
     return {kernel: _row(kernel, measurements) for kernel in kernels}
 
 
-def add_kernels(
+def keep_kernels(
     kernels: Sequence[Kernel],
     folder: Path,
     records: Path,
@@ -291,23 +291,19 @@ def add_kernels(
     plan: MeasurementPlan,
     progress: Callable[[MeasureProgress], None] = lambda _: None,
 ) -> LatencyTable:
-    """Measure single kernels and add their rows to the table in ``folder``, which is made if there is none.
+    """Measure single kernels into a new table below ``folder``: what one measuring found is never mixed with another's.
 
-    Rows of another version of the engine are not kept. Interrupted, the same kernels go on from ``records``.
+    Interrupted, the same kernels go on from ``records``.
     """
     name = hashlib.sha256(msgspec.json.encode([device.card, settings, plan, [k.identifier for k in kernels]])).hexdigest()[:12]
-    with working_in(records / f"kernels-{name}"), locked(folder):
+    with working_in(records / f"kernels-{name}"):
         models = {SESSION: runtime.session_model(), **_kernel_models(kernels, runtime)}
         journal = Journal(records / f"kernels-{name}" / "rows.jsonl")
         measurements, hello = measure(models, link, runtime, settings, plan, journal=journal, progress=progress)
         rows = {kernel: _row(kernel, measurements) for kernel in kernels}
-        if (folder / "card.json").exists():
-            before = LatencyTable.load(folder)
-            if before.card.key.runtime_version == hello.get("engine_version"):
-                rows = {**before.rows, **rows}
         card = _card(device, runtime, settings, plan, hello, measurements[SESSION].value_ms, rows)
         table = LatencyTable(card, rows, {}, ())
-        table.save(folder)
+        table.save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{name}")
     return table
 
 

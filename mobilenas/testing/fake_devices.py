@@ -49,10 +49,20 @@ class FakeRuntime(OnnxRuntime):
         self.slowdown, self.version = slowdown, version
         self.sweeps = 0
 
+    @property
+    def _hello(self) -> dict[str, Any]:
+        return {"type": "hello", "protocol": PROTOCOL, "runner": "fake", "engine_version": self.version}
+
     def kernels(
-        self, models: Sequence[bytes], link: Link, settings: RunSettings, progress: Callable[[int], None] | None = None
+        self,
+        models: Sequence[bytes],
+        link: Link,
+        settings: RunSettings,
+        progress: Callable[[int], None] | None = None,
+        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> list[Counter[Kernel]]:
         self.check(settings)
+        on_hello(self._hello)
         return [_kernels(PreparedModel(model)) for model in models]
 
     def time_models(
@@ -65,7 +75,7 @@ class FakeRuntime(OnnxRuntime):
         on_record: Callable[[str, SweepRecord], None],
         on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
-        on_hello({"type": "hello", "protocol": PROTOCOL, "runner": "fake", "engine_version": self.version})
+        on_hello(self._hello)
         begun, self.sweeps = self.sweeps, self.sweeps + 1
         refused = []
         for index, name in enumerate(order):
