@@ -39,7 +39,7 @@ from mobilenas.latency.table import (
 from mobilenas.profiling import fit
 from mobilenas.profiling.networks import NetworkSource
 from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings, Runtime
-from mobilenas.runtimes.measure import MeasureProgress, measure
+from mobilenas.runtimes.measure import SENTINEL, MeasureProgress, measure
 
 SESSION = "session"
 SECONDS_PER_NETWORK_SWEEP, SECONDS_PER_KERNEL_SWEEP = 0.15, 0.03
@@ -221,9 +221,8 @@ class Campaign:
         costs = self.source.workload_costs([*scale_networks, *test_networks, *lowered_only], sums)
         space_card = _space_card(self.source, networks, costs.error if costs else None)
         card = msgspec.structs.replace(
-            _card(self.device, self.runtime, self.settings, self.plan, hello, session_ms, rows),
+            _card(self.device, self.runtime, self.settings, self.plan, hello, measurements, rows),
             cold_weights_ms_per_mib=cold_weights_ms,
-            pooled_scale=float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"])),
             spaces={self.source.key: space_card},
         )
         return LatencyTable(card, rows, {self.source.key: costs} if costs else {}, tuple(networks))
@@ -301,7 +300,7 @@ def keep_kernels(
         journal = Journal(records / f"kernels-{name}" / "rows.jsonl")
         measurements, hello = measure(models, link, runtime, settings, plan, journal=journal, progress=progress)
         rows = {kernel: _row(kernel, measurements) for kernel in kernels}
-        card = _card(device, runtime, settings, plan, hello, measurements[SESSION].value_ms, rows)
+        card = _card(device, runtime, settings, plan, hello, measurements, rows)
         table = LatencyTable(card, rows, {}, ())
         table.save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{name}")
     return table
@@ -372,7 +371,7 @@ def _card(
     settings: RunSettings,
     plan: MeasurementPlan,
     hello: dict[str, Any],
-    session_ms: float,
+    measurements: Mapping[str, Measurement],
     rows: Mapping[Kernel, TableRow],
 ) -> TableCard:
     """Where rows come from: what was asked for, what the runner said, and this host as it is now. No network is known yet."""
@@ -392,11 +391,11 @@ def _card(
         estimator=ESTIMATOR,
         protocol=PROTOCOL,
         environment=detect_environment(_versions(hello)),
-        session_ms=session_ms,
+        session_ms=measurements[SESSION].value_ms,
+        sentinel_ms=measurements[SENTINEL].value_ms,
         rows=len(rows),
         rows_not_converged=sum(not row.converged for row in rows.values()),
         cold_weights_ms_per_mib=0.0,
-        pooled_scale=1.0,
         spaces={},
     )
 

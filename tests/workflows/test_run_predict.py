@@ -1,7 +1,8 @@
 """``predict`` with the real engine and synthetic tables: which tables count, and what is said of the others."""
 
+import functools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -16,14 +17,24 @@ from mobilenas.core.workload import Kernel
 from mobilenas.errors import IncompatibleError, MissingDataError, MissingKernelError
 from mobilenas.latency.store import single_kernels_folder, table_folder
 from mobilenas.latency.table import LatencyTable, TableKey, TableRow
+from mobilenas.runtimes.measure import SENTINEL, measure
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fakes import make_table
 from mobilenas.workflows import Target
+from tests.conftest import Outcome
 
 SPACE = CellSpace(channels=4, layers=3, image_size=8)
 VERSION = onnxruntime.__version__
 TINY = msgspec.structs.replace(
-    PLANS["quick"], name="tiny", sweeps=1, maximum_sweeps=1, spread_s=0.0, samples=5, maximum_samples=5, warmup_s=0.0
+    PLANS["quick"],
+    name="tiny",
+    drift_fraction=4.0,
+    sweeps=1,
+    maximum_sweeps=1,
+    spread_s=0.0,
+    samples=5,
+    maximum_samples=5,
+    warmup_s=0.0,
 )
 
 
@@ -60,8 +71,17 @@ def table_of(kernels: Iterable[Kernel], ms: float, created: str = "2026-01-01", 
     """Whole networks of a space, and a row of ``ms`` for each kernel."""
     known = make_table(SPACE, networks=10)
     rows = {k: TableRow(k, ms, 0.9 * ms, 1.1 * ms, 0.01 + 2 * ms, 0.01 + 8 * ms, 4, True) for k in kernels}
-    card = msgspec.structs.replace(known.card, key=key(version), created=created)
+    card = msgspec.structs.replace(known.card, key=key(version), created=created, sentinel_ms=sentinel_ms(), plan=TINY)
     return LatencyTable(card, {**known.rows, **rows}, known.workload_costs, known.networks)
+
+
+@functools.cache
+def sentinel_ms() -> float:
+    """What the sentinel takes on this host, so that synthetic tables can be joined with rows that are measured."""
+    target = Target.from_config(DeviceConfig())
+    with target.device.open() as link:
+        models = {"model": target.runtime.session_model()}
+        return measure(models, link, target.runtime, target.settings, TINY)[0][SENTINEL].value_ms
 
 
 def save(table: LatencyTable, name: str) -> Path:
@@ -113,3 +133,55 @@ class TestOtherVersions:
             workflows.predict(path, PredictConfig(table=str(named)))
         measured = workflows.predict(path, PredictConfig(table=str(named), profile_missing=True, plan="tiny"))
         assert measured.newly_measured == 1
+
+
+class TestOtherSpeeds:
+    """Rows that were measured while the device was faster or slower are not added to the others."""
+
+    @pytest.mark.parametrize(("ratio", "word"), [(5.5, "slower"), (0.15, "faster")])
+    def test_a_table_of_another_speed_is_left_out_and_named(self, ratio: float, word: str, tmp_path: Path) -> None:
+        save(table_of(lowered("Relu"), 0.5), "ours")
+        table = table_of(lowered("Tanh"), 0.5, "2026-06-01")
+        card = msgspec.structs.replace(table.card, sentinel_ms=ratio * table.card.sentinel_ms, spaces={})
+        other = save(LatencyTable(card, table.rows, {}, ()), "kernels/other")
+        found = workflows.predict(written(tmp_path, "Relu"), PredictConfig()).predicted
+        [text] = found.left_out
+        assert text.startswith(f"{other} was measured while the device was {word}")
+        assert f"{ratio:.2f} times; the plan tiny allows 5.00" in text
+        with pytest.raises(MissingKernelError, match=f"Tanh.*{other}"):
+            workflows.predict(written(tmp_path, "Tanh"), PredictConfig())
+
+    def test_what_is_measured_says_how_fast_the_device_was(self, tmp_path: Path) -> None:
+        save(table_of(lowered("Relu"), 0.5), "ours")
+        workflows.predict(written(tmp_path, "Tanh"), PredictConfig(profile_missing=True, plan="tiny"))
+        [folder] = single_kernels_folder(key()).iterdir()
+        assert 1 / 5 < LatencyTable.load(folder).card.sentinel_ms / sentinel_ms() < 5
+
+
+class TestUnreadableTables:
+    """A table that cannot be read is never left out in silence."""
+
+    @pytest.fixture
+    def spoiled(self) -> Path:
+        folder = save(table_of(lowered("Relu"), 0.1), "spoiled")
+        (folder / "kernels.csv").write_text("kernel")
+        return folder
+
+    def test_where_nothing_else_is_there(self, spoiled: Path, tmp_path: Path) -> None:
+        with pytest.raises(MissingDataError, match=f"{spoiled}/kernels.csv: changed since it was measured"):
+            workflows.predict(written(tmp_path, "Relu"), PredictConfig())
+
+    def test_where_another_one_serves(self, spoiled: Path, tmp_path: Path, command: Callable[..., Outcome]) -> None:
+        save(table_of(lowered("Relu"), 0.5), "ours")
+        path = written(tmp_path, "Relu")
+        [text] = workflows.predict(path, PredictConfig()).predicted.left_out
+        assert text.startswith(f"{spoiled}/kernels.csv: changed")
+        shown = command("predict", str(path))
+        assert shown.code == 0
+        assert f"not used  {spoiled}" in " ".join(shown.out.split()).replace("not used", "not used ")
+
+    def test_one_of_an_older_mobilenas_says_how_to_renew_it(self, spoiled: Path, tmp_path: Path) -> None:
+        card = (spoiled / "card.json").read_text()
+        (spoiled / "card.json").write_text(card.replace("latency-table@4", "latency-table@3"))
+        with pytest.raises(MissingDataError, match=r"older mobilenas.*profile again: mobilenas profile --device local"):
+            workflows.predict(written(tmp_path, "Relu"), PredictConfig())
