@@ -383,6 +383,7 @@ def predict(
         ("measured rows", f"{percent(1 - found.predicted_share_fraction)} of the time"),
         ("sum", f"{found.kernel_sum_ms:.4g} ms, x {found.scale:.3f} {1000 * found.offset_ms:+.1f} us ({found.calibrated_on})"),
     ]
+    rows += [("not used", text) for text in found.left_out]
     if result.table:
         rows.append(("newly measured", f"{result.newly_measured} kernels, kept in {result.table}"))
     if result.measured:

@@ -10,7 +10,7 @@ import re
 import reprlib
 import stat
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -213,8 +213,11 @@ def digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
-def check_schema(data: Any, name: str, version: int, where: str) -> dict[str, Any]:
-    """Check the ``"schema": "mobilenas/<name>@<version>"`` line of a document and return the rest of its keys."""
+def check_schema(data: Any, name: str, version: int, where: str, renew: Callable[[], str] | None = None) -> dict[str, Any]:
+    """Check the ``"schema": "mobilenas/<name>@<version>"`` line of a document and return the rest of its keys.
+
+    ``renew`` says how one that an older mobilenas wrote is made anew.
+    """
     if not isinstance(data, dict):
         raise DocumentError(f"{where}: expected a JSON object, found {type(data).__name__}")
     found = data.get("schema")
@@ -225,4 +228,6 @@ def check_schema(data: Any, name: str, version: int, where: str) -> dict[str, An
     if isinstance(found, str) and found.startswith(prefix) and found[len(prefix) :].isdigit():
         if int(found[len(prefix) :]) > version:
             raise DocumentError(f"{where}: {found} was written by a newer mobilenas; this one reads {wanted}: upgrade")
+        if renew is not None:
+            raise DocumentError(f"{where}: {found} was written by an older mobilenas; this one reads {wanted}: {renew()}")
     raise DocumentError(f"{where}: schema is {found!r}, expected {wanted!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,9 @@ from mobilenas.core.workload import Kernel
 from mobilenas.errors import MissingKernelError
 from mobilenas.latency.prediction import Prediction, conformal_factor
 from mobilenas.latency.predictors.kernel import KernelPredictor
-from mobilenas.latency.table import LatencyTable, SpaceCard, TableRow
+from mobilenas.latency.store import FoundTables
+from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, SpaceCard, TableRow
 
-MOBILE_NETWORKS = "mobile-networks"
-"""What a card calls networks of all kinds; their scale is preferred for a network of none of the known spaces."""
 PREDICTOR = "kernel-predictor.skops"
 """File name of a predictor, beside the table that it was learnt from."""
 LISTED = 5
@@ -52,6 +51,8 @@ class NetworkPrediction(msgspec.Struct, frozen=True):
     calibrated_on: str
     """The networks whose measurements gave scale and interval."""
     predicted_share_fraction: float
+    left_out: tuple[str, ...]
+    """Tables of the target that were not used, and why."""
     kernels: tuple[KernelShare, ...]
 
 
@@ -62,15 +63,20 @@ class TargetKernels:
     tables: Sequence[LatencyTable]
     predictor: KernelPredictor | None = None
 
+    left_out: tuple[str, ...] = ()
+    """Tables of the target that are not among them, and why."""
+
     @classmethod
-    def of(cls, found: Sequence[tuple[Path, LatencyTable]]) -> TargetKernels | None:
-        """Tables with their folders, where the newest predictor lies; ``None`` if there is no table.
+    def of(cls, found: FoundTables) -> TargetKernels:
+        """The tables that were found with the newest predictor that lies beside one of them. Times are joined as they are:
+        tables of a device that was faster or slower than when the networks were measured are left out.
 
         Raises ``DocumentError`` for a predictor that is damaged, or was learnt from another table than it lies beside.
         """
-        predictors = [(folder / PREDICTOR, table) for folder, table in found if (folder / PREDICTOR).exists()]
+        tables, left_out = _as_fast(found.tables)
+        predictors = [(folder / PREDICTOR, table) for folder, table in tables if (folder / PREDICTOR).exists()]
         predictor = KernelPredictor.load(*predictors[0]) if predictors else None
-        return cls([table for _, table in found], predictor) if found else None
+        return cls([table for _, table in tables], predictor, (*found.left_out, *left_out))
 
     @cached_property
     def rows(self) -> Mapping[Kernel, TableRow]:
@@ -108,6 +114,7 @@ class TargetKernels:
             offset_ms=card.offset_ms,
             calibrated_on=card.space,
             predicted_share_fraction=predicted,
+            left_out=self.left_out,
             kernels=tuple(shares),
         )
 
@@ -118,11 +125,12 @@ class TargetKernels:
         refused = [k for k in missing if k not in (known if extrapolate else seen)]
         if refused:
             beyond = sum(k in known for k in refused)
+            unused = f". Not used: {'; '.join(self.left_out)}" if self.left_out else ""
             raise MissingKernelError(
                 f"{len(refused)} of {len(kernels)} kernels were not measured and cannot be predicted"
                 f"{f', {beyond} of them since they lie beyond the shapes that were learnt from' if beyond else ''}: "
                 f"{'; '.join(k.key for k in refused[:LISTED])}{'; ...' if len(refused) > LISTED else ''}. Say "
-                f"--profile-missing to measure them{', or --extrapolate' if beyond == len(refused) else ''}"
+                f"--profile-missing to measure them{', or --extrapolate' if beyond == len(refused) else ''}{unused}"
             )
         learnt = dict(zip(missing, self.predictor.predict(missing), strict=True)) if self.predictor and missing else {}
         shares = []
@@ -137,10 +145,11 @@ class TargetKernels:
 
     def _calibration(self) -> tuple[LatencyTable, SpaceCard]:
         """The card of networks of all kinds with its table, or else one of all networks that were measured."""
-        for table in self.tables:
-            for card in table.card.spaces.values():
-                if card.space == MOBILE_NETWORKS:
-                    return table, card
+        calibrating = _calibrating(self.tables)
+        assert calibrating is not None
+        for card in calibrating.card.spaces.values():
+            if card.space == MOBILE_NETWORKS:
+                return calibrating, card
         cards = [card for table in self.tables for card in table.card.spaces.values()]
         networks = [row for table in self.tables for row in table.networks]
         scale = float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"]))
@@ -153,4 +162,31 @@ class TargetKernels:
             offset_ms=0.0,
             interval_factor=conformal_factor(scale * sums, measured),
         )
-        return next(table for table in self.tables if table.networks), pooled
+        return calibrating, pooled
+
+
+def _calibrating(tables: Iterable[LatencyTable]) -> LatencyTable | None:
+    """The newest with networks of all kinds, or else the newest with any."""
+    with_networks = [table for table in tables if table.networks]
+    of_all_kinds = [t for t in with_networks if any(card.space == MOBILE_NETWORKS for card in t.card.spaces.values())]
+    return next(iter((*of_all_kinds, *with_networks)), None)
+
+
+def _as_fast(tables: Sequence[tuple[Path, LatencyTable]]) -> tuple[list[tuple[Path, LatencyTable]], list[str]]:
+    """Those during which the device was as fast as during the calibrating one, and of the others why they are left out."""
+    calibrating = _calibrating(table for _, table in tables)
+    if calibrating is None:
+        return list(tables), []
+    usual_ms, limit = calibrating.card.sentinel_ms, 1 + calibrating.card.plan.drift_fraction
+    kept, left_out = [], []
+    for folder, table in tables:
+        ratio = table.card.sentinel_ms / usual_ms
+        if 1 / limit <= ratio <= limit:
+            kept.append((folder, table))
+        else:
+            left_out.append(
+                f"{folder} was measured while the device was {'slower' if ratio > 1 else 'faster'}: its sentinel took "
+                f"{table.card.sentinel_ms:.4g} ms, {usual_ms:.4g} ms when the networks were measured ({ratio:.2f} times; "
+                f"the plan {calibrating.card.plan.name} allows {limit:.2f}): measure again when it is as fast"
+            )
+    return kept, left_out

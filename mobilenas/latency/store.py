@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,16 @@ from mobilenas.latency.table import LatencyTable, TableKey
 
 HISTORY = "history"
 """Folder, in that of a table, of the tables that it replaced."""
+SINGLE_KERNELS = "kernels"
+"""Folder name, beside those of spaces, of the tables that keep what predictions have measured."""
+
+
+@dataclass(frozen=True)
+class FoundTables:
+    """Folder and table of all that were found of a target, the newest first, and of the others why they are left out."""
+
+    tables: tuple[tuple[Path, LatencyTable], ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def table_folder(key: TableKey, space_key: str) -> Path:
@@ -24,6 +35,11 @@ def table_folder(key: TableKey, space_key: str) -> Path:
         / f"{key.runtime}-{key.precision}-b{key.batch}-t{key.threads}{'' if key.estimator == 'floor' else f'-{key.estimator}'}"
         / space_key
     )
+
+
+def single_kernels_folder(key: TableKey) -> Path:
+    """Where the kernels that predictions measure with one version of the engine are kept, a table for each measuring."""
+    return table_folder(key, SINGLE_KERNELS) / key.runtime_version
 
 
 def find_table(path: Path | None, key: TableKey, space_key: str, profile_command: str) -> LatencyTable:
@@ -50,21 +66,29 @@ def find_table(path: Path | None, key: TableKey, space_key: str, profile_command
 
 
 def load_target_table(path: Path, key: TableKey) -> LatencyTable:
-    """The table in ``path``; raises ``IncompatibleError`` if it is of another target, ``DocumentError`` if it is damaged."""
+    """The table in ``path``; raises ``DocumentError`` if it is damaged, ``IncompatibleError`` if it is of another target, or of
+    another version of the engine than ``key`` names (an empty one is open).
+    """
     table = LatencyTable.load(path)
     if not _same_target(table.card.key, key):
         raise IncompatibleError(
             f"{path} is a latency table of {_words(table.card.key)}, wanted is one of {_words(key)} (device, runtime, "
             f"provider, precision, threads, batch, estimator): name another table, or measure one: {table.profile_command()}"
         )
+    if key.runtime_version not in ("", table.card.key.runtime_version):
+        raise IncompatibleError(
+            f"{_other_version(path, table, key)}, and numbers of two engines are never mixed: name another table, or measure "
+            f"one: {table.profile_command()}"
+        )
     return table
 
 
-def target_tables(key: TableKey) -> list[tuple[Path, LatencyTable]]:
-    """Folder and table of every table of a target, the newest first; those of another version of the engine are left out."""
-    tables, _ = known_tables()
-    found = sorted((t for t in tables if _same_target(t[1].card.key, key)), key=lambda t: t[1].card.created, reverse=True)
-    return [t for t in found if t[1].card.key == found[0][1].card.key]
+def target_tables(key: TableKey) -> FoundTables:
+    """Every table of a target and of the version of its engine; left out are those of other versions or that cannot be read."""
+    tables, unread = known_tables()
+    of_target = sorted((t for t in tables if _same_target(t[1].card.key, key)), key=lambda t: t[1].card.created, reverse=True)
+    others = [_other_version(path, table, key) for path, table in of_target if table.card.key != key]
+    return FoundTables(tuple(t for t in of_target if t[1].card.key == key), (*others, *map(str, unread)))
 
 
 def check_replaceable(folder: Path, key: TableKey, space_key: str) -> None:
@@ -129,6 +153,10 @@ def _read(root: Path) -> tuple[list[tuple[Path, LatencyTable]], list[DocumentErr
         except DocumentError as error:
             errors.append(error)
     return tables, errors
+
+
+def _other_version(path: Path, table: LatencyTable, key: TableKey) -> str:
+    return f"{path} was measured with {key.runtime} {table.card.key.runtime_version}, the device has {key.runtime_version}"
 
 
 def _same_target(a: TableKey, b: TableKey) -> bool:

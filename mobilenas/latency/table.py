@@ -33,6 +33,8 @@ ModelMilliseconds = Annotated[float, msgspec.Meta(ge=1e-4, le=1e6)]
 """A time of a whole model; no call of any runtime takes less than 100 ns."""
 
 SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 4
+MOBILE_NETWORKS = "mobile-networks"
+"""What a card calls networks of all kinds; their scale is preferred for a network of none of the known spaces."""
 
 
 class TableKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -194,7 +196,8 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a mebibyte of weights costs more in a network than in a row, whose copies share theirs, warm in the cache."""
     rows: int
     rows_not_converged: int
-    pooled_scale: float
+    sentinel_ms: ModelMilliseconds
+    """What the sentinel's model took meanwhile: how fast the device was. Tables where it differs are not joined."""
     spaces: dict[str, SpaceCard]
 
 
@@ -256,12 +259,7 @@ class LatencyTable:
 
     def profile_command(self) -> str:
         """The command that measures more of what this table is about, with this table's key."""
-        key = self.card.key
-        return (
-            f"mobilenas profile --device {key.device.partition('-')[0]} --runtime {key.runtime} "
-            f"--precision {key.precision} --threads {key.threads} "
-            f"{'' if key.estimator == 'floor' else f'--estimator {key.estimator} '}--plan strict"
-        )
+        return _profile_command(self.card.key)
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
@@ -298,7 +296,7 @@ class LatencyTable:
                 "profile makes it"
             )
         whole = documents.parse_json(documents.read_text(folder / "card.json"), where)
-        data = documents.check_schema(whole, SCHEMA_NAME, SCHEMA_VERSION, where)
+        data = documents.check_schema(whole, SCHEMA_NAME, SCHEMA_VERSION, where, lambda: _renewal(whole))
         digests = documents.convert(data.pop("sha256", {}), dict[str, str], f"{where}: sha256")
         card = documents.convert(data, TableCard, where)
         if digests.pop("card.json", None) != documents.digest({**whole, "sha256": digests}):
@@ -322,6 +320,27 @@ class LatencyTable:
             key: WorkloadCosts(costs[key], space.workload_error) for key, space in card.spaces.items() if space.workload_error
         }
         return cls(card, {row.kernel: row for row in kernels}, workload_costs, tuple(networks))
+
+
+def _profile_command(key: TableKey) -> str:
+    batch = "" if key.batch == 1 else f" --set device.batch={key.batch}"
+    estimator = "" if key.estimator == "floor" else f" --estimator {key.estimator}"
+    return (
+        f"mobilenas profile --device {key.device.partition('-')[0]} --runtime {key.runtime} "
+        f"--precision {key.precision} --threads {key.threads}{estimator} --plan strict{batch}"
+    )
+
+
+def _renewal(card: Mapping[str, Any]) -> str:
+    """How to measure again what an older card is about, as far as it can be read."""
+    try:
+        key = documents.convert(card.get("key"), TableKey, "key")
+        spaces = documents.convert(card.get("spaces"), dict[str, dict[str, Any]], "spaces")
+    except DocumentError:
+        return "profile again"
+    names = [space.get("space") for space in spaces.values()]
+    of = f" --kernels {card.get('rows')}" if MOBILE_NETWORKS in names else "".join(f" --space {name}" for name in names[:1])
+    return f"profile again: {_profile_command(key)}{of}"
 
 
 def _foreign_format(path: Path) -> str:

@@ -41,7 +41,7 @@ from mobilenas.latency.table import (
 from mobilenas.profiling import fit
 from mobilenas.profiling.networks import NetworkSource
 from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings, Runtime
-from mobilenas.runtimes.measure import MeasureProgress, SweepLog, measure
+from mobilenas.runtimes.measure import SENTINEL, MeasureProgress, SweepLog, measure
 
 SESSION = "session"
 SECONDS_PER_NETWORK_SWEEP, SECONDS_PER_KERNEL_SWEEP = 0.15, 0.03
@@ -160,7 +160,7 @@ class Campaign:
                 seed=self.seed,
                 progress=on_sweep,
             )
-        card = _card(self.device, self.runtime, self.settings, self.plan, log, measurements[SESSION].value_ms)
+        card = _card(self.device, self.runtime, self.settings, self.plan, log, measurements)
         card = msgspec.structs.replace(card, environment=_complete(before), doubts=doubts)
         return self._table(card, distinct, kernels, measurements)
 
@@ -232,7 +232,6 @@ class Campaign:
             card,
             **_row_counts(rows),
             cold_weights_ms_per_mib=cold_weights_ms,
-            pooled_scale=float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"])),
             spaces={self.source.key: space_card},
         )
         return LatencyTable(card, rows, {self.source.key: costs} if costs else {}, tuple(networks))
@@ -289,7 +288,7 @@ def measure_kernels(
     return {kernel: _row(kernel, measurements) for kernel in kernels}
 
 
-def add_kernels(
+def keep_kernels(
     kernels: Sequence[Kernel],
     folder: Path,
     records: Path,
@@ -300,23 +299,19 @@ def add_kernels(
     plan: MeasurementPlan,
     progress: Callable[[MeasureProgress], None] = lambda _: None,
 ) -> LatencyTable:
-    """Measure single kernels and add their rows to the table in ``folder``, which is made if there is none.
+    """Measure single kernels into a new table below ``folder``: what one measuring found is never mixed with another's.
 
-    Rows of another version of the engine are not kept. Interrupted, the same kernels go on from ``records``.
+    Interrupted, the same kernels go on from ``records``.
     """
     name = hashlib.sha256(msgspec.json.encode([device.card, settings, plan, [k.identifier for k in kernels]])).hexdigest()[:12]
-    with working_in(records / f"kernels-{name}"), locked(folder):
+    with working_in(records / f"kernels-{name}"):
         models = {SESSION: runtime.session_model(), **_kernel_models(kernels, runtime)}
         journal = Journal(records / f"kernels-{name}" / "rows.jsonl")
         measurements, log = measure(models, link, runtime, settings, plan, journal=journal, progress=progress)
         rows = {kernel: _row(kernel, measurements) for kernel in kernels}
-        if (folder / "card.json").exists():
-            before = LatencyTable.load(folder)
-            if before.card.key.runtime_version == log.hello.get("engine_version"):
-                rows = {**before.rows, **rows}
-        card = _card(device, runtime, settings, plan, log, measurements[SESSION].value_ms)
+        card = _card(device, runtime, settings, plan, log, measurements)
         table = LatencyTable(msgspec.structs.replace(card, **_row_counts(rows)), rows, {}, ())
-        table.save(folder)
+        table.save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{name}")
     return table
 
 
@@ -412,7 +407,7 @@ def _card(
     settings: RunSettings,
     plan: MeasurementPlan,
     log: SweepLog,
-    session_ms: float,
+    measurements: Mapping[str, Measurement],
 ) -> TableCard:
     """Where rows come from: what was asked for, and what the runner said. No row and no network is known yet."""
     environment = _complete(log.environment)
@@ -435,11 +430,11 @@ def _card(
         environment_after=environment,
         doubts=(),
         slow_down=log.slow_down(plan),
-        session_ms=session_ms,
+        session_ms=measurements[SESSION].value_ms,
+        sentinel_ms=measurements[SENTINEL].value_ms,
         rows=0,
         rows_not_converged=0,
         cold_weights_ms_per_mib=0.0,
-        pooled_scale=1.0,
         spaces={},
     )
 

@@ -19,8 +19,7 @@ from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
 from mobilenas import network, onnx_model
 from mobilenas.core.architecture import Architecture, OptionValue
-from mobilenas.latency.kernels import MOBILE_NETWORKS
-from mobilenas.latency.table import WorkloadCosts
+from mobilenas.latency.table import MOBILE_NETWORKS, WorkloadCosts
 from mobilenas.profiling import fit
 from mobilenas.spaces.base import SearchSpace
 

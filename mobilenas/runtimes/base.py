@@ -52,11 +52,17 @@ class Runtime(ABC):
 
     @abstractmethod
     def kernels(
-        self, models: Sequence[bytes], link: Link, settings: RunSettings, progress: Callable[[int], None] | None = None
+        self,
+        models: Sequence[bytes],
+        link: Link,
+        settings: RunSettings,
+        progress: Callable[[int], None] | None = None,
+        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> list[Counter[Kernel]]:
         """What the engine on the device executes for each ONNX model; ``progress`` is told how many are done.
 
-        Raises ``RunnerError`` naming the engine's complaint.
+        ``on_hello`` is given what the runner says of itself and its engine, before any model. Raises ``RunnerError`` naming
+        the engine's complaint.
         """
 
     @abstractmethod

@@ -108,8 +108,7 @@ class SweepLog:
             floor = float(possible_ms(np.asarray(entry.record.wall_ms), np.asarray(entry.record.cpu_ms)).min())
             self.sentinels.append((entry.at_s, floor))
             self.sentinel_floors_ms[entry.sweep] = min(floor, self.sentinel_floors_ms.get(entry.sweep, floor))
-        else:
-            self.records.setdefault(entry.model, {})[entry.sweep] = entry.record
+        self.records.setdefault(entry.model, {})[entry.sweep] = entry.record
 
     def quiet_records(self, model: str, drift_fraction: float) -> list[SweepRecord]:
         """A model's records of sweeps in which the sentinel came within ``drift_fraction`` of its best."""
@@ -151,7 +150,7 @@ def measure(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[dict[str, Measurement], SweepLog]:
-    """Measure every model as ``plan`` says and return the measurements with the log that they are made of.
+    """Measure every model as ``plan`` says; return the measurements, the sentinel's among them, with the log they come from.
 
     Sweeps that the sentinel shows to be slow do not count towards ``plan.sweeps``; models whose value does not repeat
     get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says ``converged: False``. What is in
@@ -185,7 +184,7 @@ def measure(
 
         chosen = {name: everything[name] for name in order}
         runtime.time_models(chosen, order, link, settings, plan, on_record, log.greet)
-    measurements = {name: log.measurement(name, plan, use_cpu_clock) for name in models}
+    measurements = {name: log.measurement(name, plan, use_cpu_clock) for name in (*models, SENTINEL)}
     without = [name for name, measurement in measurements.items() if measurement is None]
     if without:
         raise MeasurementError(f"{len(without)} models were never measured, the first is {without[0]}")

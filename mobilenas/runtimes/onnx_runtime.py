@@ -54,7 +54,12 @@ class OnnxRuntime(Runtime):
         return PreparedModel(onnx)
 
     def kernels(
-        self, models: Sequence[bytes], link: Link, settings: RunSettings, progress: Callable[[int], None] | None = None
+        self,
+        models: Sequence[bytes],
+        link: Link,
+        settings: RunSettings,
+        progress: Callable[[int], None] | None = None,
+        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> list[Counter[Kernel]]:
         self.check(settings)
         lowered: dict[str, Counter[Kernel]] = {}
@@ -65,7 +70,9 @@ class OnnxRuntime(Runtime):
                 link.push_bytes(model, f"{name}.onnx")
 
             def receive(report: dict[str, Any]) -> None:
-                if report["type"] == "graph":
+                if report["type"] == "hello":
+                    on_hello(report)
+                elif report["type"] == "graph":
                     lowered[report["id"]] = kernels_from_graph(link.pull_bytes(report["path"]), report["nodes"])
                     link.remove(report["path"])
                     if progress:

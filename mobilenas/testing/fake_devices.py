@@ -50,9 +50,15 @@ class FakeRuntime(OnnxRuntime):
         self.sweeps = 0
 
     def kernels(
-        self, models: Sequence[bytes], link: Link, settings: RunSettings, progress: Callable[[int], None] | None = None
+        self,
+        models: Sequence[bytes],
+        link: Link,
+        settings: RunSettings,
+        progress: Callable[[int], None] | None = None,
+        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> list[Counter[Kernel]]:
         self.check(settings)
+        on_hello(self.hello(link, settings))
         return [_kernels(PreparedModel(model)) for model in models]
 
     def hello(self, link: Link, settings: RunSettings) -> dict[str, Any]:

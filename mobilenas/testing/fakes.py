@@ -35,6 +35,7 @@ from mobilenas.spaces.base import SearchSpace
 SESSION_MS = 0.002
 OFFSET_MS = -0.0005
 """What one call of the fake runtime costs."""
+SENTINEL_MS = 0.1
 
 
 def workload_ms(workload: Workload) -> float:
@@ -160,7 +161,7 @@ def _card(space: SearchSpace, scale: float, rows: int) -> TableCard:
         cold_weights_ms_per_mib=0.0,
         rows=rows,
         rows_not_converged=0,
-        pooled_scale=scale,
+        sentinel_ms=SENTINEL_MS,
         spaces={
             space.key: SpaceCard(
                 space=space.name,

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from mobilenas import onnx_model
-from mobilenas.config import PredictConfig
-from mobilenas.core.measurement import MeasurementPlan
+from mobilenas.config import PredictConfig, command_line
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
 from mobilenas.errors import MissingDataError
 from mobilenas.latency.kernels import TargetKernels
-from mobilenas.latency.store import load_target_table, table_folder, target_tables
-from mobilenas.profiling.campaign import add_kernels
+from mobilenas.latency.store import FoundTables, load_target_table, single_kernels_folder, target_tables
+from mobilenas.latency.table import TableKey
+from mobilenas.profiling.campaign import keep_kernels
 from mobilenas.results import PredictResult
 from mobilenas.workflows.naming import Listener, Silent, Target, tell_sweep
 
-SINGLE_KERNELS = "kernels"
-"""Folder name of the table that keeps what predictions have measured."""
+KERNELS_TO_PROFILE = 1500
+"""Named where there is nothing to predict from."""
 
 
 def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -> PredictResult:
@@ -29,21 +33,26 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
     target = Target.from_config(cfg.device)
     plan = target.plan(cfg.plan)
     content = onnx_model.read_model(model)
-    folder = table_folder(target.table_key, SINGLE_KERNELS)
     with target.device.open() as link:
         told.progress("lowering", 0, 1)
-        [kernels] = target.runtime.kernels([content], link, target.settings)
-        known = _known(cfg, target)
-        if known is None or not known.is_calibrated:
-            raise MissingDataError(
-                f"no latency table of {target.device.card.name}, {target.runtime.name} holds whole networks, without which "
-                "nothing tells how far sums of kernels are off: make one for any model with mobilenas profile --kernels 1500"
-            )
+        kernels, key = _lower(content, target, link)
+        known = _known(cfg, key)
+        folder = single_kernels_folder(key)
         missing = known.missing(kernels)
         if missing and cfg.profile_missing:
             told.note(f"{len(missing)} of {len(kernels)} kernels are in no table: measuring them")
-            _measure(missing, folder, target, link, plan, told)
-            known = _known(cfg, target) or known
+            keep_kernels(
+                missing,
+                folder,
+                user_data_directory() / "campaigns",
+                target.device,
+                link,
+                target.runtime,
+                target.settings,
+                plan,
+                lambda p: tell_sweep(told, "measuring kernels", p),
+            )
+            known = _known(cfg, key)
     return PredictResult(
         model=str(model),
         device=target.device.card.name,
@@ -55,24 +64,31 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
     )
 
 
-def _known(cfg: PredictConfig, target: Target) -> TargetKernels | None:
-    """What the target's tables know, or the one named and, where missing kernels are measured, what was kept of them."""
-    if cfg.table is None:
-        return TargetKernels.of(target_tables(target.table_key))
-    kept = table_folder(target.table_key, SINGLE_KERNELS)
-    folders = [Path(cfg.table), *([kept] if cfg.profile_missing and (kept / "card.json").exists() else [])]
-    return TargetKernels.of([(folder, load_target_table(folder, target.table_key)) for folder in folders])
+def _lower(content: bytes, target: Target, link: Link) -> tuple[Counter[Kernel], TableKey]:
+    """The model's kernels, and what tables for them are of: the engine's version is that of the runner which lowered."""
+    said: dict[str, Any] = {}
+    [kernels] = target.runtime.kernels([content], link, target.settings, on_hello=said.update)
+    version = str(said.get("engine_version", "unknown"))
+    return kernels, msgspec.structs.replace(target.table_key, runtime_version=version)
 
 
-def _measure(missing: list[Kernel], folder: Path, target: Target, link: Link, plan: MeasurementPlan, told: Listener) -> None:
-    add_kernels(
-        missing,
-        folder,
-        user_data_directory() / "campaigns",
-        target.device,
-        link,
-        target.runtime,
-        target.settings,
-        plan,
-        lambda p: tell_sweep(told, "measuring kernels", p),
-    )
+def _known(cfg: PredictConfig, key: TableKey) -> TargetKernels:
+    """What the target's tables know, or the one named and, where missing kernels are measured, what was kept of them.
+
+    Raises ``MissingDataError`` where no whole network was measured with the engine that the device has.
+    """
+    found = target_tables(key)
+    if cfg.table is not None:
+        kept = single_kernels_folder(key)
+        named = (Path(cfg.table), load_target_table(Path(cfg.table), key))
+        others = [t for t in found.tables if cfg.profile_missing and t[0].parent == kept]
+        found = FoundTables((named, *others))
+    known = TargetKernels.of(found)
+    if not known.is_calibrated:
+        command = command_line("profile", PredictConfig(device=cfg.device), "--kernels", str(KERNELS_TO_PROFILE))
+        unused = f" Not used: {'; '.join(found.left_out)}." if found.left_out else ""
+        raise MissingDataError(
+            f"no latency table of {key.device}, {key.runtime} {key.runtime_version} holds whole networks, without which "
+            f"nothing tells how far sums of kernels are off.{unused} Make one for any model: {command}"
+        )
+    return known

@@ -19,8 +19,8 @@ import torchvision
 from mobilenas import MobileNASError, onnx_model, workflows
 from mobilenas.config import DeviceConfig, PredictConfig
 from mobilenas.core.measurement import plan_named
-from mobilenas.latency.kernels import MOBILE_NETWORKS
 from mobilenas.latency.store import table_folder
+from mobilenas.latency.table import MOBILE_NETWORKS
 from mobilenas.network import initialise_for_timing
 from mobilenas.workflows import Silent, Target
 

@@ -77,6 +77,11 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     ("change", "what"),
     [
         ({"schema": "mobilenas/latency-table@99"}, "upgrade"),
+        (
+            {"schema": "mobilenas/latency-table@3"},
+            "older mobilenas; this one reads mobilenas/latency-table@4: profile again: mobilenas profile --device fake",
+        ),
+        ({"schema": "mobilenas/latency-table@1", "key": "x"}, "older mobilenas"),
         ({"origin": "guessed"}, "origin"),
         ({"session_ms": "0.1"}, "session_ms"),
         ({"sha256": {}}, "changed since it was measured"),

@@ -15,6 +15,7 @@ from mobilenas.errors import DocumentError, MissingKernelError
 from mobilenas.latency.kernels import PREDICTOR, TargetKernels
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.predictors.kernel_features import FEATURES, family_of, features_of, work_of
+from mobilenas.latency.store import FoundTables
 from mobilenas.latency.table import LatencyTable, TableRow
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fakes import make_table
@@ -227,4 +228,4 @@ class TestNetworks:
         bare = LatencyTable(msgspec.structs.replace(TABLE.card, spaces={}), TABLE.rows, {}, ())
         assert not TargetKernels([bare]).is_calibrated
         assert TargetKernels([bare, TABLE]).is_calibrated
-        assert TargetKernels.of([]) is None
+        assert not TargetKernels.of(FoundTables()).is_calibrated

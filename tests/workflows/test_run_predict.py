@@ -1,0 +1,187 @@
+"""``predict`` with the real engine and synthetic tables: which tables count, and what is said of the others."""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from mobilenas import onnx_model, workflows
+from mobilenas.config import DeviceConfig, PredictConfig
+from mobilenas.core.measurement import PLANS
+from mobilenas.core.workload import Kernel
+from mobilenas.errors import IncompatibleError, MissingDataError, MissingKernelError
+from mobilenas.latency.store import single_kernels_folder, table_folder
+from mobilenas.latency.table import LatencyTable, TableKey, TableRow
+from mobilenas.runtimes.measure import SENTINEL, measure
+from mobilenas.spaces.cells import CellSpace
+from mobilenas.testing.fakes import make_table
+from mobilenas.workflows import Target
+from tests.conftest import Outcome
+
+SPACE = CellSpace(channels=4, layers=3, image_size=8)
+VERSION = onnxruntime.__version__
+TINY = msgspec.structs.replace(
+    PLANS["quick"],
+    name="tiny",
+    drift_fraction=4.0,
+    sweeps=1,
+    maximum_sweeps=1,
+    spread_s=0.0,
+    samples=5,
+    maximum_samples=5,
+    warmup_s=0.0,
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PLANS, "tiny", TINY)
+
+
+def model_of(*operators: str, shape: tuple[int, ...] = (1, 3, 8, 8)) -> bytes:
+    names = [f"x{index}" for index in range(len(operators) + 1)]
+    nodes = [helper.make_node(o, [a], [b], name=f"{o}-{a}") for o, a, b in zip(operators, names, names[1:], strict=False)]
+    given = helper.make_tensor_value_info(names[0], TensorProto.FLOAT, shape)
+    made = helper.make_tensor_value_info(names[-1], TensorProto.FLOAT, shape)
+    return onnx_model.make_model(helper.make_graph(nodes, "g", [given], [made])).SerializeToString()
+
+
+def written(folder: Path, *operators: str, **options: tuple[int, ...]) -> Path:
+    path = folder / f"{'-'.join(operators)}.onnx"
+    path.write_bytes(model_of(*operators, **options))
+    return path
+
+
+def lowered(*operators: str) -> Counter[Kernel]:
+    target = Target.from_config(DeviceConfig())
+    with target.device.open() as link:
+        return target.runtime.kernels([model_of(*operators)], link, target.settings)[0]
+
+
+def key(version: str = VERSION, **changes: int) -> TableKey:
+    return msgspec.structs.replace(Target.from_config(DeviceConfig()).table_key, runtime_version=version, **changes)
+
+
+def table_of(kernels: Iterable[Kernel], ms: float, created: str = "2026-01-01", version: str = VERSION) -> LatencyTable:
+    """Whole networks of a space, and a row of ``ms`` for each kernel."""
+    known = make_table(SPACE, networks=10)
+    rows = {k: TableRow(k, ms, 0.9 * ms, 1.1 * ms, 0.01 + 2 * ms, 0.01 + 8 * ms, 4, True) for k in kernels}
+    card = msgspec.structs.replace(known.card, key=key(version), created=created, sentinel_ms=sentinel_ms(), plan=TINY)
+    return LatencyTable(card, {**known.rows, **rows}, known.workload_costs, known.networks)
+
+
+@functools.cache
+def sentinel_ms() -> float:
+    """What the sentinel takes on this host, so that synthetic tables can be joined with rows that are measured."""
+    target = Target.from_config(DeviceConfig())
+    with target.device.open() as link:
+        models = {"model": target.runtime.session_model()}
+        return measure(models, link, target.runtime, target.settings, TINY)[0][SENTINEL].value_ms
+
+
+def save(table: LatencyTable, name: str) -> Path:
+    folder = table_folder(table.card.key, name)
+    table.save(folder)
+    return folder
+
+
+class TestOtherVersions:
+    """Numbers of two versions of an engine are never mixed, whichever is newer."""
+
+    def test_tables_of_the_devices_version_count_however_old(self, tmp_path: Path) -> None:
+        relu = lowered("Relu")
+        save(table_of(relu, 0.5, "2026-01-01"), "ours")
+        other = save(table_of(relu, 0.1, "2026-06-01", version="0.9"), "other")
+        found = workflows.predict(written(tmp_path, "Relu"), PredictConfig()).predicted
+        [share] = found.kernels
+        assert share.each_ms == 0.5
+        assert found.left_out == (f"{other} was measured with onnxruntime 0.9, the device has {VERSION}",)
+
+    def test_without_one_of_the_devices_version_it_says_what_is_there_and_what_to_do(self, tmp_path: Path) -> None:
+        other = save(table_of(lowered("Relu"), 0.1, version="0.9"), "other")
+        with pytest.raises(MissingDataError, match=f"onnxruntime {VERSION} holds whole networks") as error:
+            workflows.predict(written(tmp_path, "Relu"), PredictConfig(profile_missing=True))
+        assert f"{other} was measured with onnxruntime 0.9" in str(error.value)
+        assert "mobilenas profile --kernels 1500" in str(error.value)
+
+    def test_a_named_table_must_be_of_the_devices_version(self, tmp_path: Path) -> None:
+        other = save(table_of(lowered("Relu"), 0.1, version="0.9"), "other")
+        with pytest.raises(IncompatibleError, match=f"0.9, the device has {VERSION}.*mobilenas profile"):
+            workflows.predict(written(tmp_path, "Relu"), PredictConfig(table=str(other)))
+
+    def test_what_is_measured_is_kept_by_version_and_beside_what_was(self, tmp_path: Path) -> None:
+        save(table_of(lowered("Relu"), 0.5), "ours")
+        save(table_of(lowered("Tanh"), 0.5, version="0.9"), "kernels/0.9/before")
+        for operators in (("Relu", "Tanh"), ("Sigmoid",)):
+            workflows.predict(written(tmp_path, *operators), PredictConfig(profile_missing=True, plan="tiny"))
+        kept = [LatencyTable.load(folder) for folder in sorted(single_kernels_folder(key()).iterdir())]
+        assert sorted(kernel.operator for table in kept for kernel in table.rows) == ["Sigmoid", "Tanh"]
+        assert {table.card.key.runtime_version for table in kept} == {VERSION}
+        found = workflows.predict(written(tmp_path, "Tanh", "Sigmoid", "Relu"), PredictConfig()).predicted
+        assert {share.source for share in found.kernels} == {"measured"}
+
+    def test_a_named_table_is_used_alone_but_for_what_is_measured_now(self, tmp_path: Path) -> None:
+        named = save(table_of(lowered("Relu"), 0.5), "ours")
+        save(table_of(lowered("Tanh"), 0.5), "kernels/another-space")
+        path = written(tmp_path, "Relu", "Tanh")
+        with pytest.raises(MissingKernelError, match="Tanh"):
+            workflows.predict(path, PredictConfig(table=str(named)))
+        measured = workflows.predict(path, PredictConfig(table=str(named), profile_missing=True, plan="tiny"))
+        assert measured.newly_measured == 1
+
+
+class TestOtherSpeeds:
+    """Rows that were measured while the device was faster or slower are not added to the others."""
+
+    @pytest.mark.parametrize(("ratio", "word"), [(5.5, "slower"), (0.15, "faster")])
+    def test_a_table_of_another_speed_is_left_out_and_named(self, ratio: float, word: str, tmp_path: Path) -> None:
+        save(table_of(lowered("Relu"), 0.5), "ours")
+        table = table_of(lowered("Tanh"), 0.5, "2026-06-01")
+        card = msgspec.structs.replace(table.card, sentinel_ms=ratio * table.card.sentinel_ms, spaces={})
+        other = save(LatencyTable(card, table.rows, {}, ()), "kernels/other")
+        found = workflows.predict(written(tmp_path, "Relu"), PredictConfig()).predicted
+        [text] = found.left_out
+        assert text.startswith(f"{other} was measured while the device was {word}")
+        assert f"{ratio:.2f} times; the plan tiny allows 5.00" in text
+        with pytest.raises(MissingKernelError, match=f"Tanh.*{other}"):
+            workflows.predict(written(tmp_path, "Tanh"), PredictConfig())
+
+    def test_what_is_measured_says_how_fast_the_device_was(self, tmp_path: Path) -> None:
+        save(table_of(lowered("Relu"), 0.5), "ours")
+        workflows.predict(written(tmp_path, "Tanh"), PredictConfig(profile_missing=True, plan="tiny"))
+        [folder] = single_kernels_folder(key()).iterdir()
+        assert 1 / 5 < LatencyTable.load(folder).card.sentinel_ms / sentinel_ms() < 5
+
+
+class TestUnreadableTables:
+    """A table that cannot be read is never left out in silence."""
+
+    @pytest.fixture
+    def spoiled(self) -> Path:
+        folder = save(table_of(lowered("Relu"), 0.1), "spoiled")
+        (folder / "kernels.csv").write_text("kernel")
+        return folder
+
+    def test_where_nothing_else_is_there(self, spoiled: Path, tmp_path: Path) -> None:
+        with pytest.raises(MissingDataError, match=f"{spoiled}/kernels.csv: changed since it was measured"):
+            workflows.predict(written(tmp_path, "Relu"), PredictConfig())
+
+    def test_where_another_one_serves(self, spoiled: Path, tmp_path: Path, command: Callable[..., Outcome]) -> None:
+        save(table_of(lowered("Relu"), 0.5), "ours")
+        path = written(tmp_path, "Relu")
+        [text] = workflows.predict(path, PredictConfig()).predicted.left_out
+        assert text.startswith(f"{spoiled}/kernels.csv: changed")
+        shown = command("predict", str(path))
+        assert shown.code == 0
+        assert f"not used  {spoiled}" in " ".join(shown.out.split()).replace("not used", "not used ")
+
+    def test_one_of_an_older_mobilenas_says_how_to_renew_it(self, spoiled: Path, tmp_path: Path) -> None:
+        card = (spoiled / "card.json").read_text()
+        (spoiled / "card.json").write_text(card.replace("latency-table@4", "latency-table@3"))
+        with pytest.raises(MissingDataError, match=r"older mobilenas.*profile again: mobilenas profile --device local"):
+            workflows.predict(written(tmp_path, "Relu"), PredictConfig())
