@@ -174,6 +174,10 @@ class SearchConfig(Strict):
     """``5ms``, ``800us``, or ``40%`` of the space's range."""
     budget_statistic: Statistic | None = None
     """What the budget binds; the estimator of the device by default."""
+    budget_quantile: Annotated[float, msgspec.Meta(ge=0.5, le=0.99)] = 0.5
+    """What of the predicted interval the budget binds: 0.5 is the prediction, 0.9 what nine networks in ten stay below."""
+    latency_model: str = "table"
+    """``table``, ``kernel``, or a plug-in's."""
     log_cost: LogCostConfig = LogCostConfig()
     plan: str = "quick"
     """How candidates are measured."""
@@ -362,6 +366,8 @@ _FLAGS = {
     "budget_statistic": "--budget-statistic",
     "environment": "--env",
     "device.estimator": "--estimator",
+    "budget_quantile": "--budget-quantile",
+    "latency_model": "--latency-model",
     "method": "--method",
     "epochs": "--epochs",
     "kernels": "--kernels",

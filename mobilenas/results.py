@@ -66,6 +66,10 @@ class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     measured_ms: PositiveMilliseconds | None
     measured_repeatability_fraction: float | None
     measured_converged: bool | None
+    quantile: float = 0.5
+    """Of the prediction; ``lowest_ms`` and ``highest_ms`` are at it too."""
+    model: str = "table"
+    """The latency model that ``table_ms`` and its interval are of."""
 
 
 class SearchResult(msgspec.Struct, frozen=True):

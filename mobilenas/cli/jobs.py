@@ -159,6 +159,12 @@ def search(
         str | None,
         typer.Option("--budget-statistic", help="What the budget binds: floor, median or p90; by default the estimator."),
     ] = None,
+    budget_quantile: Annotated[
+        float | None, typer.Option("--budget-quantile", help="Bind the prediction's interval at this quantile, 0.5 to 0.99.")
+    ] = None,
+    latency_model: Annotated[
+        str | None, typer.Option("--latency-model", help="What predicts: table or kernel.", metavar="NAME")
+    ] = None,
     method: Annotated[str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts or pc-darts.")] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="Published settings of the method (cifar10, imagenet, ...), or quick.")
@@ -187,6 +193,8 @@ def search(
     flags = {
         "latency_budget": latency_budget,
         "budget_statistic": budget_statistic,
+        "budget_quantile": budget_quantile,
+        "latency_model": latency_model,
         "method": method,
         "space.name": space,
         "space.options.channels": channels,

@@ -43,14 +43,18 @@ def budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
         if budget.statistic == "p90":
             repeated = "which nine runs in ten keep with 99 % confidence"
         measured = f"{budget.measured_ms:.4g} ms ({over:+.1%} of the budget), {repeated}"
+    said = budget.text + ("" if budget.quantile == 0.5 else f" at the quantile {budget.quantile:g}")
     return [
         (
             "budget",
-            f"{budget.target_ms:.4g} ms {budget.statistic} ({budget.text}; the space: {budget.lowest_ms:.4g} to "
+            f"{budget.target_ms:.4g} ms {budget.statistic} ({said}; the space: {budget.lowest_ms:.4g} to "
             f"{budget.highest_ms:.4g} ms)",
         ),
         ("expected", f"{budget.expected_ms:.4g} ms (supernet, last epoch)"),
-        ("table", f"{budget.table_ms:.4g} ms ({budget.table_low_ms:.4g} to {budget.table_high_ms:.4g})"),
+        (
+            budget.model if budget.model == "table" else f"{budget.model} model",
+            f"{budget.table_ms:.4g} ms ({budget.table_low_ms:.4g} to {budget.table_high_ms:.4g})",
+        ),
         ("measured", measured),
     ]
 

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
 from typing import Generic, TypeVar, cast
 
 from mobilenas.errors import ResourceError, UnknownNameError, UsageError
@@ -51,7 +52,7 @@ class Registry(Generic[T]):
                 return cast(T, entry.load())
             if isinstance(entry, str):
                 module, _, attribute = entry.partition(":")
-                return cast(T, getattr(importlib.import_module(module), attribute))
+                return cast(T, attrgetter(attribute)(importlib.import_module(module)))
         except ModuleNotFoundError as error:
             raise ResourceError(
                 f"the {self.kind} {name!r} needs the Python package {error.name!r}, which is not installed: "

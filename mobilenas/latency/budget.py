@@ -15,7 +15,7 @@ from torch import Tensor
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Statistic
 from mobilenas.errors import BudgetError, MissingKernelError
-from mobilenas.latency.models import TableModel
+from mobilenas.latency.models import LatencyModel
 from mobilenas.latency.prediction import Prediction
 from mobilenas.spaces.base import DerivationProgram, OptionCosts, Probabilities, SearchSpace
 from mobilenas.supernet import NO_OPERATOR, SKIP
@@ -28,11 +28,24 @@ EXTREMES_LOWERED = 48
 
 @dataclass(frozen=True)
 class Budget:
-    """An upper bound on one cost; a search takes several, each with its own multiplier and derivation row."""
+    """An upper bound on one cost; a search takes several, each with its own multiplier and derivation row.
 
-    model: TableModel
+    What is bound is the prediction's ``quantile``: 0.5 is the prediction itself, 0.9 what nine networks in ten stay below.
+    """
+
+    model: LatencyModel
     target_ms: float
     statistic: Statistic = "floor"
+    quantile: float = 0.5
+
+    def bound_ms(self, prediction: Prediction) -> float:
+        """What must not exceed the target for the predicted network to fit."""
+        return prediction.at_quantile(self.quantile)
+
+    @property
+    def margin_factor(self) -> float:
+        """How far the bound lies above the prediction on average, for what is only an expectation or a linear cost."""
+        return self.bound_ms(Prediction.within(1.0, 1 + self.model.error.p90_fraction))
 
 
 @dataclass
@@ -181,39 +194,40 @@ def derive(
     count: int = 1,
     restrict: Restrict = lambda program: program,
 ) -> list[Candidate]:
-    """At most ``count`` networks with ``table_ms <= target``, best score first; at least one.
+    """At most ``count`` networks whose predicted bound is within the target, best score first; at least one.
 
-    The program sees linear costs; what counts is the sum of the whole lowered network. So the program first gets as much
-    room above the target as its costs are wrong by in nine of ten networks, and its answers are lowered in order of score:
-    the first that fits is the best that the room holds. Where too few of ``LOWERED_PER_TARGET`` fit, the room is cut
-    step by step.
+    The program sees linear costs, and the target less the budget's margin; what counts is the model's own prediction. So the
+    program first gets as much room above that as its costs are wrong by in nine of ten networks, and its answers are
+    predicted in order of score: the first that fits is the best that the room holds. Where too few of
+    ``LOWERED_PER_TARGET`` fit, the room is cut step by step.
     Networks with a kernel that the model cannot price are passed over. Raises ``BudgetError`` with both bounds if nothing fits,
     ``MissingKernelError`` if nothing could be priced.
     """
-    model, target_ms = budget.model, budget.target_ms
+    model, linear_ms = budget.model, budget.target_ms / budget.margin_factor
     program = restrict(space.derivation_program(scores, [model.option_costs]))
     accepted: dict[Architecture, Candidate] = {}
     for share in (1.0, 0.0, -1.0, -2.0, -4.0):
         room = share * model.workload_error.p90_fraction
-        answers = islice(solutions(program, [target_ms * (1 + room)]), LOWERED_PER_TARGET)
+        answers = islice(solutions(program, [linear_ms * (1 + room)]), LOWERED_PER_TARGET)
         while len(accepted) < count and (some := list(islice(answers, LOWERED_TOGETHER))):
             summed = _sum_up([space.architecture(choice) for choice in some], program, model)
-            accepted |= {c.architecture: c for c in summed if c and c.table.ms <= target_ms}
+            accepted |= {c.architecture: c for c in summed if c and budget.bound_ms(c.table) <= budget.target_ms}
         if len(accepted) >= count:
             break
     if not accepted:
         bounds = latency_range(space, model, restrict)
-        if bounds.lowest.table.ms > target_ms:
+        lowest_ms, highest_ms = budget.bound_ms(bounds.lowest.table), budget.bound_ms(bounds.highest.table)
+        if lowest_ms > budget.target_ms:
             raise BudgetError(
-                f"no network of {space.name} fits {target_ms:.4g} ms: the fastest found takes "
-                f"{bounds.lowest.table.ms:.4g} ms, the slowest {bounds.highest.table.ms:.4g} ms; raise --latency-budget"
+                f"no network of {space.name} fits {budget.target_ms:.4g} ms: the fastest found takes "
+                f"{lowest_ms:.4g} ms, the slowest {highest_ms:.4g} ms; raise --latency-budget"
             )
         lowest = bounds.lowest.architecture
         accepted[lowest] = replace(bounds.lowest, score=score_of(program, lowest))
     return sorted(accepted.values(), key=lambda c: -c.score)[:count]
 
 
-def _sum_up(architectures: Sequence[Architecture], program: DerivationProgram, model: TableModel) -> list[Candidate | None]:
+def _sum_up(architectures: Sequence[Architecture], program: DerivationProgram, model: LatencyModel) -> list[Candidate | None]:
     """Candidates with their table latency; ``None`` for a network with a kernel that has no row."""
     try:
         predictions: list[Prediction | None] = list(model.latencies(architectures))
@@ -225,7 +239,7 @@ def _sum_up(architectures: Sequence[Architecture], program: DerivationProgram, m
     ]
 
 
-def _latency_or_none(model: TableModel, architecture: Architecture) -> Prediction | None:
+def _latency_or_none(model: LatencyModel, architecture: Architecture) -> Prediction | None:
     try:
         return model.latency(architecture)
     except MissingKernelError:
@@ -246,7 +260,7 @@ class LatencyRange:
     highest: Candidate
 
 
-def latency_range(space: SearchSpace, model: TableModel, restrict: Restrict = lambda program: program) -> LatencyRange:
+def latency_range(space: SearchSpace, model: LatencyModel, restrict: Restrict = lambda program: program) -> LatencyRange:
     """Bounds of the space: of the ``EXTREMES_LOWERED`` most extreme networks by linear cost the extreme whole sums."""
     ends = []
     for sign in (-1.0, 1.0):

@@ -92,12 +92,14 @@ class TargetKernels:
         """Those without a row."""
         return sorted(kernel for kernel in kernels if kernel not in self.rows)
 
-    def predict(self, kernels: Counter[Kernel], extrapolate: bool = False) -> NetworkPrediction:
-        """A network's latency, where the target ``is_calibrated``.
+    def predict(
+        self, kernels: Counter[Kernel], extrapolate: bool = False, calibration: tuple[LatencyTable, SpaceCard] | None = None
+    ) -> NetworkPrediction:
+        """A network's latency, where the target ``is_calibrated`` or a table with its card of similar networks is given.
 
         Raises ``MissingKernelError`` for kernels that were not measured and cannot be predicted.
         """
-        calibrating, card = self._calibration()
+        calibrating, card = calibration or self._calibration()
         cold_ms_per_mib = calibrating.card.cold_weights_ms_per_mib
         shares = sorted(self._shares(kernels, cold_ms_per_mib, extrapolate), key=lambda share: -share.ms)
         session_ms = calibrating.card.session_ms

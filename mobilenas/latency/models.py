@@ -5,33 +5,59 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 from torch import Tensor
 
 from mobilenas.core.architecture import Architecture
+from mobilenas.core.measurement import Statistic
 from mobilenas.core.workload import Kernel
 from mobilenas.errors import DocumentError
 from mobilenas.latency.prediction import Prediction
-from mobilenas.latency.table import ErrorReport, LatencyTable, SpaceCard, TableRow
+from mobilenas.latency.store import find_table
+from mobilenas.latency.table import ErrorReport, LatencyTable, SpaceCard, TableKey, TableRow
 from mobilenas.spaces.base import OptionCosts, Probabilities, SearchSpace
 
 
 class LatencyModel(Protocol):
-    """What a search asks of a cost: the same three questions whether rows are summed or a predictor answers."""
+    """What a search asks of a cost: the same questions whether rows are summed or a predictor answers."""
 
     @property
     def option_costs(self) -> OptionCosts:
-        """Milliseconds per option: what the loss and the derivation see."""
+        """Milliseconds per option: the linear stand-in for the latency that the derivation chooses by."""
+        ...
+
+    @property
+    def workload_error(self) -> ErrorReport:
+        """How far the linear stand-in is from ``latency``."""
+        ...
+
+    @property
+    def error(self) -> ErrorReport:
+        """How far ``latency`` is from the device, on networks that nothing was fitted on."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digits that change when any answer may."""
         ...
 
     def latency(self, architecture: Architecture) -> Prediction:
         """The best that the model knows of one network."""
         ...
 
+    def latencies(self, architectures: Sequence[Architecture]) -> list[Prediction]:
+        """The same of several, in one go."""
+        ...
+
+    def workload_ms(self, architecture: Architecture) -> float:
+        """The linear stand-in for one network."""
+        ...
+
     def expected_ms(self, probabilities: Probabilities, temperature: float = 1.0) -> Tensor:
-        """Expectation in milliseconds, differentiable in the probabilities."""
+        """Expectation in milliseconds, differentiable in the probabilities: what the loss sees."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -44,6 +70,23 @@ MeasureKernels = Callable[[Sequence[Kernel]], Mapping[Kernel, TableRow]]
 
 Lower = Callable[[Sequence[Architecture]], list[Counter[Kernel]]]
 """Architectures -> the kernels that the runtime makes of each."""
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What a latency model is wanted for; a registered model is a function of it."""
+
+    space: SearchSpace
+    key: TableKey
+    """The target. The engine's version is open."""
+    folder: Path | None
+    """Where the table is, if the user said so."""
+    lower: Lower
+    """On the target."""
+    profile_command: str
+    """Measures a table of the space on the target."""
+    statistic: Statistic = "floor"
+    """What predictions are to be of."""
 
 
 @dataclass
@@ -61,6 +104,12 @@ class TableModel:
     measure_kernels: MeasureKernels | None = None
     option_costs: OptionCosts = field(init=False)
     _known: dict[Architecture, Prediction] = field(init=False, default_factory=dict)
+
+    @classmethod
+    def find(cls, sought: Sought) -> TableModel:
+        """On the newest table of the target that covers the space; raises ``DocumentError`` kinds where there is none."""
+        table = find_table(sought.folder, sought.key, sought.space.key, sought.profile_command)
+        return cls(table.of_statistic(sought.statistic), sought.space, sought.lower)
 
     def __post_init__(self) -> None:
         costs_ms = self.table.workload_costs[self.space.key].costs_ms
@@ -87,6 +136,14 @@ class TableModel:
         """How far the linear stand-in is from the kernel sums."""
         return self.table.workload_costs[self.space.key].error
 
+    @property
+    def error(self) -> ErrorReport:
+        return self.card.table_error
+
+    @property
+    def digest(self) -> str:
+        return self.table.digest
+
     def latency(self, architecture: Architecture) -> Prediction:
         """``table_ms``; raises ``MissingKernelError`` if the network has a kernel without a row."""
         return self.latencies([architecture])[0]
@@ -104,8 +161,7 @@ class TableModel:
 
     def workload_ms(self, architecture: Architecture) -> float:
         """The linear stand-in for ``table_ms`` that the loss and the derivation see."""
-        one_hot = self.space.one_hot(architecture)
-        return float(self.space.expected_cost(one_hot, self.option_costs))
+        return cost_of(self.space, self.option_costs, architecture)
 
     def expected_ms(self, probabilities: Probabilities, temperature: float = 1.0) -> Tensor:
         return self.space.expected_cost(probabilities, self.option_costs, temperature)
@@ -123,3 +179,8 @@ class TableModel:
             "table_error": msgspec.to_builtins(self.card.table_error),
             "workload_error": msgspec.to_builtins(self.workload_error),
         }
+
+
+def cost_of(space: SearchSpace, costs: OptionCosts, architecture: Architecture) -> float:
+    """The cost of one network, from costs of options."""
+    return float(space.expected_cost(space.one_hot(architecture), costs))

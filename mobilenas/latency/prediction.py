@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import msgspec
 import numpy as np
@@ -22,6 +23,15 @@ class Prediction(msgspec.Struct, frozen=True):
     def within(cls, ms: float, factor: float) -> Prediction:
         """``ms``, which may be ``factor`` times too low or too high."""
         return cls(ms, ms / factor, ms * factor)
+
+    def at_quantile(self, quantile: float) -> float:
+        """The latency that a network stays below with chance ``quantile``; ``ms`` at 0.5.
+
+        The interval's upper end is the quantile 0.95, since a twentieth lies on either side. Others are read off the
+        log-normal distribution of which that is true.
+        """
+        deviations = NormalDist().inv_cdf(quantile) / NormalDist().inv_cdf((1 + COVERAGE_FRACTION) / 2)
+        return self.ms * math.exp(deviations * math.log(self.high_ms / self.ms))
 
 
 def conformal_factor(predicted_ms: np.ndarray, measured_ms: np.ndarray, coverage: float = COVERAGE_FRACTION) -> float:

@@ -310,23 +310,24 @@ class _StageRun:
         total = torch.zeros((), dtype=torch.float64, device=self.engine.fabric.device)
         for budget, lagrangian in zip(self.engine.budgets, self.lagrangians, strict=True):
             expected_ms = budget.model.expected_ms(mixture.probabilities, temperature_at(progress))
-            total = total + lagrangian.term(expected_ms, budget.target_ms)
+            total = total + lagrangian.term(budget.margin_factor * expected_ms, budget.target_ms)
         if self.engine.log_cost is not None:
             total = total + self.engine.log_cost.term(mixture.probabilities)
         return total
 
     def _update_multipliers(self, decoded: Architecture, progress: Progress) -> tuple[BudgetReport, ...]:
-        """Drive each multiplier by the decoded network's table latency, or by its linear cost where a row is missing."""
+        """Drive each multiplier by the decoded network's predicted bound, or by its linear cost where a row is missing."""
         reports = []
+        table_ms: float | None
         for budget, lagrangian in zip(self.engine.budgets, self.lagrangians, strict=True):
             try:
-                table_ms: float | None = budget.model.latency(decoded).ms
+                predicted = budget.model.latency(decoded)
+                table_ms, bound_ms = predicted.ms, budget.bound_ms(predicted)
             except MissingKernelError:
-                table_ms = None
+                table_ms, bound_ms = None, budget.margin_factor * budget.model.workload_ms(decoded)
             expected_ms = self._expected_ms(budget, progress)
             if progress.epoch >= self.stage.warmup_epochs:
-                decoded_ms = table_ms if table_ms is not None else budget.model.workload_ms(decoded)
-                lagrangian.update(expected_ms, decoded_ms, budget.target_ms)
+                lagrangian.update(budget.margin_factor * expected_ms, bound_ms, budget.target_ms)
             reports.append(BudgetReport(budget.target_ms, expected_ms, table_ms, lagrangian.multiplier, lagrangian.penalty))
         return tuple(reports)
 

@@ -62,7 +62,7 @@ def select(
 ) -> Selection:
     """The best-scoring network within the budget; measured on the device if ``measure`` is given.
 
-    Half of the candidates are derived at the budget, half at the budget less the table's interval. Of those whose
+    Half of the candidates are derived at the budget, half at the budget less the model's error. Of those whose
     measured interval lies within the budget the best-scoring one is measured again, from the start: that is the verdict.
     It may exceed the budget by its repeatability, but only where the measurement has converged.
     A round without a success corrects the target by the measured gap. Raises ``BudgetError`` after the last round.
@@ -86,7 +86,7 @@ def select(
         fitting = [c for c, m in zip(derived, measurements, strict=True) if m.high_ms <= budget.target_ms]
         if not fitting:
             history.append(Round(target_ms, listed, None, None))
-            gaps = [m.value_ms / c.table.ms for c, m in zip(derived, measurements, strict=True)]
+            gaps = [m.value_ms / budget.bound_ms(c.table) for c, m in zip(derived, measurements, strict=True)]
             target_ms = min(target_ms, budget.target_ms / float(np.median(gaps))) * 0.99
             continue
         best = max(fitting, key=lambda c: c.score)
@@ -111,8 +111,8 @@ def _candidates(
     count: int,
     restrict: Restrict,
 ) -> list[Candidate]:
-    """Networks at ``target_ms`` and, so that not all of them are on the edge, below it by the table's own interval."""
-    margin = budget.model.card.table_error.p90_fraction
+    """Networks at ``target_ms`` and, so that not all of them are on the edge, below it by the model's own error."""
+    margin = budget.model.error.p90_fraction
     found: dict[Architecture, Candidate] = {}
     for target, wanted in ((target_ms, -(-count // 2)), (target_ms * (1 - margin), count // 2)):
         if not wanted:

@@ -52,6 +52,8 @@ class LatencyModelContract(ABC):
     """Random architectures per law."""
     one_hot_temperature = 1.0
     """As in ``SpaceContract``."""
+    is_linear = True
+    """Whether ``expected_ms`` is the linear stand-in's expectation, or at certain probabilities ``latency`` itself."""
 
     @abstractmethod
     def make(self) -> tuple[LatencyModel, SearchSpace]:
@@ -71,7 +73,7 @@ class LatencyModelContract(ABC):
         generator = random.Random(3)
         drawn = [space.random_architecture(generator) for _ in range(5 * self.samples)]
         known = np.array([model.latency(architecture).ms for architecture in drawn])
-        linear = np.array([float(model.expected_ms(space.one_hot(a), self.one_hot_temperature)) for a in drawn])
+        linear = np.array([model.workload_ms(a) for a in drawn])
         assert np.all((known > 0.5 * linear) & (known < 2 * linear)), "another unit, or another thing"
         assert np.corrcoef(known, linear)[0, 1] > 0.5
 
@@ -91,7 +93,44 @@ class LatencyModelContract(ABC):
         found = {model.latency(space.random_architecture(generator)).ms for _ in range(2 * self.samples)}
         assert len(found) > self.samples, "different networks, the same latency"
 
+    def test_several_networks_take_what_each_takes(self) -> None:
+        model, space = self.make()
+        generator = random.Random(4)
+        drawn = [space.random_architecture(generator) for _ in range(self.samples)]
+        together = model.latencies([*drawn, drawn[0]])
+        assert together == [self.make()[0].latency(a) for a in [*drawn, drawn[0]]]
+
+    def test_the_errors_are_those_of_nine_networks_in_ten(self) -> None:
+        model, space = self.make()
+        generator = random.Random(5)
+        drawn = [space.random_architecture(generator) for _ in range(10 * self.samples)]
+        off = [abs(model.workload_ms(a) / model.latency(a).ms - 1) for a in drawn]
+        assert np.quantile(off, 0.8) <= max(2 * model.workload_error.p90_fraction, 1e-9), "the stand-in is worse than it says"
+        assert 0 <= model.error.p90_fraction < math.inf
+
+    def test_the_digest_is_the_same_for_the_same_model(self) -> None:
+        digest = self.make()[0].digest
+        assert digest == self.make()[0].digest
+        assert int(digest, 16) >= 0
+
+    def test_at_certain_probabilities_the_expectation_is_the_networks_own(self) -> None:
+        model, space = self.make()
+        generator = random.Random(6)
+        for architecture in (space.random_architecture(generator) for _ in range(self.samples)):
+            expected = float(model.expected_ms(space.one_hot(architecture), self.one_hot_temperature))
+            own = model.workload_ms(architecture) if self.is_linear else model.latency(architecture).ms
+            assert math.isclose(expected, own, rel_tol=1e-6)
+
+    def test_workload_ms_is_the_sum_of_the_option_costs(self) -> None:
+        model, space = self.make()
+        generator = random.Random(7)
+        for architecture in (space.random_architecture(generator) for _ in range(self.samples)):
+            summed = space.expected_cost(space.one_hot(architecture), model.option_costs, self.one_hot_temperature)
+            assert math.isclose(model.workload_ms(architecture), float(summed), rel_tol=1e-6)
+
     def test_expected_ms_is_the_spaces_expectation_of_its_option_costs(self) -> None:
+        if not self.is_linear:
+            return
         model, space = self.make()
         for seed, temperature in enumerate((1.0, 0.3)):
             probabilities = random_probabilities(space, seed)

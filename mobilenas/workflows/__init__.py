@@ -15,7 +15,7 @@ from mobilenas.workflows.run_evaluate import evaluate
 from mobilenas.workflows.run_export import export, run_of
 from mobilenas.workflows.run_predict import predict
 from mobilenas.workflows.run_profile import campaign_from_config, profile
-from mobilenas.workflows.run_search import method_from_config, search, supernet_size, table_model
+from mobilenas.workflows.run_search import latency_model, method_from_config, search, supernet_size
 from mobilenas.workflows.run_train import train
 from mobilenas.workflows.run_verify import verify
 
@@ -31,6 +31,7 @@ __all__ = [
     "evaluate",
     "export",
     "find_network",
+    "latency_model",
     "make_run",
     "method_from_config",
     "predict",
@@ -41,7 +42,6 @@ __all__ = [
     "space_from_config",
     "space_of",
     "supernet_size",
-    "table_model",
     "train",
     "verify",
 ]

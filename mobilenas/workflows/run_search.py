@@ -22,9 +22,9 @@ from mobilenas.core.units import parse_latency_target
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
 from mobilenas.errors import BudgetError, IncompatibleError, UsageError
+from mobilenas.latency import LATENCY_MODELS
 from mobilenas.latency.budget import Budget, LatencyRange, LogCost, latency_range, with_skip_share
-from mobilenas.latency.models import MeasureKernels, TableModel
-from mobilenas.latency.store import find_table
+from mobilenas.latency.models import LatencyModel, MeasureKernels, Sought, TableModel
 from mobilenas.latency.table import TableRow
 from mobilenas.methods import METHODS
 from mobilenas.methods.base import SearchMethod
@@ -78,11 +78,11 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
         statistic = cfg.budget_statistic or target.estimator
         inputs = {"data.root": data.digest()}
         if cfg.latency_budget is not None or (cfg.log_cost.weight and cfg.log_cost.unit == "ms"):
-            model = table_model(cfg, space, target, link)
-            inputs["table"] = model.table.digest
+            model = latency_model(cfg, space, target, link)
+            inputs["table"] = model.digest
         if cfg.latency_budget is not None and model is not None:
             bounds = latency_range(space, model, method.restrict)
-            budget = _budget(cfg, space, model, bounds, told)
+            budget = _budget(cfg, space, model, bounds, target, told)
         engine = SearchEngine(
             space=space,
             method=method,
@@ -106,7 +106,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
                 architecture = method.decode(space, parameters)
             else:
                 told.progress("deriving", 0, 1)
-                if cfg.measure:
+                if cfg.measure and isinstance(budget.model, TableModel):
                     budget.model.measure_kernels = _measure_kernels(plan, target, link, directory, told)
                 measure_networks = _measure_networks(plan, statistic, space, target, link, directory, told)
                 selection = select(
@@ -159,16 +159,19 @@ def method_from_config(cfg: SearchConfig) -> SearchMethod:
     return method
 
 
-def table_model(cfg: SearchConfig, space: SearchSpace, target: Target, link: Link) -> TableModel:
-    """The latency model of a search, while ``link`` is open. Raises ``DocumentError`` kinds where no table fits."""
-    path = Path(cfg.table) if cfg.table else None
-    table = find_table(path, target.table_key, space.key, _profile_command(cfg))
+def latency_model(cfg: SearchConfig, space: SearchSpace, target: Target, link: Link) -> LatencyModel:
+    """The latency model of a search, while ``link`` is open. Raises ``UnknownNameError`` for a name that is none, and
+    ``DocumentError`` kinds where what was measured does not suffice for it.
+    """
 
     def lower(architectures: Sequence[Architecture]) -> list[Counter[Kernel]]:
         models = [onnx_model.compose(space.blueprint(architecture)) for architecture in architectures]
         return target.runtime.kernels(models, link, target.settings)
 
-    return TableModel(table.of_statistic(cfg.budget_statistic or target.estimator), space, lower)
+    folder = Path(cfg.table) if cfg.table else None
+    statistic = cfg.budget_statistic or target.estimator
+    sought = Sought(space, target.table_key, folder, lower, _profile_command(cfg), statistic)
+    return LATENCY_MODELS.get(cfg.latency_model)(sought)
 
 
 def _profile_command(cfg: SearchConfig) -> str:
@@ -176,24 +179,26 @@ def _profile_command(cfg: SearchConfig) -> str:
     return config.command_line("profile", ProfileConfig(device=cfg.device, space=cfg.space, data=data))
 
 
-def _budget(cfg: SearchConfig, space: SearchSpace, model: TableModel, bounds: LatencyRange, told: Listener) -> Budget:
+def _budget(
+    cfg: SearchConfig, space: SearchSpace, model: LatencyModel, bounds: LatencyRange, target: Target, told: Listener
+) -> Budget:
     assert cfg.latency_budget is not None
-    lowest_ms, highest_ms = bounds.lowest.table.ms, bounds.highest.table.ms
+    lowest_ms, highest_ms = (end.table.at_quantile(cfg.budget_quantile) for end in (bounds.lowest, bounds.highest))
     target_ms = parse_latency_target(cfg.latency_budget).resolve_ms(lowest_ms, highest_ms)
     if target_ms < lowest_ms:
         raise BudgetError(
             f"--latency-budget {cfg.latency_budget} is below what the space can do: its networks take {lowest_ms:.4g} "
-            f"to {highest_ms:.4g} ms on {model.table.card.key.device} by the table; the fastest is "
+            f"to {highest_ms:.4g} ms on {target.device.card.name} by the {cfg.latency_model} model; the fastest is "
             f"{bounds.lowest.architecture.choices}. Raise the budget, or make the deployed network smaller by its "
             f"space.options ({', '.join(space.options)})"
         )
     if target_ms > highest_ms:
         told.note(f"warning: the budget does not bind: the slowest network of the space takes {highest_ms:.4g} ms")
     told.note(f"budget {target_ms:.4g} ms; the space's networks take {lowest_ms:.4g} to {highest_ms:.4g} ms")
-    return Budget(model, target_ms, cfg.budget_statistic or model.table.card.key.estimator)
+    return Budget(model, target_ms, cfg.budget_statistic or target.estimator, cfg.budget_quantile)
 
 
-def _log_cost(cfg: LogCostConfig, space: SearchSpace, model: TableModel | None) -> LogCost | None:
+def _log_cost(cfg: LogCostConfig, space: SearchSpace, model: LatencyModel | None) -> LogCost | None:
     if not cfg.weight:
         return None
     if model is not None and cfg.unit == "ms":
@@ -312,8 +317,8 @@ def _outcome(
         text=cfg.latency_budget or "",
         statistic=budget.statistic,
         target_ms=budget.target_ms,
-        lowest_ms=bounds.lowest.table.ms,
-        highest_ms=bounds.highest.table.ms,
+        lowest_ms=budget.bound_ms(bounds.lowest.table),
+        highest_ms=budget.bound_ms(bounds.highest.table),
         expected_ms=expected_ms,
         table_ms=selection.table_ms,
         table_low_ms=selection.table_low_ms,
@@ -321,4 +326,6 @@ def _outcome(
         measured_ms=verdict.value_ms if verdict else None,
         measured_repeatability_fraction=verdict.repeatability_fraction if verdict else None,
         measured_converged=verdict.converged if verdict else None,
+        quantile=budget.quantile,
+        model=cfg.latency_model,
     )

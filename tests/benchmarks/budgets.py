@@ -57,7 +57,7 @@ def table_ms(cfg: SearchConfig, found: SearchResult) -> float:
     space = workflows.space_from_config(cfg.space, load_data(cfg.data.name), cfg.device.batch)
     target = workflows.Target.from_config(cfg.device)
     with target.device.open() as link:
-        return workflows.table_model(cfg, space, target, link).latency(found.architecture).ms
+        return workflows.latency_model(cfg, space, target, link).latency(found.architecture).ms
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def _draw(cfg: SearchConfig, target_ms: float, generator: random.Random, run: Pa
     space = workflows.space_from_config(cfg.space, load_data(DATA), cfg.device.batch)
     target = workflows.Target.from_config(cfg.device)
     with target.device.open() as link:
-        model = workflows.table_model(cfg, space, target, link)
+        model = workflows.latency_model(cfg, space, target, link)
         while True:
             architecture = space.random_architecture(generator)
             try:

@@ -194,13 +194,16 @@ def test_a_budget_above_the_slowest_network_is_a_warning(
 
 def use_synthetic_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Costs without asking the engine, which knows nothing of the synthetic table's kernels."""
-    monkeypatch.setattr(run_search, "table_model", lambda cfg, space, target, link: fakes.make_model(space))
+    monkeypatch.setattr(run_search, "latency_model", lambda cfg, space, target, link: fakes.make_model(space))
 
 
 BAD_VALUES = [
     ("search --epochs 0", "epochs"),
     ("search --epochs -3", "epochs"),
     ("search --set rounds=0", "rounds"),
+    ("search --budget-quantile 0.4", "budget_quantile"),
+    ("search --budget-quantile 1", "budget_quantile"),
+    ("search --budget-quantile nan", "budget_quantile"),
     ("search --set candidates=0", "candidates"),
     ("search --set seed=99999999999999999999999", "seed"),
     ("search --seed -1", "seed"),
@@ -577,9 +580,9 @@ def test_a_table_that_was_measured_again_does_not_go_on_with_a_search(
     small = ("--set", "supernet.channels=2", "--set", "supernet.layers=3", "--epochs", "1", *SMALL, "-q", "-o", "out")
     arguments = ("search", "--latency-budget", "1e6ms", *small, "--no-measure", "--set", "data.train_fraction=0.1")
     first = fakes.make_model(space())
-    monkeypatch.setattr(run_search, "table_model", lambda cfg, space, target, link: first)
+    monkeypatch.setattr(run_search, "latency_model", lambda cfg, space, target, link: first)
     assert command(*arguments).code == 0
-    monkeypatch.setattr(run_search, "table_model", lambda cfg, space, target, link: fakes.make_model(space, 1.2))
+    monkeypatch.setattr(run_search, "latency_model", lambda cfg, space, target, link: fakes.make_model(space, 1.2))
     before = (tmp_path / "out" / "result.json").read_bytes()
     check(command(*arguments), 2, f"table (content): {first.table.digest} -> ")
     assert (tmp_path / "out" / "result.json").read_bytes() == before

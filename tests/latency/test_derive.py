@@ -14,7 +14,8 @@ from mobilenas.core.workload import Kernel
 from mobilenas.errors import BudgetError
 from mobilenas.latency.budget import Budget, derive, latency_range, score_of
 from mobilenas.latency.models import TableModel
-from mobilenas.latency.table import TableRow
+from mobilenas.latency.prediction import Prediction
+from mobilenas.latency.table import LatencyTable, TableRow
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing import fakes
 
@@ -135,3 +136,43 @@ def test_a_kernel_without_a_row_is_measured_when_a_device_is_there(model: TableM
     architectures = [SPACE.random_architecture(random.Random(seed)) for seed in range(30)]
     assert lacking.latencies(architectures) == model.latencies(architectures)
     assert asked == [kernel]
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.99])
+def test_the_quantile_of_the_prediction_is_bound(
+    model: TableModel, everything: dict[Architecture, float], quantile: float
+) -> None:
+    """Oracle: the best score of all networks whose quantile fits. All intervals are as wide here."""
+    target_ms = float(np.quantile(list(everything.values()), 0.4))
+    scores = {d.name: np.log(np.random.default_rng(3).dirichlet(np.ones(len(d.options)))) for d in SPACE.decisions}
+    budget = Budget(model, target_ms, quantile=quantile)
+    [found] = derive(SPACE, scores, budget)
+    factor = Prediction.within(1.0, model.card.interval_factor).at_quantile(quantile)
+    assert budget.bound_ms(found.table) == pytest.approx(factor * everything[found.architecture])
+    program = SPACE.derivation_program(scores)
+    fitting = [score_of(program, a) for a, ms in everything.items() if factor * ms <= target_ms]
+    assert found.score == pytest.approx(max(fitting), abs=1e-6)
+
+
+def test_a_higher_quantile_never_scores_higher(model: TableModel, everything: dict[Architecture, float]) -> None:
+    wide = replace(model, table=_with_interval(model, 1.2))
+    target_ms = float(np.quantile(list(everything.values()), 0.4))
+    scores = {d.name: np.log(np.random.default_rng(4).dirichlet(np.ones(len(d.options)))) for d in SPACE.decisions}
+    found = [derive(SPACE, scores, Budget(wide, target_ms, quantile=q))[0] for q in (0.5, 0.8, 0.95)]
+    assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+    assert found[2].table.high_ms <= target_ms < found[0].table.high_ms
+
+
+def test_a_quantile_that_no_network_reaches_is_a_budget_error(model: TableModel, everything: dict[Architecture, float]) -> None:
+    wide = replace(model, table=_with_interval(model, 1.5))
+    scores = {d.name: np.zeros(len(d.options)) for d in SPACE.decisions}
+    target_ms = 1.1 * min(everything.values())
+    assert derive(SPACE, scores, Budget(wide, target_ms))
+    with pytest.raises(BudgetError, match="the fastest found takes"):
+        derive(SPACE, scores, Budget(wide, target_ms, quantile=0.95))
+
+
+def _with_interval(model: TableModel, factor: float) -> LatencyTable:
+    error = msgspec.structs.replace(model.card.table_error, p90_fraction=factor - 1)
+    card = msgspec.structs.replace(model.card, interval_factor=factor, table_error=error)
+    return replace(model.table, card=msgspec.structs.replace(model.table.card, spaces={SPACE.key: card}))

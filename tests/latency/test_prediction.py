@@ -35,3 +35,15 @@ def test_coverage_is_what_was_promised(calibrated_on: int) -> None:
 
 def test_a_prediction_carries_its_factor_both_ways() -> None:
     assert Prediction.within(2.0, 1.25) == Prediction(2.0, 1.6, 2.5)
+
+
+def test_quantiles_are_those_of_a_log_normal_error_whose_interval_is_known() -> None:
+    """Oracle: 200,000 drawn errors, of which nine in ten lie within the interval."""
+    deviation = 0.05
+    prediction = Prediction.within(2.0, math.exp(deviation * 1.6448536))
+    measured = 2.0 * np.exp(np.random.default_rng(0).normal(0, deviation, 200_000))
+    assert np.mean((prediction.low_ms < measured) & (measured < prediction.high_ms)) == pytest.approx(0.9, abs=0.003)
+    assert prediction.at_quantile(0.5) == 2.0
+    assert prediction.at_quantile(0.95) == pytest.approx(prediction.high_ms, rel=1e-9)
+    for quantile in (0.6, 0.9, 0.99):
+        assert np.mean(measured < prediction.at_quantile(quantile)) == pytest.approx(quantile, abs=0.003)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 HERE = Path(__file__).parent / "stranger"
@@ -23,6 +24,7 @@ sys.path.remove(str(HERE))  # only the commands below are to find the entry poin
 
 from mobilenas.devices.links import Link  # noqa: E402
 from mobilenas.latency.models import LatencyModel  # noqa: E402
+from mobilenas.latency.table import ErrorReport  # noqa: E402
 from mobilenas.methods.base import SearchMethod  # noqa: E402
 from mobilenas.runtimes.base import RunSettings, Runtime  # noqa: E402
 from mobilenas.spaces.base import SearchSpace  # noqa: E402
@@ -52,11 +54,13 @@ class TestNiceLink(LinkContract):
 class TestMaddsModel(LatencyModelContract):
     def make(self) -> tuple[LatencyModel, SearchSpace]:
         space = CellSpace(channels=4, layers=3, image_size=8, nodes=3)
-        return MaddsModel(space, fixed_ms=0.01, ms_per_million=0.2, spread_fraction=0.1), space
+        return MaddsModel(
+            space, fixed_ms=0.01, ms_per_million=0.2, error=ErrorReport.of(np.array([0.9, 1.0]), np.ones(2))
+        ), space
 
     def ask_what_is_missing(self) -> None:
         _, space = self.make()
-        MaddsModel(space, fixed_ms=0.01, ms_per_million=0.0, spread_fraction=0.1)
+        MaddsModel(space, fixed_ms=0.01, ms_per_million=0.0, error=ErrorReport.of(np.array([0.9, 1.0]), np.ones(2)))
 
 
 @pytest.mark.serial

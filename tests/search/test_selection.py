@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -61,3 +63,11 @@ def test_a_slower_device_is_met_by_a_corrected_target() -> None:
 
 def test_without_a_device_there_is_no_verdict() -> None:
     assert select(SPACE, SCORES, budget(), measure=None).verdict is None
+
+
+def test_the_quantile_binds_the_choice_and_the_verdict_is_measured_as_ever() -> None:
+    tight = replace(budget(), quantile=0.95)
+    found = select(SPACE, SCORES, tight, measure=device(1.01, 0.02, True))
+    assert found.table_high_ms <= tight.target_ms
+    assert found.verdict is not None
+    assert found.score <= select(SPACE, SCORES, budget(), measure=device(1.01, 0.02, True)).score
