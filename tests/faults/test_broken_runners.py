@@ -1,0 +1,95 @@
+"""Runners that misbehave, driven by the path of all numbers: refused, never a wrong row, and what was good is kept."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mobilenas.core.measurement import PLANS
+from mobilenas.core.run_directory import Journal
+from mobilenas.devices.device import find_device
+from mobilenas.errors import MobileNASError, RunnerError
+from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings
+from mobilenas.runtimes.measure import measure
+from mobilenas.runtimes.onnx_runtime import OnnxRuntime
+
+PLAN = msgspec.structs.replace(PLANS["quick"], sweeps=2, maximum_sweeps=3, spread_s=0.0)
+MODELS = {name: PreparedModel(b"") for name in ("a", "b")}
+GOOD = {"type": "timing", "wall_ms": [1.0] * 60, "cpu_ms": [1.0] * 60, "first_ms": 2.0, "load_ms": 3.0, "peak_memory_mib": None}
+
+
+class Scripted(OnnxRuntime):
+    """Its runner times every model as 1 ms, but prints ``wrong`` for the model ``b``; ``then`` is what it does next."""
+
+    def __init__(self, folder: Path, wrong: str | None, then: str = "") -> None:
+        self.path = folder / "scripted_runner.py"
+        hello = {"type": "hello", "protocol": PROTOCOL, "runner": "scripted", "engine_version": "1"}
+        good = {**GOOD, "provider": "scripted"}
+        self.path.write_text(
+            "import json, os, sys\n"
+            f"wrong = {wrong!r}\n"
+            f"print(json.dumps({hello!r}), flush=True)\n"
+            "for model in json.load(open('job.json'))['models']:\n"
+            "    if model['id'] == 'b' and wrong is not None:\n"
+            "        sys.stdout.write(wrong)\n"
+            "        sys.stdout.flush()\n"
+            f"        {then or 'continue'}\n"
+            f"    print(json.dumps({{**{good!r}, 'id': model['id']}}), flush=True)\n"
+            "print(json.dumps({'type': 'bye', 'models': 1}))\n"
+        )
+
+    @property
+    def runner_file(self) -> Path:
+        return self.path
+
+
+def timing(**changed: object) -> str:
+    """A report on the model b as JSON, with Python's NaN and Infinity where asked for."""
+    return json.dumps({**GOOD, "id": "b", "provider": "scripted", **changed}) + "\n"
+
+
+WRONG = {
+    "garbage": "Segmentation fault (core dumped)\n",
+    "half a line": timing()[:60] + "\n",
+    "not a number": timing(wall_ms=[float("nan")] * 60),
+    "infinite": timing(wall_ms=[float("inf")] * 60),
+    "zero": timing(wall_ms=[0.0] * 60),
+    "negative": timing(wall_ms=[-1.0] * 60),
+    "one negative": timing(wall_ms=[*[1.0] * 59, -1.0]),
+    "text": timing(wall_ms=["1.0"] * 60),
+    "no times": timing(wall_ms=[], cpu_ms=[]),
+    "no such field": timing(wall_ms=None),
+    "clocks of other lengths": timing(cpu_ms=[1.0] * 59),
+    "negative memory": timing(peak_memory_mib="much"),
+    "a report of no kind": '{"type": "surprise"}\n',
+    "a list": "[1.0, 2.0]\n",
+    "an error of the engine": '{"type": "error", "id": "b", "message": "unsupported"}\n',
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+def test_what_is_no_time_is_refused_and_measured_anew(wrong: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "rows.jsonl")
+    with find_device("local").open() as link:
+        with pytest.raises(RunnerError) as caught:
+            measure(MODELS, link, Scripted(tmp_path, wrong), RunSettings(), PLAN, journal=journal)
+        assert caught.value.exit_code == 4
+        recorded = [entry["model"] for entry in journal.read() if "record" in entry]
+        assert "b" not in recorded
+        found, _ = measure(MODELS, link, Scripted(tmp_path, None), RunSettings(), PLAN, journal=journal)
+    assert all(found[name].value_ms == 1.0 and found[name].converged for name in MODELS)
+
+
+@pytest.mark.parametrize("then", ["sys.exit(3)", "os.abort()", "os.close(1); os._exit(0)"], ids=["exit", "crash", "silent end"])
+def test_a_runner_that_ends_in_the_middle_is_no_whole_sweep(then: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "rows.jsonl")
+    with find_device("local").open() as link:
+        with pytest.raises(MobileNASError) as caught:
+            measure(
+                MODELS, link, Scripted(tmp_path, '{"type": "timing", "id": "b"', then), RunSettings(), PLAN, journal=journal
+            )
+        assert caught.value.exit_code == 4
+        assert "b" not in [entry["model"] for entry in journal.read() if "record" in entry]
+        found, _ = measure(MODELS, link, Scripted(tmp_path, None), RunSettings(), PLAN, journal=journal)
+    assert found["b"].value_ms == 1.0
