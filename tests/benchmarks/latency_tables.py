@@ -1,7 +1,7 @@
 """How far latency tables are from whole networks: five spaces on this host, judged on networks that nothing was fitted on.
 
 ``OMP_NUM_THREADS=1 python tests/benchmarks/latency_tables.py --output runs/tables`` profiles each space with 15 networks for
-the scale, 25 for the interval and 100 that judge, each measured in at least eight sweeps, and prints the tables of
+the scale, 29 for the interval and 100 that judge, each measured in at least eight sweeps, and prints the tables of
 docs/benchmarks/latency-table.md. Interrupted, the same command goes on; tables that are in ``--output`` are not made again.
 """
 
@@ -28,7 +28,8 @@ from mobilenas.spaces.dense_blocks import densenas_mbv2
 from mobilenas.spaces.nas_bench_201 import NasBench201Space
 from mobilenas.workflows import Target
 
-SCALED, CALIBRATING, JUDGES = 15, 25, 100
+SCALED, CALIBRATING, JUDGES = 15, 29, 100
+"""Of 29 the 27th smallest error covers 27 of 30 networks: 90 % exactly, where 25 cover 24 of 26."""
 SPLITS = 200
 """Random halvings into networks that give the interval and networks that try it."""
 
