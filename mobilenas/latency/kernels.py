@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -73,8 +73,8 @@ class TargetKernels:
     """Rows of all ``tables`` of a target, the newest first, and a predictor for what they lack."""
 
     tables: Sequence[LatencyTable]
-    predictor: KernelPredictor | None = None
-
+    load_predictor: Callable[[], KernelPredictor | None] = lambda: None
+    """Called only where rows are lacking; raises ``DocumentError`` for one that is damaged or of another table."""
     left_out: tuple[str, ...] = ()
     """Tables of the target that are not among them, and why."""
 
@@ -82,13 +82,18 @@ class TargetKernels:
     def of(cls, found: FoundTables) -> TargetKernels:
         """The tables that were found with the newest predictor that lies beside one of them. Times are joined as they are:
         tables of a device that was faster or slower than when the networks were measured are left out.
-
-        Raises ``DocumentError`` for a predictor that is damaged, or was learnt from another table than it lies beside.
         """
         tables, left_out = _as_fast(found.tables)
-        predictors = [(folder / PREDICTOR, table) for folder, table in tables if (folder / PREDICTOR).exists()]
-        predictor = KernelPredictor.load(*predictors[0]) if predictors else None
-        return cls([table for _, table in tables], predictor, (*found.left_out, *left_out))
+
+        def load_predictor() -> KernelPredictor | None:
+            predictors = [(folder / PREDICTOR, table) for folder, table in tables if (folder / PREDICTOR).exists()]
+            return KernelPredictor.load(*predictors[0]) if predictors else None
+
+        return cls([table for _, table in tables], load_predictor, (*found.left_out, *left_out))
+
+    @cached_property
+    def _predictor(self) -> KernelPredictor | None:
+        return self.load_predictor()
 
     @cached_property
     def rows(self) -> Mapping[Kernel, TableRow]:
@@ -121,7 +126,7 @@ class TargetKernels:
             calibration=math.log(card.interval_factor) * (1 if is_within else 2),
             spreads=[share.count * (share.high_ms - share.each_ms) / total_ms for share in shares],
             learnt_fraction=predicted,
-            common=self.predictor.common_width_ if self.predictor and predicted else 0.0,
+            common=self._predictor.common_width_ if predicted and self._predictor else 0.0,
         )
         return NetworkPrediction(
             prediction=Prediction.within(card.predict(total_ms).ms, math.exp(width)),
@@ -141,8 +146,9 @@ class TargetKernels:
 
     def _shares(self, kernels: Counter[Kernel], cold_ms_per_mib: float, extrapolate: bool) -> list[KernelShare]:
         missing = self.missing(kernels)
-        known = [k for k in missing if self.predictor and self.predictor.knows(k)]
-        learnt = dict(zip(known, self.predictor.predict(known), strict=True)) if self.predictor else {}
+        predictor = self._predictor if missing else None
+        known = [k for k in missing if predictor and predictor.knows(k)]
+        learnt = dict(zip(known, predictor.predict(known), strict=True)) if predictor else {}
         refused = [k for k in missing if k not in learnt or not (learnt[k].is_seen or extrapolate)]
         if refused:
             beyond = sum(k in learnt for k in refused)
@@ -206,7 +212,7 @@ def learn(table: LatencyTable, networks: Sequence[Counter[Kernel]], measured_ms:
         without = predictor.refitted(others.values())
         without.common_width_ = 0.0
         unknown = {kernel: row for kernel, row in table.rows.items() if not without.knows(kernel)}
-        target = TargetKernels([replace(table, rows={**others, **unknown})], without)
+        target = TargetKernels([replace(table, rows={**others, **unknown})], lambda without=without: without)
         for index in members:
             found = target.predict(networks[index], extrapolate=True)
             error = math.log(measured_ms[index] / found.prediction.ms)

@@ -14,7 +14,8 @@ from mobilenas import onnx_model, workflows
 from mobilenas.config import DeviceConfig, PredictConfig
 from mobilenas.core.measurement import PLANS
 from mobilenas.core.workload import Kernel
-from mobilenas.errors import IncompatibleError, MissingDataError, MissingKernelError
+from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, MissingKernelError
+from mobilenas.latency.kernels import PREDICTOR
 from mobilenas.latency.store import single_kernels_folder, table_folder
 from mobilenas.latency.table import LatencyTable, TableKey, TableRow
 from mobilenas.runtimes.measure import SENTINEL, measure
@@ -208,3 +209,11 @@ def test_a_kernel_that_the_engine_refuses_alone_is_named_and_the_others_are_kept
     assert "Tanh" not in str(error.value)
     [folder] = single_kernels_folder(key()).iterdir()
     assert sorted(kernel.operator for kernel in LatencyTable.load(folder).rows) == ["Add", "Tanh"]
+
+
+def test_a_damaged_predictor_stops_only_what_needs_it(tmp_path: Path) -> None:
+    folder = save(table_of(lowered("Relu"), 0.5), "ours")
+    (folder / PREDICTOR).write_bytes(b"damaged")
+    assert workflows.predict(written(tmp_path, "Relu"), PredictConfig()).predicted.predicted_share_fraction == 0
+    with pytest.raises(DocumentError, match=f"{folder / PREDICTOR}: not a predictor"):
+        workflows.predict(written(tmp_path, "Tanh"), PredictConfig())

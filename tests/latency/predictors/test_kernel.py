@@ -209,23 +209,23 @@ class TestNetworks:
         assert unseen.key in str(error.value)
         assert "--profile-missing" in str(error.value)
         learnt.common_width_ = 0.4
-        found = TargetKernels([TABLE], learnt).predict(counts)
+        found = TargetKernels([TABLE], lambda: learnt).predict(counts)
         assert {share.source for share in found.kernels} == {"measured", "predicted"}
         assert 0 < found.predicted_share_fraction < 1
-        alone = TargetKernels([TABLE], learnt).predict(Counter({unseen: 1}))
+        alone = TargetKernels([TABLE], lambda: learnt).predict(Counter({unseen: 1}))
         assert alone.prediction.high_ms / alone.prediction.ms > found.prediction.high_ms / found.prediction.ms
 
     def test_beyond_what_was_seen_only_if_asked(self, learnt: KernelPredictor) -> None:
         learnt.common_width_ = 0.4
         counts = Counter({convolution(320, 320, 112): 1})
         with pytest.raises(MissingKernelError, match="--extrapolate"):
-            TargetKernels([TABLE], learnt).predict(counts)
-        [share] = TargetKernels([TABLE], learnt).predict(counts, extrapolate=True).kernels
+            TargetKernels([TABLE], lambda: learnt).predict(counts)
+        [share] = TargetKernels([TABLE], lambda: learnt).predict(counts, extrapolate=True).kernels
         assert share.source == "extrapolated"
         assert share.high_ms / share.each_ms == pytest.approx(learnt.factors_["fake::Conv pointwise"] ** 2)
         assert share.converged is None
         with pytest.raises(MissingKernelError) as error:
-            TargetKernels([TABLE], learnt).predict(Counter({convolution(8, 8, 8, window=3): 1}), extrapolate=True)
+            TargetKernels([TABLE], lambda: learnt).predict(Counter({convolution(8, 8, 8, window=3): 1}), extrapolate=True)
         assert "--extrapolate" not in str(error.value), "it would not help"
 
     def test_rows_carry_their_intervals_and_whether_they_repeated(self) -> None:
@@ -287,7 +287,7 @@ def test_intervals_of_networks_that_nothing_was_learnt_from_hold_nine_in_ten() -
         for s, ms in zip(sums, truth, strict=True)
     )
     table = LatencyTable(card, known.rows, {}, networks)
-    target = TargetKernels([table], learn(table, drawn, truth))
+    target = TargetKernels([table], lambda: learn(table, drawn, truth))
     found = [target.predict(counts, extrapolate=True).prediction for counts in fresh]
     covered = np.mean([p.low_ms <= ms <= p.high_ms for p, ms in zip(found, measured(fresh), strict=True)])
     assert 0.87 <= covered <= 0.97
