@@ -21,7 +21,7 @@ MobileNASError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class MobileNASError(Exception):
@@ -79,7 +79,14 @@ class DeviceTimeoutError(DeviceError):
 
 
 class RunnerError(DeviceError):
-    """The runner ended with an error, crashed, or printed something outside its protocol."""
+    """The runner ended with an error, crashed, or printed something outside its protocol.
+
+    ``refused`` holds the engine's complaint of each model that it would not run, by name, where that is all that went wrong.
+    """
+
+    def __init__(self, message: str, refused: Mapping[str, str] | None = None) -> None:
+        self.refused = dict(refused or {})
+        super().__init__(message)
 
 
 class BudgetError(MobileNASError):

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from torch import Tensor, nn
 
 from mobilenas import ops
@@ -78,28 +78,66 @@ def parse_model(data: bytes, where: str) -> onnx.ModelProto:
 
 
 def read_model(path: Path) -> bytes:
-    """The ONNX file ``path`` with weights kept beside it; raises ``DocumentError`` if a device could not run it as it is."""
+    """The ONNX file ``path`` with weights kept beside it; raises ``DocumentError`` if a device could not run it as it is, or if
+    its time depends on what it is given.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
     model = parse_model(content, str(path))
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
+    inputs = _inputs(model)
     if not model.graph.node or not inputs:
         raise DocumentError(f"{path}: not an ONNX model with inputs and nodes")
     for value in inputs:
-        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        if not all(size > 0 for size in shape):
-            names = [dim.dim_param or dim.dim_value or "?" for dim in value.type.tensor_type.shape.dim]
+        _check_input(value, path)
+    for node in model.graph.node:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise DocumentError(
-                f"{path}: the input {value.name} has the shape {' x '.join(map(str, names))}; fix it first: python -m "
-                f"onnxruntime.tools.make_dynamic_shape_fixed --input_name {value.name} --input_shape 1,3,224,224 "
-                f"{path} fixed.onnx"
+                f"{path}: the node {node.name!r} ({node.op_type}) holds graphs of its own, so that its time depends on "
+                "what the model is given: predict what is inside as a model of its own"
             )
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        return bytes(onnx.load(str(path)).SerializeToString())
-    return content
+    return _self_contained(model, path)
+
+
+def batch_of(content: bytes) -> int | None:
+    """The first dimension of a model's inputs, if all of two dimensions or more agree on one."""
+    model = parse_model(content, "model")
+    shapes = [value.type.tensor_type.shape.dim for value in _inputs(model)]
+    found = {shape[0].dim_value for shape in shapes if len(shape) > 1}
+    return found.pop() if len(found) == 1 else None
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def _check_input(value: onnx.ValueInfoProto, path: Path) -> None:
+    tensor = value.type.tensor_type
+    if value.type.WhichOneof("value") != "tensor_type" or tensor.elem_type in (TensorProto.UNDEFINED, TensorProto.STRING):
+        raise DocumentError(f"{path}: the input {value.name} is no tensor of numbers: remove what reads it")
+    dims = [dim.dim_param or dim.dim_value or "?" for dim in tensor.shape.dim]
+    if not tensor.HasField("shape") or not all(dim.dim_value > 0 for dim in tensor.shape.dim):
+        known = f"the shape {' x '.join(map(str, dims))}" if tensor.HasField("shape") else "no shape"
+        raise DocumentError(
+            f"{path}: the input {value.name} has {known}; fix it first: python -m onnxruntime.tools.make_dynamic_shape_fixed "
+            f"--input_name {value.name} --input_shape 1,3,224,224 {path} fixed.onnx"
+        )
+
+
+def _self_contained(model: onnx.ModelProto, path: Path) -> bytes:
+    """``model``, which is changed, with the weights that are kept beside ``path`` and a name of its own for every node."""
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if node.name in seen:
+            node.name = f"{node.name}/{index}"
+        seen.update([node.name] if node.name else [])
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+        return bytes(model.SerializeToString())
+    except Exception as error:  # files that are missing or too short, places outside the folder, more than protobuf's 2 GiB
+        raise DocumentError(f"{path}: its weights, kept in files beside it, cannot be read into it: {error}") from error
 
 
 # ---- composition -------------------------------------------------------------------------------------------------------

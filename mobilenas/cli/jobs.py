@@ -385,12 +385,17 @@ def predict(
 
     result = with_listener(quiet or json, lambda told: workflows.predict(model, cfg, told), GOES_ON)
     found, ms = result.predicted, result.predicted.prediction
+    shaky = found.not_converged_share_fraction
+    unsettled = f", {percent(shaky)} of it in rows that did not converge" if shaky else ""
     rows = [
         ("predicted", f"{ms.ms:.4g} ms ({ms.low_ms:.4g} to {ms.high_ms:.4g})"),
         ("kernels", f"{sum(share.count for share in found.kernels)} executed, {len(found.kernels)} kinds"),
-        ("measured rows", f"{percent(1 - found.predicted_share_fraction)} of the time"),
+        ("measured rows", f"{percent(1 - found.predicted_share_fraction)} of the time{unsettled}"),
         ("sum", f"{found.kernel_sum_ms:.4g} ms, x {found.scale:.3f} {1000 * found.offset_ms:+.1f} us ({found.calibrated_on})"),
     ]
+    if not found.is_within_calibration:
+        sizes = f"{found.calibrated_from_ms:.4g} to {found.calibrated_to_ms:.4g} ms"
+        rows.append(("beyond", f"the networks measured, which sum to {sizes}: the interval is widened"))
     rows += [("not used", text) for text in found.left_out]
     if result.table:
         rows.append(("newly measured", f"{result.newly_measured} kernels, kept in {result.table}"))

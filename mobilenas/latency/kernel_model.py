@@ -68,8 +68,10 @@ class KernelModel:
     def latencies(self, architectures: Sequence[Architecture]) -> list[Prediction]:
         """Of several networks, lowered together; raises ``MissingKernelError`` as ``latency``."""
         unknown = list(dict.fromkeys(a for a in architectures if a not in self._known))
+        sums_ms = [row.kernel_sum_ms for row in self.table.table.networks]
+        calibration = (self.table.table, self.table.card, sums_ms)
         for architecture, kernels in zip(unknown, self.table.lower(unknown) if unknown else [], strict=True):
-            found = self.kernels.predict(kernels, calibration=(self.table.table, self.table.card))
+            found = self.kernels.predict(kernels, calibration=calibration)
             self._known[architecture] = found.prediction
         return [self._known[architecture] for architecture in architectures]
 
@@ -85,5 +87,5 @@ class KernelModel:
             **self.table.describe(),
             "model": "kernel",
             "families_learnt": sorted(learnt.families_) if learnt else [],
-            "network_factor": learnt.network_factor_ if learnt else None,
+            "learnt_width": learnt.common_width_ if learnt else None,
         }

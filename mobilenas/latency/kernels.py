@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -15,8 +15,8 @@ import numpy as np
 
 from mobilenas.core.workload import Kernel
 from mobilenas.errors import MissingKernelError
-from mobilenas.latency.prediction import Prediction, conformal_factor
-from mobilenas.latency.predictors.kernel import KernelPredictor
+from mobilenas.latency.prediction import Prediction, conformal_factor, conformal_quantile, network_width
+from mobilenas.latency.predictors.kernel import BEYOND, FOLDS, KernelPredictor, shape_of
 from mobilenas.latency.store import FoundTables
 from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, SpaceCard, TableRow
 
@@ -32,7 +32,12 @@ class KernelShare(msgspec.Struct, frozen=True):
     kernel: Kernel
     count: int
     each_ms: float
+    low_ms: float
+    high_ms: float
+    """Of each: a measured row's interval, or within the factor by which its family is predicted wrong."""
     source: Literal["measured", "predicted", "extrapolated"]
+    converged: bool | None
+    """Whether its row's measurement repeated; ``None`` where there is no row."""
 
     @property
     def ms(self) -> float:
@@ -50,10 +55,21 @@ class NetworkPrediction(msgspec.Struct, frozen=True):
     offset_ms: float
     calibrated_on: str
     """The networks whose measurements gave scale and interval."""
+    calibrated_from_ms: float
+    calibrated_to_ms: float
+    """Kernel sums of the smallest and of the largest of them."""
+    is_within_calibration: bool
+    """Whether the network's sum lies there. Beyond, its interval is as wide as if the calibration's factor were its square."""
     predicted_share_fraction: float
+    not_converged_share_fraction: float
+    """Of kernels whose rows were measured but did not repeat."""
     left_out: tuple[str, ...]
     """Tables of the target that were not used, and why."""
     kernels: tuple[KernelShare, ...]
+
+
+Calibration = tuple[LatencyTable, SpaceCard, list[float]]
+"""A table, one of its cards with scale and interval, and the kernel sums (ms) of the networks that these are from."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,8 @@ class TargetKernels:
     """Rows of all ``tables`` of a target, the newest first, and a predictor for what they lack."""
 
     tables: Sequence[LatencyTable]
-    predictor: KernelPredictor | None = None
-
+    load_predictor: Callable[[], KernelPredictor | None] = lambda: None
+    """Called only where rows are lacking; raises ``DocumentError`` for one that is damaged or of another table."""
     left_out: tuple[str, ...] = ()
     """Tables of the target that are not among them, and why."""
 
@@ -70,13 +86,19 @@ class TargetKernels:
     def of(cls, found: FoundTables) -> TargetKernels:
         """The tables that were found with the newest predictor that lies beside one of them. Times are joined as they are:
         tables of a device that was faster or slower than when the networks were measured are left out.
-
-        Raises ``DocumentError`` for a predictor that is damaged, or was learnt from another table than it lies beside.
         """
         tables, left_out = _as_fast(found.tables)
-        predictors = [(folder / PREDICTOR, table) for folder, table in tables if (folder / PREDICTOR).exists()]
-        predictor = KernelPredictor.load(*predictors[0]) if predictors else None
-        return cls([table for _, table in tables], predictor, (*found.left_out, *left_out))
+
+        def load_predictor() -> KernelPredictor | None:
+            predictors = [(folder / PREDICTOR, table) for folder, table in tables if (folder / PREDICTOR).exists()]
+            return KernelPredictor.load(*predictors[0]) if predictors else None
+
+        return cls([table for _, table in tables], load_predictor, (*found.left_out, *left_out))
+
+    @cached_property
+    def predictor(self) -> KernelPredictor | None:
+        """Learnt from the newest table that one lies beside; read when it is first asked for."""
+        return self.load_predictor()
 
     @cached_property
     def rows(self) -> Mapping[Kernel, TableRow]:
@@ -93,40 +115,50 @@ class TargetKernels:
         return sorted(kernel for kernel in kernels if kernel not in self.rows)
 
     def predict(
-        self, kernels: Counter[Kernel], extrapolate: bool = False, calibration: tuple[LatencyTable, SpaceCard] | None = None
+        self, kernels: Counter[Kernel], extrapolate: bool = False, calibration: Calibration | None = None
     ) -> NetworkPrediction:
         """A network's latency, where the target ``is_calibrated`` or a table with its card of similar networks is given.
 
         Raises ``MissingKernelError`` for kernels that were not measured and cannot be predicted.
         """
-        calibrating, card = calibration or self._calibration()
-        cold_ms_per_mib = calibrating.card.cold_weights_ms_per_mib
+        table, card, sums_ms = calibration or self._calibration
+        cold_ms_per_mib = table.card.cold_weights_ms_per_mib
         shares = sorted(self._shares(kernels, cold_ms_per_mib, extrapolate), key=lambda share: -share.ms)
-        session_ms = calibrating.card.session_ms
+        session_ms = table.card.session_ms
         total_ms = math.fsum([session_ms, *(share.ms for share in shares)])
         predicted = math.fsum(share.ms for share in shares if share.source != "measured") / total_ms
-        ms = card.predict(total_ms).ms
-        learnt = self.predictor.network_factor_ if self.predictor else 1.0
-        width = math.hypot(math.log(card.interval_factor), predicted * math.log(learnt))
+        room = math.exp(BEYOND)
+        is_within = min(sums_ms) / room <= total_ms <= max(sums_ms) * room
+        width = network_width(
+            calibration=math.log(card.interval_factor) * (1 if is_within else 2),
+            spreads=[share.count * (share.high_ms - share.each_ms) / total_ms for share in shares],
+            learnt_fraction=predicted,
+            common=self.predictor.common_width_ if predicted and self.predictor else 0.0,
+        )
         return NetworkPrediction(
-            prediction=Prediction.within(ms, math.exp(width)),
+            prediction=Prediction.within(card.predict(total_ms).ms, math.exp(width)),
             session_ms=session_ms,
             kernel_sum_ms=total_ms,
             scale=card.scale,
             offset_ms=card.offset_ms,
             calibrated_on=card.space,
+            calibrated_from_ms=min(sums_ms),
+            calibrated_to_ms=max(sums_ms),
+            is_within_calibration=is_within,
             predicted_share_fraction=predicted,
+            not_converged_share_fraction=math.fsum(s.ms for s in shares if s.converged is False) / total_ms,
             left_out=self.left_out,
             kernels=tuple(shares),
         )
 
     def _shares(self, kernels: Counter[Kernel], cold_ms_per_mib: float, extrapolate: bool) -> list[KernelShare]:
         missing = self.missing(kernels)
-        known = [k for k in missing if self.predictor and self.predictor.knows(k)]
-        seen = {k for k in known if self.predictor and self.predictor.has_seen(k)}
-        refused = [k for k in missing if k not in (known if extrapolate else seen)]
+        predictor = self.predictor if missing else None
+        known = [k for k in missing if predictor and predictor.knows(k)]
+        learnt = dict(zip(known, predictor.predict(known), strict=True)) if predictor else {}
+        refused = [k for k in missing if k not in learnt or not (learnt[k].is_seen or extrapolate)]
         if refused:
-            beyond = sum(k in known for k in refused)
+            beyond = sum(k in learnt for k in refused)
             unused = f". Not used: {'; '.join(self.left_out)}" if self.left_out else ""
             raise MissingKernelError(
                 f"{len(refused)} of {len(kernels)} kernels were not measured and cannot be predicted"
@@ -134,24 +166,28 @@ class TargetKernels:
                 f"{'; '.join(k.key for k in refused[:LISTED])}{'; ...' if len(refused) > LISTED else ''}. Say "
                 f"--profile-missing to measure them{', or --extrapolate' if beyond == len(refused) else ''}{unused}"
             )
-        learnt = dict(zip(missing, self.predictor.predict(missing), strict=True)) if self.predictor and missing else {}
         shares = []
         for kernel, n in kernels.items():
             cold_ms = cold_ms_per_mib * kernel.weight_mib
-            if kernel in self.rows:
-                shares.append(KernelShare(kernel, n, self.rows[kernel].value_ms + cold_ms, "measured"))
+            if row := self.rows.get(kernel):
+                ms = (row.value_ms + cold_ms, row.low_ms + cold_ms, row.high_ms + cold_ms)
+                shares.append(KernelShare(kernel, n, *ms, "measured", row.converged))
             else:
-                source: Literal["predicted", "extrapolated"] = "predicted" if kernel in seen else "extrapolated"
-                shares.append(KernelShare(kernel, n, learnt[kernel].ms + cold_ms, source))
+                found = learnt[kernel].prediction
+                ms = (found.ms + cold_ms, found.low_ms + cold_ms, found.high_ms + cold_ms)
+                shares.append(KernelShare(kernel, n, *ms, "predicted" if learnt[kernel].is_seen else "extrapolated", None))
         return shares
 
-    def _calibration(self) -> tuple[LatencyTable, SpaceCard]:
-        """The card of networks of all kinds with its table, or else one of all networks that were measured."""
+    @cached_property
+    def _calibration(self) -> Calibration:
+        """The card of networks of all kinds with its table, or else one of all networks that were measured; and the kernel sums
+        of those networks.
+        """
         calibrating = _calibrating(self.tables)
         assert calibrating is not None
         for card in calibrating.card.spaces.values():
             if card.space == MOBILE_NETWORKS:
-                return calibrating, card
+                return calibrating, card, [row.kernel_sum_ms for row in calibrating.networks]
         cards = [card for table in self.tables for card in table.card.spaces.values()]
         networks = [row for table in self.tables for row in table.networks]
         scale = float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"]))
@@ -164,7 +200,34 @@ class TargetKernels:
             offset_ms=0.0,
             interval_factor=conformal_factor(scale * sums, measured),
         )
-        return calibrating, pooled
+        return calibrating, pooled, [row.kernel_sum_ms for row in networks]
+
+
+def learn(table: LatencyTable, networks: Sequence[Counter[Kernel]], measured_ms: np.ndarray) -> KernelPredictor:
+    """A predictor from the rows of ``table``, and from whole networks how wrong it is, which took ``measured_ms`` ``(n,)``.
+
+    The networks are parted into folds. Those of a fold are predicted from rows of other shapes than any of their kernels have,
+    as if they had been drawn after all was measured; kernels of families with too few rows left count as measured. What their
+    intervals lack is the ``common_width_``. A family's factors and the start of its fit are those of all rows.
+    """
+    predictor = KernelPredictor().fit(table.rows.values())
+    needed = []
+    for fold in range(min(FOLDS, len(networks))):
+        members = range(fold, len(networks), FOLDS)
+        shapes = {shape_of(kernel) for index in members for kernel in networks[index]}
+        others = {kernel: row for kernel, row in table.rows.items() if shape_of(kernel) not in shapes}
+        without = predictor.refitted(others.values())
+        without.common_width_ = 0.0
+        unknown = {kernel: row for kernel, row in table.rows.items() if not without.knows(kernel)}
+        target = TargetKernels([replace(table, rows={**others, **unknown})], lambda without=without: without)
+        for index in members:
+            found = target.predict(networks[index], extrapolate=True)
+            error = math.log(measured_ms[index] / found.prediction.ms)
+            lacking = max(0.0, error**2 - math.log(found.prediction.high_ms / found.prediction.ms) ** 2)
+            needed.append(math.sqrt(lacking) / found.predicted_share_fraction if found.predicted_share_fraction else 0.0)
+    predictor.common_width_ = conformal_quantile(np.array(needed))
+    predictor.learnt_from_ = table.digest
+    return predictor
 
 
 def _calibrating(tables: Iterable[LatencyTable]) -> LatencyTable | None:

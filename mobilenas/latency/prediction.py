@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from statistics import NormalDist
 
 import msgspec
 import numpy as np
+
+from mobilenas.errors import MeasurementError
 
 COVERAGE_FRACTION = 0.9
 """Share of the networks that intervals are to hold."""
@@ -42,6 +45,28 @@ def conformal_factor(predicted_ms: np.ndarray, measured_ms: np.ndarray, coverage
     chance, whatever the distribution. Fewer than ``coverage / (1 - coverage)`` networks can promise less only, by the
     worst of them: ``n / (n + 1)``.
     """
-    scores = np.sort(np.abs(np.log(measured_ms / predicted_ms)))
+    return math.exp(conformal_quantile(np.abs(np.log(measured_ms / predicted_ms)), coverage))
+
+
+def conformal_quantile(scores: np.ndarray, coverage: float = COVERAGE_FRACTION) -> float:
+    """The ``ceil((n + 1) coverage)``-th smallest of ``scores`` ``(n,)``, or the largest; ``MeasurementError`` for none."""
+    if len(scores) == 0:
+        raise MeasurementError("nothing tells how far predictions are off: at least one network must be measured to test them")
     rank = min(len(scores), math.ceil((len(scores) + 1) * coverage - 1e-9))
-    return float(np.exp(scores[rank - 1]))
+    return float(np.sort(scores)[rank - 1])
+
+
+def network_width(calibration: float, spreads: Iterable[float], learnt_fraction: float, common: float) -> float:
+    """Half the width of a network's interval, as a logarithm: the factor is its exponential.
+
+    To first order the log error of a sum is ``c + sum_k e_k + p b``. ``c`` is what sums of measured rows miss of whole
+    networks: nine in ten lie within ``calibration``. ``e_k`` is the error of the ``k``-th kind of kernel as a fraction of the
+    sum, within ``spreads[k]``: kernels of one kind err together, so counts multiply, and kinds err on their own. ``b`` is what
+    learnt times have in common, as they lean to one side throughout a network, within ``common``; ``p`` is their share,
+    ``learnt_fraction``. Half-widths of independent errors that promise the same coverage add in quadrature.
+
+    ``common`` is found last, on whole networks, as what these intervals lack to hold nine in ten: where the assumptions are
+    wrong, it is larger. Rows' own spreads are part of ``calibration`` already, as far as its networks are made of such rows:
+    counted twice they add little, and where rows repeat far worse than those they are what should be seen.
+    """
+    return math.hypot(calibration, *spreads, learnt_fraction * common)

@@ -27,6 +27,7 @@ from mobilenas.core.run_directory import Journal, locked, write_atomic
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
+from mobilenas.errors import MissingKernelError, RunnerError
 from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.table import (
     ErrorReport,
@@ -298,21 +299,43 @@ def keep_kernels(
     settings: RunSettings,
     plan: MeasurementPlan,
     progress: Callable[[MeasureProgress], None] = lambda _: None,
-) -> LatencyTable:
+) -> None:
     """Measure single kernels into a new table below ``folder``: what one measuring found is never mixed with another's.
 
-    Interrupted, the same kernels go on from ``records``.
+    Interrupted, the same kernels go on from ``records``. Raises ``MissingKernelError`` naming the kernels that the engine
+    refuses to run alone, once the others are kept.
     """
     name = hashlib.sha256(msgspec.json.encode([device.card, settings, plan, [k.identifier for k in kernels]])).hexdigest()[:12]
     with working_in(records / f"kernels-{name}"):
-        models = {SESSION: runtime.session_model(), **_kernel_models(kernels, runtime)}
+        accepted, refused = list(kernels), dict[Kernel, str]()
         journal = Journal(records / f"kernels-{name}" / "rows.jsonl")
-        measurements, log = measure(models, link, runtime, settings, plan, journal=journal, progress=progress)
-        rows = {kernel: _row(kernel, measurements) for kernel in kernels}
-        card = _card(device, runtime, settings, plan, log, measurements)
-        table = LatencyTable(msgspec.structs.replace(card, **_row_counts(rows)), rows, {}, ())
-        table.save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{name}")
-    return table
+        while True:
+            models = {SESSION: runtime.session_model(), **_kernel_models(accepted, runtime)}
+            try:
+                measurements, log = measure(models, link, runtime, settings, plan, journal=journal, progress=progress)
+                break
+            except RunnerError as error:
+                found = _refused_kernels(accepted, error)
+                if not found:
+                    raise
+                refused |= found
+                accepted = [kernel for kernel in accepted if kernel not in found]
+        if accepted:
+            rows = {kernel: _row(kernel, measurements) for kernel in accepted}
+            card = msgspec.structs.replace(_card(device, runtime, settings, plan, log, measurements), **_row_counts(rows))
+            LatencyTable(card, rows, {}, ()).save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{name}")
+    if refused:
+        raise MissingKernelError(
+            f"{runtime.name} refuses to run {len(refused)} of {len(kernels)} kernels alone, so that nothing tells their time "
+            f"(the rows of the others are kept): {'; '.join(f'{kernel.key}: {why}' for kernel, why in refused.items())}. "
+            "Without --profile-missing they are predicted where there were others to learn from"
+        )
+
+
+def _refused_kernels(kernels: Sequence[Kernel], error: RunnerError) -> dict[Kernel, str]:
+    """The kernels that an engine would not run alone, with its complaint."""
+    names = {_kernel_name(kernel, n): kernel for kernel in kernels for n in (fit.FEW_COPIES, fit.MANY_COPIES)}
+    return {names[name]: complaint for name, complaint in error.refused.items() if name in names}
 
 
 def _kernel_models(kernels: Sequence[Kernel], runtime: Runtime) -> dict[str, PreparedModel]:

@@ -140,14 +140,14 @@ class Runtime(ABC):
         job = {**job, "threads": settings.threads, "provider": settings.provider}
         link.push(self.runner_file, self.runner)
         link.push_bytes(documents.dump_json(job).encode(), "job.json")
-        errors: list[str] = []
+        errors: dict[str, str] = {}
         done = False
 
         def on_line(line: str) -> None:
             nonlocal done
             report = parse_report(line, self.runner)
             if report["type"] == "error":
-                errors.append(f"{report['id']}: {report['message']}")
+                errors[str(report["id"])] = " ".join(str(report["message"]).split())
             elif report["type"] == "bye":
                 done = True
             else:
@@ -155,10 +155,16 @@ class Runtime(ABC):
 
         timeout_s = 60 + SECONDS_PER_MODEL * len(job["models"])
         link.run([link.python, self.runner, "job.json"], timeout_s=timeout_s, on_line=on_line)
-        if errors:
-            raise RunnerError(f"{self.name} refused {len(errors)} of {len(job['models'])} models; first: {errors[0]}")
         if not done:
             raise RunnerError(f"{self.runner} ended without saying bye: its report is incomplete")
+        if errors:
+            raise refusal(self.name, errors, len(job["models"]))
+
+
+def refusal(runtime: str, refused: Mapping[str, str], models: int) -> RunnerError:
+    """The error of an engine that would not run some of its ``models``."""
+    first, complaint = next(iter(refused.items()))
+    return RunnerError(f"{runtime} refused {len(refused)} of {models} models; first: {first}: {complaint}", refused)
 
 
 def parse_report(line: str, runner: str) -> dict[str, Any]:

@@ -194,7 +194,9 @@ def _canonical_attributes(node: onnx.NodeProto) -> str:
                 value = [item.decode() if isinstance(item, bytes) else item for item in value]
                 json.dumps(value)
             except TypeError:
-                raise RunnerError(f"{node.op_type} has the attribute {attribute.name!r}, which no kernel can hold") from None
+                raise DocumentError(
+                    f"the node {node.name!r} ({node.op_type}) has the attribute {attribute.name!r}, which no kernel can hold"
+                ) from None
         values[attribute.name] = value
     return json.dumps(values, sort_keys=True)
 

@@ -14,8 +14,7 @@ from mobilenas import onnx_model
 from mobilenas.core.measurement import MeasurementPlan, SweepRecord
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link, LocalLink
-from mobilenas.errors import RunnerError
-from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings
+from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings, refusal
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime, kernels_from_graph
 
 PROVIDER = "FakeProvider"
@@ -76,19 +75,19 @@ class FakeRuntime(OnnxRuntime):
     ) -> None:
         on_hello(self.hello(link, settings))
         begun, self.sweeps = self.sweeps, self.sweeps + 1
-        refused = []
+        refused = {}
         for index, name in enumerate(order):
             factor = self.slowdown(begun + index / len(order))
             try:
                 kernels = _kernels(models[name])
             except Exception as error:  # as a runner does: one bad model must not end the others
-                refused.append(f"{name}: {error}")
+                refused[name] = str(error)
                 continue
             ms = factor * (CALL_MS + sum(count * kernel_ms(kernel) for kernel, count in kernels.items()))
             times = (ms,) * plan.samples
             on_record(name, SweepRecord(times, times, first_ms=2 * ms, load_ms=1.0, peak_memory_mib=None))
         if refused:
-            raise RunnerError(f"fake refused {len(refused)} of {len(order)} models; first: {refused[0]}")
+            raise refusal(self.name, refused, len(order))
 
 
 def _kernels(model: PreparedModel) -> Counter[Kernel]:

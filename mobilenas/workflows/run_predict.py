@@ -13,7 +13,7 @@ from mobilenas.config import PredictConfig, command_line
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
-from mobilenas.errors import MissingDataError
+from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, RunnerError
 from mobilenas.latency.kernels import TargetKernels
 from mobilenas.latency.store import FoundTables, load_target_table, single_kernels_folder, target_tables
 from mobilenas.latency.table import TableKey
@@ -33,9 +33,10 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
     target = Target.from_config(cfg.device)
     plan = target.plan(cfg.plan)
     content = onnx_model.read_model(model)
+    _check_batch(model, content, target)
     with target.device.open() as link:
         told.progress("lowering", 0, 1)
-        kernels, key = _lower(content, target, link)
+        kernels, key = _lower(model, content, target, link)
         known = _known(cfg, key)
         folder = single_kernels_folder(key)
         missing = known.missing(kernels)
@@ -64,10 +65,31 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
     )
 
 
-def _lower(content: bytes, target: Target, link: Link) -> tuple[Counter[Kernel], TableKey]:
-    """The model's kernels, and what tables for them are of: the engine's version is that of the runner which lowered."""
+def _check_batch(model: Path, content: bytes, target: Target) -> None:
+    """Raise ``IncompatibleError`` for a model of another batch than tables are looked for."""
+    batch, wanted = onnx_model.batch_of(content), target.settings.batch
+    if batch not in (None, wanted):
+        raise IncompatibleError(
+            f"{model}: the first dimension of its inputs, their batch, is {batch}, and device.batch is {wanted}: tables are "
+            f"kept by batch. Say --set device.batch={batch}, or give it the model with a batch of {wanted}"
+        )
+
+
+def _lower(model: Path, content: bytes, target: Target, link: Link) -> tuple[Counter[Kernel], TableKey]:
+    """The model's kernels, and what tables for them are of: the engine's version is that of the runner which lowered.
+
+    Raises ``DocumentError`` for a model that the engine refuses, or that is made of more than kernels on tensors.
+    """
     said: dict[str, Any] = {}
-    [kernels] = target.runtime.kernels([content], link, target.settings, on_hello=said.update)
+    try:
+        [kernels] = target.runtime.kernels([content], link, target.settings, on_hello=said.update)
+    except DocumentError as error:
+        raise DocumentError(f"{model}: {error}") from error
+    except RunnerError as error:
+        if not error.refused:
+            raise
+        [complaint] = error.refused.values()
+        raise DocumentError(f"{model}: {target.runtime.name} refuses it: {complaint}") from error
     version = str(said.get("engine_version", "unknown"))
     return kernels, msgspec.structs.replace(target.table_key, runtime_version=version)
 

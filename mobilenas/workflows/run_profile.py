@@ -13,7 +13,7 @@ from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
 from mobilenas.errors import IncompatibleError, UsageError
 from mobilenas.latency.diff import difference
-from mobilenas.latency.kernels import PREDICTOR
+from mobilenas.latency.kernels import PREDICTOR, learn
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.store import check_replaceable, keep_history, table_folder
 from mobilenas.latency.table import LatencyTable
@@ -102,13 +102,5 @@ def _learn(campaign: Campaign, table: LatencyTable) -> KernelPredictor:
     """A predictor from the table's rows, and from its test networks how wrong it is."""
     lowered = campaign.lowered_kernels()
     tested = [row for row in table.networks if row.role == "test"]
-    return (
-        KernelPredictor()
-        .fit(table.rows.values())
-        .calibrate(
-            [lowered[row.architecture.fingerprint] for row in tested],
-            np.array([row.measured_ms for row in tested]),
-            table,
-            table.space_card(campaign.source.key),
-        )
-    )
+    kernels = [lowered[row.architecture.fingerprint] for row in tested]
+    return learn(table, kernels, np.array([row.measured_ms for row in tested]))

@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import GroupKFold
 
-from mobilenas.latency.predictors.kernel import FEWEST_ROWS, LEAST_MS, FamilyPredictor, _inputs, _shape
+from mobilenas.latency.predictors.kernel import FEWEST_ROWS, LEAST_MS, FamilyPredictor, _inputs, shape_of
 from mobilenas.latency.predictors.kernel_features import FEATURES, WORK_FEATURES, family_of
 from mobilenas.latency.table import LatencyTable
 
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _errors(rows: list, fit: Fit) -> np.ndarray:
-    groups = [_shape(row.kernel) for row in rows]
+    groups = [shape_of(row.kernel) for row in rows]
     if len(set(groups)) < FEWEST_ROWS:
         return np.array([])
     x, y = _inputs([row.kernel for row in rows]), np.log([max(row.value_ms, LEAST_MS) for row in rows])

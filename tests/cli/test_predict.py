@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -10,6 +11,9 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from mobilenas import onnx_model
+from mobilenas.devices.device import find_device
+from mobilenas.runtimes.base import RunSettings
+from mobilenas.runtimes.onnx_runtime import OnnxRuntime
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -22,6 +26,51 @@ def model(shape: tuple[int | str, ...] = (1, 3, 8, 8)) -> onnx.ModelProto:
     return onnx_model.make_model(helper.make_graph([node], "g", [given], [made]))
 
 
+IMAGES = helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 4, 8, 8))
+
+
+def graph(nodes: list[onnx.NodeProto], *inputs: onnx.ValueInfoProto, kind: int = TensorProto.FLOAT) -> bytes:
+    made = helper.make_tensor_value_info("y", kind, None)
+    return onnx_model.make_model(helper.make_graph(nodes, "g", list(inputs or [IMAGES]), [made])).SerializeToString()
+
+
+def sequence() -> bytes:
+    cut = helper.make_node("SplitToSequence", ["x"], ["s"], name="cut", axis=1)
+    return graph([cut, helper.make_node("ConcatFromSequence", ["s"], ["y"], name="join", axis=1)])
+
+
+def branches() -> bytes:
+    made = helper.make_tensor_value_info("b", TensorProto.FLOAT, None)
+    branch = helper.make_graph([helper.make_node("Relu", ["x"], ["b"])], "branch", [], [made])
+    node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=branch, else_branch=branch)
+    return graph([node], IMAGES, helper.make_tensor_value_info("c", TensorProto.BOOL, (1,)))
+
+
+def loop() -> bytes:
+    shapes = {"i": (TensorProto.INT64, ()), "go": (TensorProto.BOOL, ()), "a": (TensorProto.FLOAT, (1, 4, 8, 8))}
+    given = [helper.make_tensor_value_info(name, *shape) for name, shape in shapes.items()]
+    made = [helper.make_tensor_value_info("go_on", *shapes["go"]), helper.make_tensor_value_info("b", *shapes["a"])]
+    nodes = [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Relu", ["a"], ["b"])]
+    body = helper.make_graph(nodes, "body", given, made)
+    node = helper.make_node("Loop", ["n", "go", "x"], ["y"], name="again", body=body)
+    return graph([node], IMAGES, helper.make_tensor_value_info("n", TensorProto.INT64, ()), given[1])
+
+
+def external() -> bytes:
+    node = helper.make_node("Mul", ["x", "w"], ["y"], name="scale")
+    weight = onnx.numpy_helper.from_array(np.ones((1, 4, 8, 8), np.float32), "w")
+    found = helper.make_graph([node], "g", [IMAGES], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [weight])
+    whole = onnx_model.make_model(found)
+    onnx.external_data_helper.set_external_data(whole.graph.initializer[0], "gone.bin")
+    whole.graph.initializer[0].ClearField("raw_data")
+    return whole.SerializeToString()
+
+
+WORDS = helper.make_tensor_value_info("x", TensorProto.STRING, (1, 4))
+SEQUENCE = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, None)
+UNKNOWN_RANK = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -29,8 +78,29 @@ def model(shape: tuple[int | str, ...] = (1, 3, 8, 8)) -> onnx.ModelProto:
         (b"no model at all", "not an ONNX model"),
         (model((1, 3, "height", "width")).SerializeToString(), "1 x 3 x height x width"),
         (model(("batch", 3, 8, 8)).SerializeToString(), "make_dynamic_shape_fixed"),
+        (graph([helper.make_node("Relu", ["x"], ["y"])], UNKNOWN_RANK), "the input x has no shape; fix it"),
+        (graph([helper.make_node("Identity", ["x"], ["y"])], WORDS, kind=TensorProto.STRING), "x is no tensor of numbers"),
+        (graph([helper.make_node("ConcatFromSequence", ["x"], ["y"], axis=0)], SEQUENCE), "x is no tensor of numbers"),
+        (sequence(), "the node 'join' (ConcatFromSequence) reads 's', whose shape the engine did not tell"),
+        (branches(), "the node 'choice' (If) holds graphs"),
+        (loop(), "the node 'again' (Loop) holds graphs"),
+        (external(), "gone.bin"),
+        (graph([helper.make_node("Foo", ["x"], ["y"], name="foo")]), "onnxruntime refuses it: "),
     ],
-    ids=["empty", "text", "dynamic image", "dynamic batch"],
+    ids=[
+        "empty",
+        "text",
+        "dynamic image",
+        "dynamic batch",
+        "unknown rank",
+        "words",
+        "a sequence",
+        "a sequence inside",
+        "branches",
+        "a loop",
+        "weights gone",
+        "an unknown operator",
+    ],
 )
 def test_a_model_that_no_device_could_run_as_it_is(content: bytes, said: str, command: Command, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
@@ -39,6 +109,21 @@ def test_a_model_that_no_device_could_run_as_it_is(content: bytes, said: str, co
     assert outcome.code == 3
     assert said in outcome.err
     assert str(path) in outcome.err
+
+
+def test_nodes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """ONNX Runtime itself refuses them."""
+    path = tmp_path / "twice.onnx"
+    pool = helper.make_node("AveragePool", ["a"], ["b"], name="n", kernel_shape=[2, 2], strides=[2, 2])
+    path.write_bytes(
+        graph([helper.make_node("Relu", ["x"], ["a"], name="n"), pool, helper.make_node("Tanh", ["b"], ["y"], name="n")])
+    )
+    with find_device("local").open() as link:
+        [kernels] = OnnxRuntime().kernels([onnx_model.read_model(path)], link, RunSettings())
+    assert {kernel.operator: kernel.outputs[0].shape for kernel in kernels if kernel.operator in ("Relu", "Tanh")} == {
+        "Relu": (1, 4, 8, 8),
+        "Tanh": (1, 4, 4, 4),
+    }
 
 
 def test_a_model_that_is_not_there(command: Command, tmp_path: Path) -> None:
@@ -80,3 +165,24 @@ def test_a_kernel_table_and_a_space_contradict_each_other(command: Command) -> N
     outcome = command("profile", "--kernels", "50", "--space", "dense-small")
     assert outcome.code == 2
     assert "leave one of them out" in outcome.err
+
+
+def test_a_model_of_another_batch_says_what_to_set(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model((8, 3, 8, 8)).SerializeToString())
+    outcome = command("predict", str(path))
+    assert outcome.code == 2
+    assert "--set device.batch=8" in outcome.err
+    assert str(path) in outcome.err
+    outcome = command("predict", str(path), "--set", "device.batch=8")
+    assert outcome.code == 3, "no table of that batch"
+    assert "--set device.batch=8" in outcome.err, "the command that measures one"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "batch"),
+    [([(2, 3, 8, 8)], 2), ([(2, 3), (2, 5)], 2), ([(2, 3), (4, 3)], None), ([(7,), (2, 3)], 2), ([(7,)], None)],
+)
+def test_inputs_agree_on_a_batch_or_say_nothing(shapes: list[tuple[int, ...]], batch: int | None) -> None:
+    inputs = [helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, shape) for i, shape in enumerate(shapes)]
+    assert onnx_model.batch_of(graph([helper.make_node("Relu", ["x0"], ["y"])], *inputs)) == batch

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mobilenas.latency.prediction import Prediction, conformal_factor
+from mobilenas.errors import MeasurementError
+from mobilenas.latency.prediction import Prediction, conformal_factor, network_width
 
 
 def test_the_rank_is_the_one_that_the_theorem_asks_for() -> None:
@@ -31,6 +32,16 @@ def test_coverage_is_what_was_promised(calibrated_on: int) -> None:
         covered += 1 / factor <= measured[-1] <= factor
     exact = math.ceil((calibrated_on + 1) * 0.9 - 1e-9) / (calibrated_on + 1)
     assert covered / 20_000 == pytest.approx(exact, abs=0.01)
+
+
+def test_no_network_promises_nothing() -> None:
+    with pytest.raises(MeasurementError, match="at least one network must be measured"):
+        conformal_factor(np.array([]), np.array([]))
+
+
+def test_widths_add_in_quadrature_and_the_common_part_by_its_share() -> None:
+    assert network_width(0.3, [], 0.0, 9.0) == pytest.approx(0.3)
+    assert network_width(0.2, [0.1, 0.2], 0.5, 0.8) == pytest.approx(math.sqrt(0.04 + 0.01 + 0.04 + 0.16))
 
 
 def test_a_prediction_carries_its_factor_both_ways() -> None:

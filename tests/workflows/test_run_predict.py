@@ -14,7 +14,8 @@ from mobilenas import onnx_model, workflows
 from mobilenas.config import DeviceConfig, PredictConfig
 from mobilenas.core.measurement import PLANS
 from mobilenas.core.workload import Kernel
-from mobilenas.errors import IncompatibleError, MissingDataError, MissingKernelError
+from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, MissingKernelError
+from mobilenas.latency.kernels import PREDICTOR
 from mobilenas.latency.store import single_kernels_folder, table_folder
 from mobilenas.latency.table import LatencyTable, TableKey, TableRow
 from mobilenas.runtimes.measure import SENTINEL, measure
@@ -185,3 +186,34 @@ class TestUnreadableTables:
         (spoiled / "card.json").write_text(card.replace("latency-table@4", "latency-table@3"))
         with pytest.raises(MissingDataError, match=r"older mobilenas.*profile again: mobilenas profile --device local"):
             workflows.predict(written(tmp_path, "Relu"), PredictConfig())
+
+
+def test_a_kernel_that_the_engine_refuses_alone_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    """A Reshape whose shape is computed while the network runs: alone it is given zeros."""
+    save(table_of(lowered("Relu"), 0.5), "ours")
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["t"], name="tanh"),
+        helper.make_node("Add", ["given", "wanted"], ["shape"], name="add"),
+        helper.make_node("Reshape", ["t", "shape"], ["y"], name="reshape"),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8)),
+        helper.make_tensor_value_info("given", TensorProto.INT64, (2,)),
+    ]
+    wanted = helper.make_tensor("wanted", TensorProto.INT64, (2,), (1, 192))
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [wanted])
+    path = tmp_path / "reshape.onnx"
+    path.write_bytes(onnx_model.make_model(graph).SerializeToString())
+    with pytest.raises(MissingKernelError, match=r"1 of 3 kernels alone.*Reshape 1x3x8x8 2 -> 1x192: .*ReshapeHelper") as error:
+        workflows.predict(path, PredictConfig(profile_missing=True, plan="tiny"))
+    assert "Tanh" not in str(error.value)
+    [folder] = single_kernels_folder(key()).iterdir()
+    assert sorted(kernel.operator for kernel in LatencyTable.load(folder).rows) == ["Add", "Tanh"]
+
+
+def test_a_damaged_predictor_stops_only_what_needs_it(tmp_path: Path) -> None:
+    folder = save(table_of(lowered("Relu"), 0.5), "ours")
+    (folder / PREDICTOR).write_bytes(b"damaged")
+    assert workflows.predict(written(tmp_path, "Relu"), PredictConfig()).predicted.predicted_share_fraction == 0
+    with pytest.raises(DocumentError, match=f"{folder / PREDICTOR}: not a predictor"):
+        workflows.predict(written(tmp_path, "Tanh"), PredictConfig())

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from scipy.optimize import nnls
 from sklearn.base import BaseEstimator, RegressorMixin
@@ -28,7 +29,7 @@ from mobilenas.core.workload import Kernel
 from mobilenas.errors import DocumentError
 from mobilenas.latency.prediction import Prediction, conformal_factor
 from mobilenas.latency.predictors.kernel_features import FEATURES, WORK_FEATURES, family_of, features_of, work_of
-from mobilenas.latency.table import LatencyTable, SpaceCard, TableRow
+from mobilenas.latency.table import LatencyTable, TableRow
 
 ACTIVATION = FEATURES.index("activation")
 FEWEST_ROWS = 8
@@ -53,8 +54,13 @@ class FamilyPredictor(RegressorMixin, BaseEstimator):
         self.length_scale = length_scale
         self.noise = noise
 
-    def fit(self, X: np.ndarray, y: np.ndarray, relative_error: np.ndarray | None = None) -> FamilyPredictor:
-        """Learn; ``relative_error`` ``(N,)`` is how far each time may be off, by which it counts less."""
+    def fit(
+        self, X: np.ndarray, y: np.ndarray, relative_error: np.ndarray | None = None, like: FamilyPredictor | None = None
+    ) -> FamilyPredictor:
+        """Learn; ``relative_error`` ``(N,)`` is how far each time may be off, by which it counts less.
+
+        ``like`` was learnt from similar rows: its length scales are where the search for ours begins, which is quicker.
+        """
         features, work = X[:, : len(FEATURES)], X[:, len(FEATURES) :]
         unit = np.maximum(work.max(axis=0), 1.0)
         self.roofline_, _ = nnls(work / unit / np.exp(y)[:, None], np.ones(len(y)))
@@ -66,12 +72,14 @@ class FamilyPredictor(RegressorMixin, BaseEstimator):
         self.spread_ = np.where(self.used_, spread, 1.0)
         rest = y - self._roof(work)
         self.rest_ = float(rest.mean())
-        self.process_ = None
+        self.process_: GaussianProcessRegressor | None = None
         if not self.used_.any():
             return self
-        kernel = ConstantKernel(0.1) * Matern(np.full(self.used_.sum(), self.length_scale), (0.3, 50.0), nu=2.5) + WhiteKernel(
-            self.noise, (1e-4, 0.1)
-        )
+        if like is not None and like.process_ is not None and np.array_equal(like.used_, self.used_):
+            kernel = like.process_.kernel_
+        else:
+            scales = np.full(self.used_.sum(), self.length_scale)
+            kernel = ConstantKernel(0.1) * Matern(scales, (0.3, 50.0), nu=2.5) + WhiteKernel(self.noise, (1e-4, 0.1))
         errors = np.zeros(len(y)) if relative_error is None else relative_error
         process = GaussianProcessRegressor(kernel, alpha=1e-8 + errors**2, random_state=0)
         with warnings.catch_warnings():
@@ -99,6 +107,13 @@ class FamilyPredictor(RegressorMixin, BaseEstimator):
         return np.asarray(((features - self.mean_) / self.spread_)[:, self.used_])
 
 
+class LearntTime(msgspec.Struct, frozen=True):
+    """What a kernel is predicted to take, and whether it lies where there were others to learn from."""
+
+    prediction: Prediction
+    is_seen: bool
+
+
 class KernelPredictor(BaseEstimator):
     """A predictor per family of kernels, with the factor by which each was wrong on shapes that it had not seen."""
 
@@ -108,45 +123,29 @@ class KernelPredictor(BaseEstimator):
 
     def fit(self, rows: Iterable[TableRow]) -> KernelPredictor:
         """Learn from rows of one table. Errors are by cross-validation: kernels of one shape are never on both sides."""
-        by_family: dict[str, list[TableRow]] = defaultdict(list)
-        for row in rows:
-            by_family[family_of(row.kernel)].append(row)
         self.families_: dict[str, FamilyPredictor] = {}
         self.factors_: dict[str, float] = {}
-        self.held_out_ms_: dict[str, float] = {}
-        for family, members in sorted(by_family.items()):
-            groups = [_shape(row.kernel) for row in members]
-            if len(set(groups)) < FEWEST_ROWS:
-                continue
-            x, y = _inputs([row.kernel for row in members]), np.log([max(row.value_ms, LEAST_MS) for row in members])
-            errors = np.array([_relative_error(row) for row in members])
+        for family, members in _by_family(rows).items():
+            x, y, errors = _columns(members)
+            groups = [shape_of(row.kernel) for row in members]
+            whole = self._family().fit(x, y, errors)
             predicted = np.empty_like(y)
             for train, test in GroupKFold(min(FOLDS, len(set(groups)))).split(x, y, groups):
-                predicted[test] = self._family().fit(x[train], y[train], errors[train]).predict(x[test])
-            self.families_[family] = self._family().fit(x, y, errors)
+                predicted[test] = self._family().fit(x[train], y[train], errors[train], whole).predict(x[test])
+            self.families_[family] = whole
             self.factors_[family] = conformal_factor(np.exp(predicted), np.exp(y))
-            self.held_out_ms_ |= {r.kernel.identifier: float(np.exp(p)) for r, p in zip(members, predicted, strict=True)}
         return self
 
-    def calibrate(
-        self, networks: Sequence[Counter[Kernel]], measured_ms: np.ndarray, table: LatencyTable, card: SpaceCard
-    ) -> KernelPredictor:
-        """Learn how wrong the sums of whole networks are, each kernel predicted as if it had not been measured.
-
-        ``networks`` are the kernels of those that took ``measured_ms`` ``(n,)``; ``table`` is what was learnt from, ``card``
-        gives its scale. Kernels of families with too few rows count as measured.
-        """
-        predicted = []
-        for kernels in networks:
-            difference = (
-                n * (self.held_out_ms_[k.identifier] - table.rows[k].value_ms)
-                for k, n in kernels.items()
-                if k.identifier in self.held_out_ms_
-            )
-            predicted.append(card.predict(math.fsum([table.kernel_sum_ms(kernels), *difference])).ms)
-        self.network_factor_ = conformal_factor(np.array(predicted), measured_ms)
-        self.learnt_from_ = table.digest
-        return self
+    def refitted(self, rows: Iterable[TableRow]) -> KernelPredictor:
+        """The same, learnt from these rows only; families keep the factors by which they were wrong."""
+        other = KernelPredictor(self.length_scale, self.noise)
+        other.families_ = {
+            family: self._family().fit(*_columns(members), self.families_[family])
+            for family, members in _by_family(rows).items()
+            if family in self.families_
+        }
+        other.factors_ = self.factors_
+        return other
 
     def _family(self) -> FamilyPredictor:
         return FamilyPredictor(self.length_scale, self.noise)
@@ -155,18 +154,23 @@ class KernelPredictor(BaseEstimator):
         """Whether there were kernels of this family to learn from."""
         return family_of(kernel) in self.families_
 
-    def has_seen(self, kernel: Kernel) -> bool:
-        """Whether the kernel lies within the shapes that were learnt from; beyond them nobody knows."""
-        return self.knows(kernel) and bool(self.families_[family_of(kernel)].has_seen(_inputs([kernel]))[0])
+    def predict(self, kernels: Sequence[Kernel]) -> list[LearntTime]:
+        """Times of kernels whose families are known, with 90 % intervals.
 
-    def predict(self, kernels: Sequence[Kernel]) -> list[Prediction]:
-        """Milliseconds of kernels whose families are known, with 90 % intervals."""
-        found = []
-        for kernel in kernels:
-            family = family_of(kernel)
-            ms = float(np.exp(self.families_[family].predict(_inputs([kernel]))[0]))
-            found.append(Prediction.within(ms, self.factors_[family]))
-        return found
+        A kernel beyond the shapes that were learnt from may be wrong by the square of its family's factor: nothing tells how
+        wrong it is, and so it counts as twice as uncertain.
+        """
+        found: dict[int, LearntTime] = {}
+        members: dict[str, list[int]] = defaultdict(list)
+        for index, kernel in enumerate(kernels):
+            members[family_of(kernel)].append(index)
+        for family, indices in members.items():
+            x = _inputs([kernels[index] for index in indices])
+            learnt, factor = self.families_[family], self.factors_[family]
+            for index, log_ms, is_seen in zip(indices, learnt.predict(x), learnt.has_seen(x), strict=True):
+                within = Prediction.within(float(np.exp(log_ms)), factor if is_seen else factor**2)
+                found[index] = LearntTime(within, bool(is_seen))
+        return [found[index] for index in range(len(kernels))]
 
     def save(self, path: Path) -> None:
         """Write with skops: no pickle, and nothing runs when it is read."""
@@ -193,7 +197,7 @@ class KernelPredictor(BaseEstimator):
             raise DocumentError(f"{path}: not a predictor of this mobilenas ({error}): profile with --kernels again") from error
         if not isinstance(loaded, cls):
             raise DocumentError(f"{path}: holds {type(loaded).__name__}, not a predictor of kernels")
-        if getattr(loaded, "learnt_from_", None) != table.digest:
+        if getattr(loaded, "learnt_from_", None) != table.digest or not hasattr(loaded, "common_width_"):
             raise DocumentError(f"{path}: learnt from another table than the one beside it: profile with --kernels again")
         return loaded
 
@@ -207,7 +211,21 @@ def _inputs(kernels: Sequence[Kernel]) -> np.ndarray:
     return np.array(rows)
 
 
-def _shape(kernel: Kernel) -> str:
+def _by_family(rows: Iterable[TableRow]) -> dict[str, list[TableRow]]:
+    """Rows of every family that has enough of them to learn from."""
+    found: dict[str, list[TableRow]] = defaultdict(list)
+    for row in rows:
+        found[family_of(row.kernel)].append(row)
+    return {name: found[name] for name in sorted(found) if len({shape_of(r.kernel) for r in found[name]}) >= FEWEST_ROWS}
+
+
+def _columns(rows: Sequence[TableRow]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, log times and relative errors of rows."""
+    log_ms = np.log([max(row.value_ms, LEAST_MS) for row in rows])
+    return _inputs([row.kernel for row in rows]), log_ms, np.array([_relative_error(row) for row in rows])
+
+
+def shape_of(kernel: Kernel) -> str:
     """Kernels that differ in an attribute or an activation only are of one shape."""
     return " ".join("x".join(map(str, spec.shape)) for spec in kernel.inputs if spec is not None)
 
