@@ -241,7 +241,7 @@ def working_in(folder: Path) -> Iterator[None]:
     """Hold a folder of records alone. Left without an error it is set aside, so that the same command measures anew."""
     with locked(folder):
         yield
-        folder.rename(folder.with_name(f"{folder.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
+        folder.rename(folder.with_name(f"{folder.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"))
 
 
 class LoweredNetworks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -314,7 +314,7 @@ def keep_kernels(
         if accepted:
             rows = {kernel: _row(kernel, measurements) for kernel in accepted}
             card = _card(device, runtime, settings, plan, hello, measurements, rows)
-            LatencyTable(card, rows, {}, ()).save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{name}")
+            LatencyTable(card, rows, {}, ()).save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{name}")
     if refused:
         raise MissingKernelError(
             f"{runtime.name} refuses to run {len(refused)} of {len(kernels)} kernels alone, so that nothing tells their time "
