@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 from collections import Counter
@@ -206,9 +207,10 @@ class Campaign:
     ) -> LatencyTable:
         rows = {kernel: _row(kernel, measurements) for kernel in distinct}
         session_ms = measurements[SESSION].value_ms
-        scale_networks, test_networks, lowered_only = self.networks
+        scale_networks, test_networks, _ = self.networks
         measured_ms = np.array([measurements[a.fingerprint].value_ms for a in scale_networks])
-        whole = [c for c in kernels if c.keys() <= rows.keys()]
+        known = [(a, c) for a, c in zip(itertools.chain(*self.networks), kernels, strict=True) if c.keys() <= rows.keys()]
+        whole = [counts for _, counts in known]
         weights_mib = np.array([math.fsum(n * kernel.weight_mib for kernel, n in c.items()) for c in whole])
         sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in whole])
         first = len(scale_networks)
@@ -219,7 +221,7 @@ class Campaign:
             _network_row(a, role, measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
             for (role, a), total in zip(roles, sums, strict=False)
         ]
-        costs = self.source.workload_costs([*scale_networks, *test_networks, *lowered_only], sums)
+        costs = self.source.workload_costs([architecture for architecture, _ in known], sums)
         space_card = _space_card(self.source, networks, costs.error if costs else None)
         card = msgspec.structs.replace(
             _card(self.device, self.runtime, self.settings, self.plan, hello, measurements, rows),
