@@ -277,17 +277,21 @@ def load_config(
     sets: Sequence[str] | None,
     flags: Mapping[str, Any],
     preset: Mapping[str, Any] | None = None,
+    apart: Mapping[str, tuple[str, ...]] | None = None,
 ) -> C:
     """Defaults, then a ``preset``, the TOML ``file``, ``flags`` (dotted key -> value, ``None`` where not given) and ``--set``.
 
-    Raises ``UsageError`` naming the key, with the nearest known ones, or the two that say different things of one key.
+    ``apart`` names keys that cannot be given together with others, whatever their values. Raises ``UsageError`` naming the key,
+    with the nearest known ones, or the two that say different things of one key.
     """
     data: dict[str, Any] = msgspec.to_builtins(kind())
     _merge(data, preset or {})
+    given: dict[str, Any] = {}
     if file is not None:
         if not file.exists():
             raise UsageError(f"--config {file}: no such file")
-        _merge(data, documents.parse_toml(documents.read_text(file), str(file)))
+        given = documents.parse_toml(documents.read_text(file), str(file))
+        _merge(data, given)
     said: dict[str, tuple[str, Any]] = {}
     for words, key, value in [*_said_by_flags(flags), *map(_said_by_set, sets or ())]:
         _assign(data, key, value)
@@ -296,10 +300,18 @@ def load_config(
             if now.get(other) != other_value:
                 raise UsageError(f"{other_words} and {words} contradict each other: leave one of them out")
         said |= {inside: (words, found) for inside, found in _flat({key: value}).items()}
+    _check_apart([*_flat(given), *said], apart or {})
     try:
         return documents.convert(data, kind, str(file or "configuration"))
     except DocumentError as error:
         raise UsageError(f"{error}{_accepted_form(str(error))}") from error
+
+
+def _check_apart(given: Sequence[str], apart: Mapping[str, tuple[str, ...]]) -> None:
+    for key, others in apart.items():
+        found = sorted({other for other in given if other.partition(".")[0] in others})
+        if key in given and found:
+            raise UsageError(f"{_FLAGS.get(key, key)} stands for {', '.join(others)}: leave it out, or {', '.join(found)}")
 
 
 def _said_by_flags(flags: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
@@ -388,11 +400,14 @@ def same_data(kind: D, data: DataSetConfig) -> D:
 
 
 def command_line(verb: str, config: msgspec.Struct, *arguments: str) -> str:
-    """A command that says what ``config`` says, as a person would type it: defaults are left out, the data set is not."""
+    """A command that says what ``config`` says, as a person would type it: defaults are left out, the data set is not
+    where one is read.
+    """
     defaults = _flat(msgspec.to_builtins(type(config)()))
+    said = _flat(msgspec.to_builtins(config))
     words = ["mobilenas", verb, *arguments]
-    for key, value in _flat(msgspec.to_builtins(config)).items():
-        if value == defaults.get(key) and key != "data.name":
+    for key, value in said.items():
+        if value == defaults.get(key) and (key != "data.name" or "kernels" in said):
             continue
         text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
         words += [_FLAGS[key], text] if key in _FLAGS else ["--set", f"{key}={text}"]

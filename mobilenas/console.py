@@ -80,5 +80,6 @@ def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def percent(fraction: float) -> str:
-    """A fraction as ``1.2 %``."""
-    return f"{100 * fraction:.2g} %"
+    """A fraction as ``1.2 %``, two digits or, from a hundred on, whole."""
+    value = 100 * fraction
+    return f"{value:.0f} %" if abs(value) >= 99.5 else f"{value:.2g} %"

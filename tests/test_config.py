@@ -75,8 +75,8 @@ def parsed(command: str) -> Any:
     kind = {"profile": ProfileConfig, "search": SearchConfig}[verb]
     original = jobs.load_config
 
-    def keep(*loaded: Any) -> Any:
-        caught.append(original(*loaded))
+    def keep(*loaded: Any, **apart: Any) -> Any:
+        caught.append(original(*loaded, **apart))
         raise KeyboardInterrupt
 
     jobs.load_config = keep  # type: ignore[assignment]
@@ -106,6 +106,9 @@ def test_toml_says_the_same_configuration(tmp_path_factory: pytest.TempPathFacto
 
 def test_a_command_leaves_defaults_out_but_names_the_data_set() -> None:
     assert command_line("profile", ProfileConfig()) == "mobilenas profile --data digits"
+    kernels = ProfileConfig(kernels=1500)
+    assert command_line("profile", kernels) == "mobilenas profile --kernels 1500"
+    assert parsed(command_line("profile", kernels)) == kernels
 
 
 def test_sets_and_flags_are_stronger_than_a_file(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def profile(
         "seed": seed,
         "output": str(output) if output else None,
     }
-    cfg = load_config(ProfileConfig, config, sets, flags)
+    cfg = load_config(ProfileConfig, config, sets, flags, apart={"kernels": ("space", "data")})
     from mobilenas import workflows
 
     if dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -133,11 +134,22 @@ def table_list(json: Json = False) -> None:
 
     found, damaged = known_tables()
     rows = [
-        (str(path), f"{t.card.created}, {', '.join(t.card.spaces)}, {t.card.key.device} {t.card.key.runtime}")
+        (
+            str(path),
+            f"{t.card.created}, {', '.join(t.card.spaces) or 'kernels only'}, {t.card.rows} kernels, {t.card.key.device} "
+            f"{t.card.key.runtime} {t.card.key.runtime_version}",
+        )
         for path, t in found
     ]
     document = [
-        {"path": str(path), "created": t.card.created, "key": t.card.key, "spaces": list(t.card.spaces)} for path, t in found
+        {
+            "path": str(path),
+            "created": t.card.created,
+            "key": t.card.key,
+            "spaces": list(t.card.spaces),
+            "kernels": t.card.rows,
+        }
+        for path, t in found
     ]
     rows = rows or [("none", "mobilenas profile makes one")]
     rows += [("damaged", str(error)) for error in damaged]
@@ -147,9 +159,11 @@ def table_list(json: Json = False) -> None:
 @table.command("show")
 def table_show(path: TablePath, json: Json = False, top: Top = 10) -> None:
     """Where a table comes from, how far it can be trusted, and its dearest kernels."""
+    from mobilenas.latency.kernels import predictor_beside
     from mobilenas.latency.table import LatencyTable
 
     found = LatencyTable.load(path)
+    predictor = predictor_beside(path, found)
     card = found.card
     dearest = sorted(found.rows.values(), key=lambda row: -row.value_ms)[:top]
     rows = [
@@ -158,6 +172,8 @@ def table_show(path: TablePath, json: Json = False, top: Top = 10) -> None:
         ("origin", f"{card.origin}, {card.created}, plan {card.plan.name}, estimator {card.key.estimator}"),
         ("machine", f"{card.environment.cpu_model}, {card.environment.system}"),
         ("kernels", f"{card.rows}, {card.rows_not_converged} of them not converged"),
+        ("a call", f"{1000 * card.session_ms:.3g} us, the sentinel {1000 * card.sentinel_ms:.4g} us"),
+        ("cold weights", f"{1000 * card.cold_weights_ms_per_mib:.3g} us a MiB in a network"),
     ]
     if card.slow_down:
         rows.append(("doubt", slow_down_words(card.slow_down)))
@@ -169,8 +185,15 @@ def table_show(path: TablePath, json: Json = False, top: Top = 10) -> None:
             ("  of a * MAdds + b", percent(space.madds_baseline_error.mape_fraction)),
             ("  repeatability", percent(space.repeatability_fraction)),
         ]
+    if predictor:
+        factors = predictor.factors_
+        families = sorted(factors, key=lambda family: factors[family])
+        named = ", ".join(f"{family} {percent(factors[family] - 1)}" for family in (families[0], families[-1]))
+        rows.append(("learnt from them", f"{len(families)} families, nine kernels in ten within (best and worst) {named}"))
+        rows.append(("  in networks", f"{percent(math.expm1(predictor.common_width_))} off in common"))
+    learnt = {"factors": predictor.factors_, "common_width": predictor.common_width_} if predictor else None
     rows += [(f"{row.value_ms:.5f} ms", row.kernel.key) for row in dearest]
-    show({"card": card, "dearest": dearest}, json, str(path), rows)
+    show({"card": card, "predictor": learnt, "dearest": dearest}, json, str(path), rows)
 
 
 @table.command("diff")

@@ -122,18 +122,47 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises ``UsageError`` if another process holds it, ``ResourceError`` if it cannot be written.
     """
+    lock = _lock(folder)
+    while not _is_at(lock, folder):
+        os.close(lock)
+        lock = _lock(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """A descriptor of the folder's lock, held; the folder may have been renamed since it was opened."""
+    try:
+        _make(folder)
+        try:
+            lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # renamed since it was made
+            return _lock(folder)
     except OSError as error:
         raise ResourceError(f"{folder}: cannot be written: {error.strerror}; name another folder with --output") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError:
-        raise UsageError(f"{folder}: another process works in this folder; wait, or name another one") from None
-    finally:
         os.close(lock)
+        raise UsageError(f"{folder}: another process works in this folder; wait, or name another one") from None
+    return lock
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if os.path.lexists(folder) and not folder.is_dir():  # else it was a folder, and is renamed by now
+            raise
+
+
+def _is_at(lock: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), (folder / ".lock").stat())
+    except FileNotFoundError:
+        return False
 
 
 class RunDirectory:

@@ -92,7 +92,7 @@ class Blueprint(msgspec.Struct, frozen=True):
 
 
 class TensorSpec(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
-    """Shape, element type and constancy of one tensor of a kernel; ``values`` only for scalars and small integer constants."""
+    """Shape, element type and constancy of one tensor of a kernel; ``values`` only for scalars and small whole constants."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -101,7 +101,7 @@ class TensorSpec(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=
 
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
-"""Of one element, for the types that weights are kept in; other constants are shapes and axes."""
+"""Of one element, for the types that weights are kept in."""
 
 
 class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
@@ -118,10 +118,14 @@ class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True
     provider: str
 
     @property
+    def weights(self) -> tuple[TensorSpec, ...]:
+        """Its constant tensors of numbers that are computed with; other constants are shapes and axes."""
+        return tuple(spec for spec in self.inputs if spec is not None and spec.is_constant and spec.dtype in _BYTES)
+
+    @property
     def weight_mib(self) -> float:
-        """Size of its constant tensors of numbers, in mebibytes."""
-        constants = (spec for spec in self.inputs if spec is not None and spec.is_constant and spec.dtype in _BYTES)
-        return sum(math.prod(spec.shape) * _BYTES[spec.dtype] for spec in constants) / 2**20
+        """Size of its weights, in mebibytes."""
+        return sum(math.prod(spec.shape) * _BYTES[spec.dtype] for spec in self.weights) / 2**20
 
     @property
     def identifier(self) -> str:

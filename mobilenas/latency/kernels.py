@@ -90,8 +90,7 @@ class TargetKernels:
         tables, left_out = _as_fast(found.tables)
 
         def load_predictor() -> KernelPredictor | None:
-            predictors = [(folder / PREDICTOR, table) for folder, table in tables if (folder / PREDICTOR).exists()]
-            return KernelPredictor.load(*predictors[0]) if predictors else None
+            return next(filter(None, (predictor_beside(folder, table) for folder, table in tables)), None)
 
         return cls([table for _, table in tables], load_predictor, (*found.left_out, *left_out))
 
@@ -201,6 +200,12 @@ class TargetKernels:
             interval_factor=conformal_factor(scale * sums, measured),
         )
         return calibrating, pooled, [row.kernel_sum_ms for row in networks]
+
+
+def predictor_beside(folder: Path, table: LatencyTable) -> KernelPredictor | None:
+    """What was learnt from the table in ``folder``, if anything was; raises ``DocumentError`` if it cannot be used."""
+    path = folder / PREDICTOR
+    return KernelPredictor.load(path, table) if path.exists() else None
 
 
 def learn(table: LatencyTable, networks: Sequence[Counter[Kernel]], measured_ms: np.ndarray) -> KernelPredictor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 from collections import Counter
@@ -214,9 +215,10 @@ class Campaign:
     ) -> LatencyTable:
         rows = {kernel: _row(kernel, measurements) for kernel in distinct}
         session_ms = card.session_ms
-        scale_networks, test_networks, lowered_only = self.networks
+        scale_networks, test_networks, _ = self.networks
         measured_ms = np.array([measurements[a.fingerprint].value_ms for a in scale_networks])
-        whole = [c for c in kernels if c.keys() <= rows.keys()]
+        known = [(a, c) for a, c in zip(itertools.chain(*self.networks), kernels, strict=True) if c.keys() <= rows.keys()]
+        whole = [counts for _, counts in known]
         weights_mib = np.array([math.fsum(n * kernel.weight_mib for kernel, n in c.items()) for c in whole])
         sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in whole])
         first = len(scale_networks)
@@ -227,7 +229,7 @@ class Campaign:
             _network_row(a, role, measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
             for (role, a), total in zip(roles, sums, strict=False)
         ]
-        costs = self.source.workload_costs([*scale_networks, *test_networks, *lowered_only], sums)
+        costs = self.source.workload_costs([architecture for architecture, _ in known], sums)
         space_card = _space_card(self.source, networks, costs.error if costs else None, self.plan.estimator)
         card = msgspec.structs.replace(
             card,
@@ -250,7 +252,7 @@ def working_in(folder: Path) -> Iterator[None]:
     """Hold a folder of records alone. Left without an error it is set aside, so that the same command measures anew."""
     with locked(folder):
         yield
-        folder.rename(folder.with_name(f"{folder.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
+        folder.rename(folder.with_name(f"{folder.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"))
 
 
 class LoweredNetworks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -323,7 +325,7 @@ def keep_kernels(
         if accepted:
             rows = {kernel: _row(kernel, measurements) for kernel in accepted}
             card = msgspec.structs.replace(_card(device, runtime, settings, plan, log, measurements), **_row_counts(rows))
-            LatencyTable(card, rows, {}, ()).save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{name}")
+            LatencyTable(card, rows, {}, ()).save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{name}")
     if refused:
         raise MissingKernelError(
             f"{runtime.name} refuses to run {len(refused)} of {len(kernels)} kernels alone, so that nothing tells their time "

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models.densenet import _DenseBlock
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.shufflenetv2 import InvertedResidual as ShuffleUnit
 from torchvision.models.squeezenet import Fire
@@ -110,6 +109,10 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {
 }
 
 
+GENERATOR = 1
+"""Raised whenever ``random_network`` draws other networks from the same seeds: campaigns of two are never joined."""
+
+
 class MobileNetworks(NetworkSource):
     """Random networks of the blocks that mobile networks are made of, at their shapes: what a table for any network is of.
 
@@ -121,7 +124,7 @@ class MobileNetworks(NetworkSource):
     name = MOBILE_NETWORKS
 
     def __init__(self, batch: int = 1) -> None:
-        self.options: dict[str, OptionValue] = {"batch": batch}
+        self.options: dict[str, OptionValue] = {"batch": batch, "generator": GENERATOR}
         self.key = self.name if batch == 1 else f"{self.name}-b{batch}"
 
     def draw(self, generator: random.Random) -> Architecture:
@@ -207,6 +210,24 @@ class _Residual(nn.Module):
         return out
 
 
+class _DenseLayers(nn.Module):
+    """Each layer reads what entered and what all before it made (Huang et al., CVPR 2017, with bottlenecks)."""
+
+    def __init__(self, layers: int, channels: int, growth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for read in range(channels, channels + layers * growth, growth):
+            squeeze = [nn.BatchNorm2d(read), nn.ReLU(), nn.Conv2d(read, 4 * growth, 1, bias=False)]
+            grow = [nn.BatchNorm2d(4 * growth), nn.ReLU(), nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)]
+            self.layers.append(nn.Sequential(*squeeze, *grow))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = [x]
+        for layer in self.layers:
+            made.append(layer(torch.cat(made, 1)))
+        return torch.cat(made, 1)
+
+
 def _inverted_residual(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
     """MobileNet v2 and v3, MNASNet, EfficientNet: expansion, depthwise, perhaps squeeze and excitation, projection."""
     kernel, expansion = generator.choice((3, 3, 5, 7)), generator.choice((1, 2, 3, 4, 6))
@@ -286,7 +307,7 @@ def _fire(generator: random.Random, before: int, after: int, stride: int, activa
 def _dense(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
     """DenseNet: each layer reads all before it; a transition halves the resolution."""
     growth, layers = generator.choice((8, 12, 16, 32)), generator.randint(2, 4)
-    block = _DenseBlock(layers, before, bn_size=4, growth_rate=growth, drop_rate=0.0)
+    block = _DenseLayers(layers, before, growth)
     transition = Conv2dNormActivation(before + layers * growth, after, 1, activation_layer=activation)
     return nn.Sequential(block, transition, *([nn.AvgPool2d(2)] if stride == 2 else []))
 

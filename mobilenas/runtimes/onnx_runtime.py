@@ -39,7 +39,9 @@ _DTYPES = {
 _LOWER_BATCH = 64
 """Models lowered by one runner process."""
 _STORED_VALUES = 64
-"""Integer constants up to this many elements are part of a kernel: they are shapes, axes and paddings."""
+"""Whole constants up to this many elements are part of a kernel: they are shapes, axes and paddings. Of fractions only scalars
+are, as an exponent of 2 is quicker than another; what has a dimension is trained, be it one bias: its value changes no time.
+"""
 
 
 class OnnxRuntime(Runtime):
@@ -205,7 +207,7 @@ def _constant_spec(tensor: onnx.TensorProto) -> TensorSpec:
     dtype = numpy_helper.to_array(tensor).dtype if tensor.data_type != TensorProto.FLOAT else np.dtype("float32")
     count = int(np.prod(tensor.dims)) if tensor.dims else 1
     values = None
-    if count == 1 or (dtype.kind == "i" and count <= _STORED_VALUES):
+    if not tensor.dims or (dtype.kind in "iub" and count <= _STORED_VALUES):
         values = tuple(numpy_helper.to_array(tensor).reshape(-1).tolist())
     return TensorSpec(tuple(tensor.dims), str(dtype), is_constant=True, values=values)
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mobilenas import onnx_model
-from mobilenas.config import PredictConfig, command_line
+from mobilenas.config import PredictConfig, ProfileConfig, command_line
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
@@ -107,7 +107,7 @@ def _known(cfg: PredictConfig, key: TableKey) -> TargetKernels:
         found = FoundTables((named, *others))
     known = TargetKernels.of(found)
     if not known.is_calibrated:
-        command = command_line("profile", PredictConfig(device=cfg.device), "--kernels", str(KERNELS_TO_PROFILE))
+        command = command_line("profile", ProfileConfig(device=cfg.device, kernels=KERNELS_TO_PROFILE))
         unused = f" Not used: {'; '.join(found.left_out)}." if found.left_out else ""
         raise MissingDataError(
             f"no latency table of {key.device}, {key.runtime} {key.runtime_version} holds whole networks, without which "

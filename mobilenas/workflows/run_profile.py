@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from mobilenas.config import ProfileConfig, SpaceConfig
+from mobilenas.config import DataSetConfig, ProfileConfig, SpaceConfig
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
 from mobilenas.errors import IncompatibleError, UsageError
@@ -40,8 +40,8 @@ def campaign_from_config(cfg: ProfileConfig) -> Campaign:
     if cfg.kernels is None:
         data = data_set_from_config(cfg.data) if cfg.data.name else None
         source = SpaceNetworks(space_from_config(cfg.space, data, cfg.device.batch))
-    elif cfg.space != SpaceConfig():
-        raise UsageError("--kernels measures kernels of any mobile network, --space those of a space: leave one of them out")
+    elif cfg.space != SpaceConfig() or cfg.data != DataSetConfig():
+        raise UsageError("kernels are those of any mobile network, space and data name those of a space: leave one of them out")
     else:
         source = MobileNetworks(cfg.device.batch)
         plan = msgspec.structs.replace(plan, lowered_networks=-(-cfg.kernels // NEW_KERNELS_PER_NETWORK))

@@ -9,7 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mobilenas.console import percent
 from mobilenas.core import documents
+from mobilenas.latency.kernels import PREDICTOR
+from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.store import keep_history
 from mobilenas.latency.table import LatencyTable
 from mobilenas.results import BudgetOutcome
@@ -40,6 +43,34 @@ def test_describe_a_network(path: str, run: Path, command: Command) -> None:
     plain = command("describe", path).out
     assert f"{found['madds']:,}" in plain
     assert found["fingerprint"] in plain
+
+
+def test_a_table_of_kernels_only_says_what_it_holds(table: Path, command: Command, home: Path) -> None:
+    whole = LatencyTable.load(table)
+    folder = home / "latency_tables" / "kernels"
+    card = msgspec.structs.replace(whole.card, spaces={}, cold_weights_ms_per_mib=0.0125)
+    kept = LatencyTable(card, whole.rows, {}, ())
+    kept.save(folder)
+    assert f"kernels only, {len(whole.rows)} kernels, {card.key.device}" in " ".join(command("table", "list").out.split())
+    shown = " ".join(command("table", "show", str(folder)).out.split())
+    assert "a call 2 us, the sentinel 100 us" in shown
+    assert "cold weights 12.5 us a MiB" in shown
+    assert "learnt from them" not in shown
+    predictor = KernelPredictor()
+    predictor.families_, predictor.factors_ = {}, {"Conv": 1.25, "Relu": 1.5}
+    predictor.common_width_, predictor.learnt_from_ = 0.1, kept.digest
+    predictor.save(folder / PREDICTOR)
+    shown = " ".join(command("table", "show", str(folder)).out.split())
+    assert "2 families, nine kernels in ten within (best and worst) Conv 25 %, Relu 50 % in networks 11 % off" in shown
+    assert one_object(command("table", "show", str(folder), "--json"))["predictor"]["factors"] == {"Conv": 1.25, "Relu": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"),
+    [(0.0, "0 %"), (0.0123, "1.2 %"), (0.55, "55 %"), (0.99, "99 %"), (0.999, "100 %"), (1.0, "100 %"), (2.34, "234 %")],
+)
+def test_percents(fraction: float, text: str) -> None:
+    assert percent(fraction) == text
 
 
 def test_table_list_and_show(table: Path, command: Command, home: Path) -> None:

@@ -161,10 +161,25 @@ def test_weights_beside_the_file_are_read(tmp_path: Path) -> None:
         assert (onnx.numpy_helper.to_array(one) == onnx.numpy_helper.to_array(other)).all()
 
 
-def test_a_kernel_table_and_a_space_contradict_each_other(command: Command) -> None:
-    outcome = command("profile", "--kernels", "50", "--space", "dense-small")
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--space", "dense-small"], "space.name"),
+        (["--space", "cells"], "space.name"),
+        (["--data", "digits"], "data.name"),
+        (["--set", "space.options.channels=4"], "space.options.channels"),
+        (["--config", "job.toml"], "data.name"),
+    ],
+)
+def test_a_kernel_table_and_a_space_contradict_each_other(
+    arguments: list[str], named: str, command: Command, tmp_path: Path
+) -> None:
+    """Even where what is said of the space is what it is by default."""
+    (tmp_path / "job.toml").write_text('[data]\nname = "digits"\n')
+    outcome = command("profile", "--kernels", "50", *arguments, "--dry-run")
     assert outcome.code == 2
-    assert "leave one of them out" in outcome.err
+    assert f"--kernels stands for space, data: leave it out, or {named}" in " ".join(outcome.err.split())
+    assert command("profile", "--kernels", "50", "--dry-run").code == 0
 
 
 def test_a_model_of_another_batch_says_what_to_set(command: Command, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mobilenas.core.run_directory import Journal, RunDirectory, write_atomic, write_together
+from mobilenas.core.run_directory import Journal, RunDirectory, locked, write_atomic, write_together
 from mobilenas.errors import DocumentError, ResourceError, UsageError
 
 
@@ -169,3 +169,11 @@ def test_a_full_disk_leaves_every_old_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ResourceError, match=r"b: cannot be written: No space"):
         write_together(tmp_path, {"a": "new a", "b": "new b"})
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old a", "b": "old b"}
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/none", "dangling"])
+def test_a_folder_that_cannot_be_made_is_not_held(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "dangling").symlink_to("/proc/none")
+    with pytest.raises(ResourceError, match="cannot be written"), locked(tmp_path / place):
+        pass

@@ -1,6 +1,7 @@
 """A campaign on an engine whose times are exact: what the table says must then be exact too."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import msgspec
 import pytest
 
 from mobilenas.core.measurement import PLANS
+from mobilenas.core.run_directory import Journal
 from mobilenas.devices.device import Device, find_device
 from mobilenas.errors import IncompatibleError, LinkError, MeasurementError, UsageError
-from mobilenas.profiling.campaign import Campaign
+from mobilenas.profiling.campaign import Campaign, working_in
 from mobilenas.profiling.networks import SpaceNetworks
 from mobilenas.runtimes.base import RunSettings
 from mobilenas.spaces.cells import CellSpace
@@ -161,3 +163,25 @@ def test_a_link_that_fails_leaves_what_was_measured(tmp_path: Path) -> None:
         for _ in range(3):
             link.push_bytes(b"x", "x")
     assert link.operations == 3
+
+
+def test_a_folder_that_was_set_aside_while_another_waited_for_it_is_not_worked_in(tmp_path: Path) -> None:
+    """Whoever opened the lock before the folder was renamed holds a lock that nobody else sees."""
+    folder, turns = tmp_path / "records", 25
+
+    def work(worker: int) -> None:
+        done = 0
+        while done < turns:
+            try:
+                with working_in(folder):
+                    Journal(folder / "rows.jsonl").append({"worker": worker, "turn": done})
+                    [entry] = Journal(folder / "rows.jsonl").read()
+                    assert entry == {"worker": worker, "turn": done}
+                done += 1
+            except UsageError:
+                continue
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    kept = [Journal(aside / "rows.jsonl").read() for aside in tmp_path.iterdir()]
+    assert sorted((entry["worker"], entry["turn"]) for [entry] in kept) == [(w, n) for w in range(4) for n in range(turns)]

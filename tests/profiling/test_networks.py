@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mobilenas.network import count_madds
+from mobilenas.profiling import networks
 from mobilenas.profiling.networks import ACTIVATIONS, BLOCKS, MobileNetworks, random_network
 
 
@@ -44,3 +45,21 @@ def test_every_block_has_the_shape_that_it_was_asked_for(kind: str, activation: 
             _, channels, height, _ = block(torch.zeros(1, before, 12, 12)).shape
         assert channels == after
         assert height == 12 // stride
+
+
+def test_campaigns_of_another_generator_are_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = MobileNetworks().options
+    monkeypatch.setattr(networks, "GENERATOR", networks.GENERATOR + 1)
+    assert MobileNetworks().options != before, "options are part of a campaign's name"
+
+
+def test_dense_layers_are_torchvisions() -> None:
+    from torchvision.models.densenet import DenseNet
+
+    torch.manual_seed(0)
+    theirs = DenseNet(growth_rate=8, block_config=(3,), num_init_features=12).features.denseblock1.eval()
+    ours = networks._DenseLayers(3, 12, 8).eval()
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    images = torch.randn(1, 12, 6, 6)
+    with torch.no_grad():
+        assert torch.equal(ours(images), theirs(images))

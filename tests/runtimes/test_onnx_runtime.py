@@ -2,6 +2,8 @@ import json
 import random
 
 import jsonschema
+import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -11,6 +13,7 @@ from mobilenas import onnx_model
 from mobilenas.core.measurement import PLANS
 from mobilenas.core.resources import shipped
 from mobilenas.core.run_directory import Journal
+from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import find_device
 from mobilenas.errors import IncompatibleError, MeasurementError, RunnerError
 from mobilenas.profiling.networks import network_for_timing
@@ -198,3 +201,20 @@ def test_a_node_that_was_not_reported_is_an_error() -> None:
     other = {"name": "Tanh_1", "provider": "", "outputs": []}
     with pytest.raises(RunnerError, match="Relu"):
         kernels_from_graph(onnx_model.make_model(graph).SerializeToString(), [other])
+
+
+def test_a_trained_bias_of_one_channel_is_not_part_of_a_kernel_but_an_exponent_is() -> None:
+    def lowered(bias: float, exponent: float) -> set[Kernel]:
+        convolution = nn.Conv2d(4, 1, 1)
+        with torch.no_grad():
+            convolution.bias.fill_(bias)
+        tensor = onnx.numpy_helper.from_array(np.array(exponent, np.float32), "exponent")
+        model = onnx_model.onnx_from_module(convolution, [torch.zeros(1, 4, 8, 8)], output_name="c")
+        model.graph.node.append(helper.make_node("Pow", ["c", "exponent"], ["y"], name="pow"))
+        model.graph.initializer.append(tensor)
+        model.graph.output[0].name = "y"
+        with find_device("local").open() as link:
+            return set(OnnxRuntime().kernels([model.SerializeToString()], link, SETTINGS)[0])
+
+    assert lowered(0.5, 2.0) == lowered(0.25, 2.0)
+    assert lowered(0.5, 2.0) != lowered(0.5, 2.5)

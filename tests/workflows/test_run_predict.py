@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ from mobilenas import onnx_model, workflows
 from mobilenas.config import DeviceConfig, PredictConfig
 from mobilenas.core.measurement import PLANS
 from mobilenas.core.workload import Kernel
-from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, MissingKernelError
+from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, MissingKernelError, UsageError
 from mobilenas.latency.kernels import PREDICTOR
 from mobilenas.latency.store import single_kernels_folder, table_folder
 from mobilenas.latency.table import LatencyTable, TableKey, TableRow
@@ -217,3 +218,24 @@ def test_a_damaged_predictor_stops_only_what_needs_it(tmp_path: Path) -> None:
     assert workflows.predict(written(tmp_path, "Relu"), PredictConfig()).predicted.predicted_share_fraction == 0
     with pytest.raises(DocumentError, match=f"{folder / PREDICTOR}: not a predictor"):
         workflows.predict(written(tmp_path, "Tanh"), PredictConfig())
+
+
+def test_predictions_at_the_same_time_wait_or_are_told_and_lose_nothing(tmp_path: Path) -> None:
+    save(table_of(lowered("Relu"), 0.5), "ours")
+    models = [written(tmp_path, *operators) for operators in (("Tanh",), ("Tanh",), ("Tanh", "Sigmoid"), ("Sigmoid",))]
+
+    def outcome(model: Path) -> str:
+        try:
+            workflows.predict(model, PredictConfig(profile_missing=True, plan="tiny"))
+        except UsageError as error:
+            return str(error)
+        return "predicted"
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        outcomes = list(pool.map(outcome, models))
+    assert all(text == "predicted" or "another process works in this folder" in text for text in outcomes)
+    assert outcomes.count("predicted") >= 3, "only those of the same kernels keep each other waiting"
+    for model in models:
+        found = workflows.predict(model, PredictConfig()).predicted
+        assert {share.source for share in found.kernels} == {"measured"}
+        assert found.left_out == ()

@@ -47,26 +47,26 @@ class Work:
 
 def work_of(kernel: Kernel) -> Work:
     """Counted from the shapes that the runtime gave; blocked layouts count their padding, which is executed too."""
-    data, weights = _split(kernel)
-    written = sum(map(_elements, kernel.outputs))
     madds = 0
     if _is_convolution(kernel):
-        out = kernel.outputs[0].shape
-        madds = out[0] * math.prod(out[2:]) * _elements(_second(kernel))
+        positions = _data(kernel)[0].shape if _is_transposed(kernel) else kernel.outputs[0].shape
+        madds = positions[0] * math.prod(positions[2:]) * _elements(_second(kernel))
     elif _is_product(kernel):
         madds = _elements(kernel.outputs[0]) * _contracted(kernel)
-    return Work(madds, sum(map(_elements, data)), written, sum(map(_elements, weights)))
+    return Work(madds, *(sum(map(_elements, specs)) for specs in (_data(kernel), kernel.outputs, kernel.weights)))
 
 
 def family_of(kernel: Kernel) -> str:
     """Kernels whose times one law describes: an operator on one type of numbers, and of convolutions depthwise, grouped,
-    pointwise and the others.
+    pointwise and the others, those of images apart from those in another number of dimensions.
     """
     name = kernel.operator
     if _is_convolution(kernel):
-        groups, (_, per_group, height, width) = _attributes(kernel).get("group", 1), _second(kernel).shape
+        groups, (first, second, *window) = _attributes(kernel).get("group", 1), _second(kernel).shape
+        per_group = first // groups if _is_transposed(kernel) else second
         kind = "depthwise" if per_group == 1 else "grouped"
-        name += f" {kind}" if groups > 1 else f" {'pointwise' if height * width == 1 else 'window'}"
+        name += f" {kind}" if groups > 1 else f" {'pointwise' if math.prod(window) == 1 else 'window'}"
+        name += "" if len(window) == 2 else f" {len(window)}-D"
     types = dict.fromkeys(spec.dtype for spec in (*kernel.inputs[:1], *kernel.outputs) if spec is not None)
     return name if set(types) == {"float32"} else f"{name} {' '.join(types)}"
 
@@ -74,7 +74,7 @@ def family_of(kernel: Kernel) -> str:
 def features_of(kernel: Kernel) -> np.ndarray:
     """Values of ``FEATURES``, ``(len(FEATURES),)``."""
     attributes, work = _attributes(kernel), work_of(kernel)
-    data, _ = _split(kernel)
+    data = _data(kernel)
     taken, made = data[0].shape if data else (), kernel.outputs[0].shape
     in_channels, out_channels = (shape[1] if len(shape) > 1 else 1 for shape in (taken, made))
     window = _second(kernel).shape[2:] if _is_convolution(kernel) else attributes.get("kernel_shape", ())
@@ -103,10 +103,9 @@ def features_of(kernel: Kernel) -> np.ndarray:
     )
 
 
-def _split(kernel: Kernel) -> tuple[list[TensorSpec], list[TensorSpec]]:
-    """Inputs that arrive, and constants of numbers."""
-    given = [spec for spec in kernel.inputs if spec is not None]
-    return [s for s in given if not s.is_constant], [s for s in given if s.is_constant and s.dtype.startswith("float")]
+def _data(kernel: Kernel) -> list[TensorSpec]:
+    """Inputs that arrive while the network runs."""
+    return [spec for spec in kernel.inputs if spec is not None and not spec.is_constant]
 
 
 def _attributes(kernel: Kernel) -> dict[str, Any]:
@@ -115,7 +114,12 @@ def _attributes(kernel: Kernel) -> dict[str, Any]:
 
 
 def _is_convolution(kernel: Kernel) -> bool:
-    return kernel.operator.endswith("Conv") and len(kernel.inputs) > 1 and len(_second(kernel).shape) == 4
+    return kernel.operator.endswith(("Conv", "ConvTranspose")) and len(kernel.inputs) > 1 and len(_second(kernel).shape) > 2
+
+
+def _is_transposed(kernel: Kernel) -> bool:
+    """Every element read meets every weight of its group, where a plain convolution's every element written does."""
+    return kernel.operator.endswith("ConvTranspose")
 
 
 def _is_product(kernel: Kernel) -> bool:

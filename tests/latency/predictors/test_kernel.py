@@ -86,6 +86,42 @@ def test_work_is_counted_by_hand() -> None:
     assert work_of(transposed).madds == 2 * 8 * 5
 
 
+@pytest.mark.parametrize(
+    ("operator", "read", "weights", "written", "group", "madds", "family"),
+    [
+        ("Conv", (1, 8, 20), (16, 8, 3), (1, 16, 18), 1, 18 * 16 * 8 * 3, "Conv window 1-D"),
+        ("Conv", (1, 8, 20), (8, 1, 3), (1, 8, 18), 8, 18 * 8 * 3, "Conv depthwise 1-D"),
+        ("Conv", (2, 4, 5, 6, 7), (3, 4, 1, 1, 1), (2, 3, 5, 6, 7), 1, 2 * 210 * 3 * 4, "Conv pointwise 3-D"),
+        ("ConvTranspose", (1, 8, 5, 5), (8, 4, 2, 2), (1, 4, 10, 10), 1, 25 * 8 * 4 * 4, "ConvTranspose window"),
+        ("ConvTranspose", (1, 8, 5, 5), (8, 2, 2, 2), (1, 8, 10, 10), 4, 25 * 8 * 2 * 4, "ConvTranspose grouped"),
+        ("ConvTranspose", (1, 8, 5, 5), (8, 1, 2, 2), (1, 8, 10, 10), 8, 25 * 8 * 4, "ConvTranspose depthwise"),
+    ],
+)
+def test_convolutions_of_all_kinds_are_counted(
+    operator: str,
+    read: tuple[int, ...],
+    weights: tuple[int, ...],
+    written: tuple[int, ...],
+    group: int,
+    madds: int,
+    family: str,
+) -> None:
+    inputs = (TensorSpec(read, "float32"), TensorSpec(weights, "float32", is_constant=True))
+    kernel = Kernel(operator, json.dumps({"group": group}), inputs, (TensorSpec(written, "float32"),), "F")
+    assert work_of(kernel).madds == madds
+    assert family_of(kernel) == family
+    assert features_of(kernel)[FEATURES.index("window")] == math.prod(weights[2:])
+
+
+def test_constants_that_are_no_numbers_to_compute_with_are_no_weights() -> None:
+    shape = TensorSpec((4,), "int64", is_constant=True, values=(1, 2, 3, 4))
+    weights = TensorSpec((16, 8), "int8", is_constant=True)
+    kernel = Kernel("Any", "{}", (TensorSpec((1, 8), "float32"), shape, weights), (TensorSpec((1, 16), "float32"),), "F")
+    assert kernel.weights == (weights,)
+    assert work_of(kernel).weights == 128
+    assert kernel.weight_mib == 128 / 2**20
+
+
 def test_families_part_what_different_laws_rule() -> None:
     families = [
         family_of(kernel)
