@@ -10,6 +10,7 @@ from mobilenas.core.architecture import Architecture, Decision, OptionValue
 from mobilenas.core.measurement import Measurement
 from mobilenas.export.verify import Agreement
 from mobilenas.latency.kernels import NetworkPrediction
+from mobilenas.latency.table import ErrorReport
 from mobilenas.search.selection import Selection
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -32,6 +33,8 @@ class ProfileResult(msgspec.Struct, frozen=True):
     """``None`` for a table of any network, which no search uses."""
     repeatability_fraction: float
     duration_s: float
+    network_error: ErrorReport | None = None
+    """Of the network predictor, each network predicted without itself; ``None`` where none was learnt."""
 
 
 class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

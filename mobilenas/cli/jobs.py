@@ -60,6 +60,9 @@ def profile(
     kernels: Annotated[
         int | None, typer.Option("--kernels", help="Not a space: so many kernels of mobile networks, for predict.")
     ] = None,
+    measure_networks: Annotated[
+        int | None, typer.Option("--measure-networks", help="So many more whole networks, for search --latency-model network.")
+    ] = None,
     plan: Plan = None,
     seed: Seed = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the table.")] = None,
@@ -80,6 +83,7 @@ def profile(
         "space.options.layers": layers,
         "data.name": data,
         "kernels": kernels,
+        "measure_networks": measure_networks,
         "plan": plan,
         "seed": seed,
         "output": str(output) if output else None,
@@ -102,6 +106,10 @@ def profile(
     ]
     if result.workload_mape_fraction is not None:
         rows.append(("workload costs", f"{percent(result.workload_mape_fraction)} off the kernel sums"))
+    learnt = result.network_error
+    if learnt is not None:
+        error = f"{percent(learnt.mape_fraction)}, worst {percent(learnt.worst_fraction)}"
+        rows.append(("error of the network predictor", f"{error} ({learnt.networks} networks, each without itself)"))
     rows.append(("took", f"{result.duration_s:.0f} s"))
     show(result, json, "profile", rows)
     if cfg.kernels is not None:
@@ -112,6 +120,7 @@ def profile(
         space=cfg.space,
         data=same_data(DataConfig(), cfg.data) if cfg.data.name else DataConfig(),
         latency_budget="40%",
+        latency_model="network" if learnt and learnt.mape_fraction < result.table_mape_fraction else "table",
         table=cfg.output,
     )
     say_next(json, command_line("search", following))
@@ -127,7 +136,7 @@ def search(
         float | None, typer.Option("--budget-quantile", help="Bind the prediction's interval at this quantile, 0.5 to 0.99.")
     ] = None,
     latency_model: Annotated[
-        str | None, typer.Option("--latency-model", help="What predicts: table or kernel.", metavar="NAME")
+        str | None, typer.Option("--latency-model", help="What predicts: table, kernel or network.", metavar="NAME")
     ] = None,
     method: Annotated[str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts or pc-darts.")] = None,
     preset: Annotated[

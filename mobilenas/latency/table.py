@@ -106,11 +106,15 @@ class WorkloadCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     error: ErrorReport
 
 
+NetworkRole = Literal["scale", "test", "learn"]
+"""What a measured network is for: the scale is fitted on it, it tests the table, or a predictor learns from it."""
+
+
 class NetworkRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole network of the space, measured; ``role`` tells whether the scale was fitted on it or it tested the table."""
+    """A whole network of the space, measured."""
 
     architecture: Architecture
-    role: Literal["scale", "test"]
+    role: NetworkRole
     measured_ms: ModelMilliseconds
     low_ms: ModelMilliseconds
     high_ms: ModelMilliseconds

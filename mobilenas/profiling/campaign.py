@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -30,6 +31,7 @@ from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.table import (
     ErrorReport,
     LatencyTable,
+    NetworkRole,
     NetworkRow,
     SpaceCard,
     TableCard,
@@ -56,6 +58,21 @@ class CampaignProgress:
     total: int
 
 
+class CampaignNetworks(NamedTuple):
+    """The networks of a campaign by what they are for; the last are only lowered, not measured."""
+
+    scale: tuple[Architecture, ...]
+    test: tuple[Architecture, ...]
+    learn: tuple[Architecture, ...]
+    lowered: tuple[Architecture, ...]
+
+    @property
+    def measured(self) -> list[tuple[NetworkRole, Architecture]]:
+        """With their roles in the table."""
+        roles: dict[NetworkRole, tuple[Architecture, ...]] = {"scale": self.scale, "test": self.test, "learn": self.learn}
+        return [(role, architecture) for role, part in roles.items() for architecture in part]
+
+
 @dataclass(frozen=True)
 class Campaign:
     """Everything that decides what is measured. ``root`` holds one folder per campaign."""
@@ -69,6 +86,8 @@ class Campaign:
     seed: int = 0
     maximum_kernels: int | None = None
     """Kernels that are measured at most, but for those of the measured networks, which all are."""
+    learnt_networks: int = 0
+    """Whole networks that are measured besides the plan's, for a predictor to learn from."""
 
     @property
     def name(self) -> str:
@@ -82,6 +101,7 @@ class Campaign:
             self.plan,
             self.seed,
             self.maximum_kernels,
+            *([self.learnt_networks] if self.learnt_networks else []),
         ]
         return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()[:12]
 
@@ -91,22 +111,22 @@ class Campaign:
         return self.root / self.name
 
     @cached_property
-    def networks(self) -> tuple[tuple[Architecture, ...], tuple[Architecture, ...], tuple[Architecture, ...]]:
-        """Networks that fit the scale, test the table, and are only lowered; all distinct."""
+    def networks(self) -> CampaignNetworks:
+        """All distinct; fewer, from the last kind on, where the source has no more."""
         generator = random.Random(f"{self.name}/networks")
-        wanted = [self.plan.scale_networks, self.plan.test_networks, self.plan.lowered_networks]
+        plan = self.plan
+        wanted = [plan.scale_networks, plan.test_networks, self.learnt_networks, plan.lowered_networks]
         found: dict[Architecture, None] = {}
         for _ in range(20 * sum(wanted)):
             if len(found) == sum(wanted):
                 break
             found[self.source.draw(generator)] = None
-        drawn = list(found)
-        first, second = wanted[0], wanted[0] + wanted[1]
-        return tuple(drawn[:first]), tuple(drawn[first:second]), tuple(drawn[second:])
+        drawn = iter(found)
+        return CampaignNetworks(*(tuple(islice(drawn, count)) for count in wanted))
 
     def describe(self) -> dict[str, Any]:
         """The plan in numbers, for a dry run; kernels are known only after lowering, so their number is typical."""
-        measured = self.plan.scale_networks + self.plan.test_networks
+        measured = self.plan.scale_networks + self.plan.test_networks + self.learnt_networks
         sweep_s = measured * SECONDS_PER_NETWORK_SWEEP + (self.maximum_kernels or EXPECTED_KERNELS) * SECONDS_PER_KERNEL_SWEEP
         return {
             "campaign": str(self.folder),
@@ -132,11 +152,10 @@ class Campaign:
 
     def run(self, progress: Callable[[CampaignProgress], None] = lambda _: None) -> LatencyTable:
         """Lower, measure, fit. Raises ``DeviceError`` and ``MeasurementError`` kinds; what was measured stays."""
-        scale_networks, test_networks, lowered_only = self.networks
-        measured_networks = scale_networks + test_networks
+        measured_networks = [architecture for _, architecture in self.networks.measured]
         write_atomic(self.folder / "campaign.json", documents.dump_json(self.describe()))
         with self.device.open() as link:
-            kernels = self._lower([*measured_networks, *lowered_only], link, progress)
+            kernels = self._lower([*measured_networks, *self.networks.lowered], link, progress)
             distinct = self._chosen(kernels)
             models = self._models(distinct, measured_networks, progress)
 
@@ -161,7 +180,7 @@ class Campaign:
         seen = dict.fromkeys(kernel for network in kernels for kernel in sorted(network))
         if self.maximum_kernels is None:
             return sorted(seen)
-        measured = set().union(*kernels[: self.plan.scale_networks + self.plan.test_networks])
+        measured = set().union(*kernels[: len(self.networks.measured)])
         return sorted(list(seen)[: max(self.maximum_kernels, len(measured))])
 
     def _lower(
@@ -205,20 +224,18 @@ class Campaign:
     ) -> LatencyTable:
         rows = {kernel: _row(kernel, measurements) for kernel in distinct}
         session_ms = measurements[SESSION].value_ms
-        scale_networks, test_networks, lowered_only = self.networks
-        measured_ms = np.array([measurements[a.fingerprint].value_ms for a in scale_networks])
+        measured_ms = np.array([measurements[a.fingerprint].value_ms for a in self.networks.scale])
         whole = [c for c in kernels if c.keys() <= rows.keys()]
         weights_mib = np.array([math.fsum(n * kernel.weight_mib for kernel, n in c.items()) for c in whole])
         sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in whole])
-        first = len(scale_networks)
+        first = len(self.networks.scale)
         cold_weights_ms = fit.fit_cold_weights(sums[:first] + session_ms, weights_mib[:first], measured_ms)
         sums += cold_weights_ms * weights_mib
-        roles = [*(("scale", a) for a in scale_networks), *(("test", a) for a in test_networks)]
         networks = [
             _network_row(a, role, measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
-            for (role, a), total in zip(roles, sums, strict=False)
+            for (role, a), total in zip(self.networks.measured, sums, strict=False)
         ]
-        costs = self.source.workload_costs([*scale_networks, *test_networks, *lowered_only], sums)
+        costs = self.source.workload_costs([a for part in self.networks for a in part], sums)
         space_card = _space_card(self.source, networks, costs.error if costs else None)
         card = msgspec.structs.replace(
             _card(self.device, self.runtime, self.settings, self.plan, hello, session_ms, rows),
@@ -326,7 +343,7 @@ def _kernel_name(kernel: Kernel, copies: int) -> str:
 
 
 def _network_row(
-    architecture: Architecture, role: Any, measurement: Measurement, kernel_sum_ms: float, madds: int
+    architecture: Architecture, role: NetworkRole, measurement: Measurement, kernel_sum_ms: float, madds: int
 ) -> NetworkRow:
     return NetworkRow(
         architecture=architecture,

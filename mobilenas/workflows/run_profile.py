@@ -14,10 +14,12 @@ from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
 from mobilenas.errors import UsageError
 from mobilenas.latency.kernels import PREDICTOR
+from mobilenas.latency.network_model import CARD, TENSORS
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.store import check_replaceable, table_folder
 from mobilenas.latency.table import LatencyTable
 from mobilenas.profiling.campaign import Campaign
+from mobilenas.profiling.learn import learn_network_model
 from mobilenas.profiling.networks import MobileNetworks, NetworkSource, SpaceNetworks
 from mobilenas.results import ProfileResult
 from mobilenas.workflows.naming import (
@@ -39,13 +41,19 @@ def campaign_from_config(cfg: ProfileConfig) -> Campaign:
     if cfg.kernels is None:
         data = data_set_from_config(cfg.data) if cfg.data.name else None
         source = SpaceNetworks(space_from_config(cfg.space, data, cfg.device.batch))
+    elif cfg.measure_networks:
+        raise UsageError(
+            "--kernels measures kernels of any network, --measure-networks networks of a space: leave one of them out"
+        )
     elif cfg.space != SpaceConfig():
         raise UsageError("--kernels measures kernels of any mobile network, --space those of a space: leave one of them out")
     else:
         source = MobileNetworks(cfg.device.batch)
         plan = msgspec.structs.replace(plan, lowered_networks=-(-cfg.kernels // NEW_KERNELS_PER_NETWORK))
     root = user_data_directory() / "campaigns"
-    return Campaign(source, target.device, target.runtime, target.settings, plan, root, cfg.seed, cfg.kernels)
+    return Campaign(
+        source, target.device, target.runtime, target.settings, plan, root, cfg.seed, cfg.kernels, cfg.measure_networks or 0
+    )
 
 
 def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResult:
@@ -59,6 +67,7 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
     with campaign.running():
         table = campaign.run(lambda p: told.progress(p.stage, p.done, p.total))
         folder = Path(cfg.output) if cfg.output else table_folder(table.card.key, campaign.source.key)
+        learnt = None
         if cfg.kernels is not None:
             told.progress("learning from the kernels", 0, 1)
             predictor = _learn(campaign, table)
@@ -66,7 +75,14 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
             table.save(folder)
             predictor.save(folder / PREDICTOR)
         else:
+            if cfg.measure_networks and isinstance(campaign.source, SpaceNetworks):
+                told.progress("learning from the networks", 0, 1)
+                learnt = learn_network_model(campaign.source.space, table, cfg.seed)
+            for name in (CARD, TENSORS):
+                (folder / name).unlink(missing_ok=True)
             table.save(folder)
+            if learnt:
+                learnt.save(folder)
     card = table.space_card(campaign.source.key)
     return ProfileResult(
         table=str(folder),
@@ -80,6 +96,7 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
         workload_mape_fraction=card.workload_error.mape_fraction if card.workload_error else None,
         repeatability_fraction=card.repeatability_fraction,
         duration_s=time.monotonic() - begin,
+        network_error=learnt.error if learnt else None,
     )
 
 
