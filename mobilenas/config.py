@@ -148,6 +148,8 @@ class ProfileConfig(Strict):
     """Instead of a space, about so many kernels of random mobile networks: a table for any network."""
     measure_networks: Count | None = None
     """Whole networks that are measured besides the plan's, to learn a network predictor from."""
+    transfer: bool = False
+    """Measure no kernels: only those networks, and start from the tables of other targets."""
     plan: str = "quick"
     seed: Seed = 0
     output: str | None = None

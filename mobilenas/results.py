@@ -10,6 +10,7 @@ from mobilenas.core.architecture import Architecture, Decision, OptionValue
 from mobilenas.core.measurement import Measurement
 from mobilenas.export.verify import Agreement
 from mobilenas.latency.kernels import NetworkPrediction
+from mobilenas.latency.network_model import Proxy
 from mobilenas.latency.table import ErrorReport
 from mobilenas.search.selection import Selection
 
@@ -35,6 +36,23 @@ class ProfileResult(msgspec.Struct, frozen=True):
     duration_s: float
     network_error: ErrorReport | None = None
     """Of the network predictor, each network predicted without itself; ``None`` where none was learnt."""
+
+
+class TransferResult(msgspec.Struct, frozen=True):
+    """What ``profile --transfer`` made: a network predictor, no table."""
+
+    folder: str
+    networks: int
+    """Measured on the device; kernels were not."""
+    networks_not_converged: int
+    error: ErrorReport
+    """On these networks, each predicted without itself."""
+    interval_factor: float
+    workload_mape_fraction: float
+    """Of the linear stand-in against the predictor."""
+    proxies: tuple[Proxy, ...]
+    """Tables of other targets, the one most believed in first."""
+    duration_s: float
 
 
 class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

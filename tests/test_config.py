@@ -173,7 +173,16 @@ def test_every_flag_in_a_printed_command_is_a_setting() -> None:
 
     kinds = (ProfileConfig, SearchConfig, VerifyConfig)
     known = {key for kind in kinds for key in _flat(tomllib.loads(dump_config(kind())))}
-    optional = {"latency_budget", "table", "output", "data", "kernels", "space.options.channels", "space.options.layers"}
+    optional = {
+        "latency_budget",
+        "table",
+        "output",
+        "data",
+        "kernels",
+        "measure_networks",
+        "space.options.channels",
+        "space.options.layers",
+    }
     assert set(_FLAGS) <= known | optional
 
 

@@ -63,6 +63,9 @@ def profile(
     measure_networks: Annotated[
         int | None, typer.Option("--measure-networks", help="So many more whole networks, for search --latency-model network.")
     ] = None,
+    transfer: Annotated[
+        bool | None, typer.Option("--transfer", help="Measure those networks only, and start from tables of other targets.")
+    ] = None,
     plan: Plan = None,
     seed: Seed = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the table.")] = None,
@@ -84,6 +87,7 @@ def profile(
         "data.name": data,
         "kernels": kernels,
         "measure_networks": measure_networks,
+        "transfer": transfer,
         "plan": plan,
         "seed": seed,
         "output": str(output) if output else None,
@@ -92,8 +96,11 @@ def profile(
     from mobilenas import workflows
 
     if dry_run:
-        described = workflows.campaign_from_config(cfg).describe()
+        described = (workflows.transfer_from_config(cfg) if cfg.transfer else workflows.campaign_from_config(cfg)).describe()
         show(described, json, "profile, not run", [(key, str(value)) for key, value in described.items()])
+        return
+    if cfg.transfer:
+        _transfer(cfg, json, quiet)
         return
     result = with_listener(quiet or json, lambda told: workflows.profile(cfg, told), GOES_ON)
     rows = [
@@ -115,15 +122,43 @@ def profile(
     if cfg.kernels is not None:
         say_next(json, command_line("predict", PredictConfig(device=cfg.device), "MODEL.onnx"))
         return
+    say_next(json, _search_after(cfg, "network" if learnt and learnt.mape_fraction < result.table_mape_fraction else "table"))
+
+
+def _transfer(cfg: ProfileConfig, json: bool, quiet: bool) -> None:
+    from mobilenas import workflows
+
+    result = with_listener(quiet or json, lambda told: workflows.transfer(cfg, told), GOES_ON)
+    error = f"{percent(result.error.mape_fraction)}, worst {percent(result.error.worst_fraction)}"
+    rows = [
+        ("network predictor", result.folder),
+        ("measured", f"{result.networks} networks, {result.networks_not_converged} not converged; no kernels"),
+        ("error", f"{error} (each network without itself)"),
+        ("interval", f"within {result.interval_factor:.3f} times"),
+        ("linear costs", f"{percent(result.workload_mape_fraction)} off the predictor"),
+        *(
+            (
+                "proxy",
+                f"{p.key.device} {p.key.runtime} {p.key.precision} {p.key.threads} threads: weight {p.weight_fraction:.2f}",
+            )
+            for p in result.proxies
+        ),
+        ("took", f"{result.duration_s:.0f} s"),
+    ]
+    show(result, json, "profile --transfer", rows)
+    say_next(json, _search_after(cfg, "network"))
+
+
+def _search_after(cfg: ProfileConfig, latency_model: str) -> str:
     following = SearchConfig(
         device=cfg.device,
         space=cfg.space,
         data=same_data(DataConfig(), cfg.data) if cfg.data.name else DataConfig(),
         latency_budget="40%",
-        latency_model="network" if learnt and learnt.mape_fraction < result.table_mape_fraction else "table",
+        latency_model=latency_model,
         table=cfg.output,
     )
-    say_next(json, command_line("search", following))
+    return command_line("search", following)
 
 
 def search(

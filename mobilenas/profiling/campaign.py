@@ -57,6 +57,11 @@ class CampaignProgress:
     done: int
     total: int
 
+    @classmethod
+    def of_sweep(cls, p: MeasureProgress) -> CampaignProgress:
+        """Of a measurement."""
+        return cls(f"{p.text}, next in {p.wait_s:.0f} s" if p.wait_s else p.text, p.done, p.total)
+
 
 class CampaignNetworks(NamedTuple):
     """The networks of a campaign by what they are for; the last are only lowered, not measured."""
@@ -158,11 +163,6 @@ class Campaign:
             kernels = self._lower([*measured_networks, *self.networks.lowered], link, progress)
             distinct = self._chosen(kernels)
             models = self._models(distinct, measured_networks, progress)
-
-            def on_sweep(p: MeasureProgress) -> None:
-                waiting = f", next in {p.wait_s:.0f} s" if p.wait_s else ""
-                progress(CampaignProgress(f"{p.text}{waiting}", p.done, p.total))
-
             measurements, hello = measure(
                 models,
                 link,
@@ -171,7 +171,7 @@ class Campaign:
                 self.plan,
                 journal=Journal(self.folder / "rows.jsonl"),
                 seed=self.seed,
-                progress=on_sweep,
+                progress=lambda p: progress(CampaignProgress.of_sweep(p)),
             )
         return self._table(distinct, kernels, measurements, hello)
 
@@ -400,19 +400,11 @@ def _card(
     return TableCard(
         origin="measured",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        key=TableKey(
-            device=device.card.name,
-            runtime=runtime.name,
-            runtime_version=str(hello.get("engine_version", "unknown")),
-            provider=settings.provider,
-            precision=settings.precision,
-            threads=settings.threads,
-            batch=settings.batch,
-        ),
+        key=key_of(device, runtime, settings, hello),
         plan=plan,
         estimator=ESTIMATOR,
         protocol=PROTOCOL,
-        environment=detect_environment(_versions(hello)),
+        environment=detect_environment(versions_of(hello)),
         session_ms=session_ms,
         rows=len(rows),
         rows_not_converged=sum(not row.converged for row in rows.values()),
@@ -422,7 +414,18 @@ def _card(
     )
 
 
-def _versions(hello: dict[str, Any]) -> dict[str, str]:
+def key_of(device: Device, runtime: Runtime, settings: RunSettings, hello: dict[str, Any]) -> TableKey:
+    """What numbers measured so are of; ``hello`` is what the runner said of itself."""
+    return TableKey(
+        device=device.card.name,
+        runtime=runtime.name,
+        runtime_version=str(hello.get("engine_version", "unknown")),
+        **msgspec.to_builtins(settings),
+    )
+
+
+def versions_of(hello: dict[str, Any]) -> dict[str, str]:
+    """Of all that took part in a measurement."""
     return {
         "mobilenas": version("mobilenas"),
         "torch": str(torch.__version__),

@@ -38,6 +38,8 @@ def campaign_from_config(cfg: ProfileConfig) -> Campaign:
     """The campaign that ``profile`` would run; ``describe`` on it is the dry run."""
     target, plan = Target.from_config(cfg.device), plan_named(cfg.plan)
     source: NetworkSource
+    if cfg.transfer:
+        raise UsageError("a transfer measures no kernels and makes no table: it is workflows.transfer, not workflows.profile")
     if cfg.kernels is None:
         data = data_set_from_config(cfg.data) if cfg.data.name else None
         source = SpaceNetworks(space_from_config(cfg.space, data, cfg.device.batch))
