@@ -150,6 +150,10 @@ class ProfileConfig(Strict):
     """Without a name, the options of the space say all."""
     kernels: Count | None = None
     """Instead of a space, about so many kernels of random mobile networks: a table for any network."""
+    measure_networks: Count | None = None
+    """Whole networks that are measured besides the plan's, to learn a network predictor from."""
+    transfer: bool = False
+    """Measure no kernels: only those networks, and start from the tables of other targets."""
     plan: str = "quick"
     environment: Gate = "warn"
     """What a clock that is not fixed or a busy machine does: ``strict`` refuses to measure, ``warn`` says so in the table."""
@@ -177,7 +181,7 @@ class SearchConfig(Strict):
     budget_quantile: Annotated[float, msgspec.Meta(ge=0.5, le=0.99)] = 0.5
     """What of the predicted interval the budget binds: 0.5 is the prediction, 0.9 what nine networks in ten stay below."""
     latency_model: str = "table"
-    """``table``, ``kernel``, or a plug-in's."""
+    """``table``, ``kernel``, ``network``, or a plug-in's."""
     log_cost: LogCostConfig = LogCostConfig()
     plan: str = "quick"
     """How candidates are measured."""
@@ -383,6 +387,7 @@ _FLAGS = {
     "method": "--method",
     "epochs": "--epochs",
     "kernels": "--kernels",
+    "measure_networks": "--measure-networks",
     "plan": "--plan",
     "table": "--table",
     "seed": "--seed",

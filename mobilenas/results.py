@@ -11,6 +11,8 @@ from mobilenas.core.measurement import Measurement, SlowDown, Statistic
 from mobilenas.export.verify import Agreement
 from mobilenas.latency.diff import TableDifference
 from mobilenas.latency.kernels import NetworkPrediction
+from mobilenas.latency.network_model import Proxy
+from mobilenas.latency.table import ErrorReport
 from mobilenas.search.selection import Selection
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -40,6 +42,27 @@ class ProfileResult(msgspec.Struct, frozen=True):
     slow_down: SlowDown | None
     since: Since | None
     """What has moved since the table was last made."""
+    duration_s: float
+    network_error: ErrorReport | None = None
+    """Of the network predictor, each network predicted without itself; ``None`` where none was learnt."""
+
+
+class TransferResult(msgspec.Struct, frozen=True):
+    """What ``profile --transfer`` made: a network predictor, no table."""
+
+    folder: str
+    networks: int
+    """Measured on the device; kernels were not."""
+    networks_not_converged: int
+    error: ErrorReport
+    """On these networks, each predicted without itself."""
+    interval_factor: float
+    workload_mape_fraction: float
+    """Of the linear stand-in against the predictor."""
+    proxies: tuple[Proxy, ...]
+    """Tables of other targets, the one most believed in first."""
+    doubts: tuple[str, ...]
+    """What spoke against the environment."""
     duration_s: float
 
 

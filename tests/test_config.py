@@ -183,6 +183,7 @@ def test_every_flag_in_a_printed_command_is_a_setting() -> None:
         "output",
         "data",
         "kernels",
+        "measure_networks",
         "space.options.channels",
         "space.options.layers",
     }

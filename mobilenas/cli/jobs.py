@@ -80,6 +80,12 @@ def profile(
     kernels: Annotated[
         int | None, typer.Option("--kernels", help="Not a space: so many kernels of mobile networks, for predict.")
     ] = None,
+    measure_networks: Annotated[
+        int | None, typer.Option("--measure-networks", help="So many more whole networks, for search --latency-model network.")
+    ] = None,
+    transfer: Annotated[
+        bool | None, typer.Option("--transfer", help="Measure those networks only, and start from tables of other targets.")
+    ] = None,
     plan: Plan = None,
     environment: Annotated[
         str | None,
@@ -106,6 +112,8 @@ def profile(
         "space.options.layers": layers,
         "data.name": data,
         "kernels": kernels,
+        "measure_networks": measure_networks,
+        "transfer": transfer,
         "plan": plan,
         "environment": environment,
         "seed": seed,
@@ -115,8 +123,11 @@ def profile(
     from mobilenas import workflows
 
     if dry_run:
-        described = workflows.campaign_from_config(cfg).describe()
+        described = (workflows.transfer_from_config(cfg) if cfg.transfer else workflows.campaign_from_config(cfg)).describe()
         show(described, json, "profile, not run", [(key, str(value)) for key, value in described.items()])
+        return
+    if cfg.transfer:
+        _transfer(cfg, json, quiet)
         return
     result = with_listener(quiet or json, lambda told: workflows.profile(cfg, told), GOES_ON)
     rows = [
@@ -130,6 +141,10 @@ def profile(
     ]
     if result.workload_mape_fraction is not None:
         rows.append(("workload costs", f"{percent(result.workload_mape_fraction)} off the kernel sums"))
+    learnt = result.network_error
+    if learnt is not None:
+        error = f"{percent(learnt.mape_fraction)}, worst {percent(learnt.worst_fraction)}"
+        rows.append(("error of the network predictor", f"{error} ({learnt.networks} networks, each without itself)"))
     rows += [("doubt", doubt) for doubt in result.doubts]
     if result.slow_down:
         rows.append(("doubt", slow_down_words(result.slow_down)))
@@ -140,14 +155,44 @@ def profile(
     if cfg.kernels is not None:
         say_next(json, command_line("predict", PredictConfig(device=cfg.device), "MODEL.onnx"))
         return
+    say_next(json, _search_after(cfg, "network" if learnt and learnt.mape_fraction < result.table_mape_fraction else "table"))
+
+
+def _transfer(cfg: ProfileConfig, json: bool, quiet: bool) -> None:
+    from mobilenas import workflows
+
+    result = with_listener(quiet or json, lambda told: workflows.transfer(cfg, told), GOES_ON)
+    error = f"{percent(result.error.mape_fraction)}, worst {percent(result.error.worst_fraction)}"
+    rows = [
+        ("network predictor", result.folder),
+        ("measured", f"{result.networks} networks, {result.networks_not_converged} not converged; no kernels"),
+        ("error", f"{error} (each network without itself)"),
+        ("interval", f"within {result.interval_factor:.3f} times"),
+        ("linear costs", f"{percent(result.workload_mape_fraction)} off the predictor"),
+        *(
+            (
+                "proxy",
+                f"{p.key.device} {p.key.runtime} {p.key.precision} {p.key.threads} threads: weight {p.weight_fraction:.2f}",
+            )
+            for p in result.proxies
+        ),
+        *(("doubt", doubt) for doubt in result.doubts),
+        ("took", f"{result.duration_s:.0f} s"),
+    ]
+    show(result, json, "profile --transfer", rows)
+    say_next(json, _search_after(cfg, "network"))
+
+
+def _search_after(cfg: ProfileConfig, latency_model: str) -> str:
     following = SearchConfig(
         device=cfg.device,
         space=cfg.space,
         data=same_data(DataConfig(), cfg.data) if cfg.data.name else DataConfig(),
         latency_budget="40%",
+        latency_model=latency_model,
         table=cfg.output,
     )
-    say_next(json, command_line("search", following))
+    return command_line("search", following)
 
 
 def search(
@@ -163,7 +208,7 @@ def search(
         float | None, typer.Option("--budget-quantile", help="Bind the prediction's interval at this quantile, 0.5 to 0.99.")
     ] = None,
     latency_model: Annotated[
-        str | None, typer.Option("--latency-model", help="What predicts: table or kernel.", metavar="NAME")
+        str | None, typer.Option("--latency-model", help="What predicts: table, kernel or network.", metavar="NAME")
     ] = None,
     method: Annotated[str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts or pc-darts.")] = None,
     preset: Annotated[

@@ -15,5 +15,6 @@ LATENCY_MODELS: Registry[Callable[[Sought], LatencyModel]] = Registry(
     {
         "table": "mobilenas.latency.models:TableModel.find",
         "kernel": "mobilenas.latency.kernel_model:KernelModel.find",
+        "network": "mobilenas.latency.network_model:NetworkModel.find",
     },
 )

@@ -53,15 +53,15 @@ def find_table(path: Path | None, key: TableKey, space_key: str, profile_command
         table.space_card(space_key)
         return table
     unread: list[DocumentError] = []
-    for root in _roots():
+    for root in table_roots():
         tables, errors = _read(root)
         unread += errors
-        found = [t for _, t in tables if _same_target(t.card.key, key) and space_key in t.card.spaces]
+        found = [t for _, t in tables if same_target(t.card.key, key) and space_key in t.card.spaces]
         if found:
             return max(found, key=lambda table: table.card.created)
     also = f" ({len(unread)} tables cannot be read; the first: {unread[0]})" if unread else ""
     raise MissingDataError(
-        f"no latency table of {_words(key)} covers the space {space_key}; measure one: {profile_command}{also}"
+        f"no latency table of {words_of(key)} covers the space {space_key}; measure one: {profile_command}{also}"
     )
 
 
@@ -70,9 +70,9 @@ def load_target_table(path: Path, key: TableKey) -> LatencyTable:
     another version of the engine than ``key`` names (an empty one is open).
     """
     table = LatencyTable.load(path)
-    if not _same_target(table.card.key, key):
+    if not same_target(table.card.key, key):
         raise IncompatibleError(
-            f"{path} is a latency table of {_words(table.card.key)}, wanted is one of {_words(key)} (device, runtime, "
+            f"{path} is a latency table of {words_of(table.card.key)}, wanted is one of {words_of(key)} (device, runtime, "
             f"provider, precision, threads, batch, estimator): name another table, or measure one: {table.profile_command()}"
         )
     if key.runtime_version not in ("", table.card.key.runtime_version):
@@ -86,7 +86,7 @@ def load_target_table(path: Path, key: TableKey) -> LatencyTable:
 def target_tables(key: TableKey) -> FoundTables:
     """Every table of a target and of the version of its engine; left out are those of other versions or that cannot be read."""
     tables, unread = known_tables()
-    of_target = sorted((t for t in tables if _same_target(t[1].card.key, key)), key=lambda t: t[1].card.created, reverse=True)
+    of_target = sorted((t for t in tables if same_target(t[1].card.key, key)), key=lambda t: t[1].card.created, reverse=True)
     others = [_other_version(path, table, key) for path, table in of_target if table.card.key != key]
     return FoundTables(tuple(t for t in of_target if t[1].card.key == key), (*others, *map(str, unread)))
 
@@ -96,10 +96,10 @@ def check_replaceable(folder: Path, key: TableKey, space_key: str) -> None:
     if not (folder / "card.json").exists():
         return
     card = LatencyTable.load(folder).card
-    if not (_same_target(card.key, key) and set(card.spaces) == {space_key}):
+    if not (same_target(card.key, key) and set(card.spaces) == {space_key}):
         raise UsageError(
-            f"{folder} holds the latency table of {_words(card.key)} with the space {', '.join(card.spaces)}; written would be "
-            f"one of {_words(key)} with the space {space_key}: name another --output"
+            f"{folder} holds the latency table of {words_of(card.key)} with the space {', '.join(card.spaces)}; written would "
+            f"be one of {words_of(key)} with the space {space_key}: name another --output"
         )
 
 
@@ -133,21 +133,25 @@ def last_kept(folder: Path) -> Path:
 
 def known_tables() -> tuple[list[tuple[Path, LatencyTable]], list[DocumentError]]:
     """Folder and table of every table that a search looks through, the user's own first; what is wrong with the others."""
-    read = [_read(root) for root in _roots()]
+    read = [_read(root) for root in table_roots()]
     return [found for tables, _ in read for found in tables], [error for _, errors in read for error in errors]
 
 
-def _roots() -> tuple[Path, Path]:
+def table_roots() -> tuple[Path, Path]:
+    """Folders below which tables are looked for, the user's own first."""
     return user_data_directory() / "latency_tables", shipped("latency_tables")
+
+
+def files_named(name: str, root: Path) -> list[Path]:
+    """Every file of that name below ``root`` but for those that were replaced."""
+    return [path for path in sorted(root.glob(f"**/{name}")) if HISTORY not in path.relative_to(root).parts]
 
 
 def _read(root: Path) -> tuple[list[tuple[Path, LatencyTable]], list[DocumentError]]:
     """Every table below ``root`` with its folder, and what is wrong with those that cannot be read."""
     tables: list[tuple[Path, LatencyTable]] = []
     errors: list[DocumentError] = []
-    for card in sorted(root.glob("**/card.json")):
-        if HISTORY in card.relative_to(root).parts:
-            continue
+    for card in files_named("card.json", root):
         try:
             tables.append((card.parent, LatencyTable.load(card.parent)))
         except DocumentError as error:
@@ -159,9 +163,11 @@ def _other_version(path: Path, table: LatencyTable, key: TableKey) -> str:
     return f"{path} was measured with {key.runtime} {table.card.key.runtime_version}, the device has {key.runtime_version}"
 
 
-def _same_target(a: TableKey, b: TableKey) -> bool:
+def same_target(a: TableKey, b: TableKey) -> bool:
+    """Whether two keys are of one target, in any version of the engine."""
     return msgspec.structs.replace(a, runtime_version="") == msgspec.structs.replace(b, runtime_version="")
 
 
-def _words(key: TableKey) -> str:
+def words_of(key: TableKey) -> str:
+    """A target as error messages name it."""
     return f"{key.device} {key.runtime} {key.provider} {key.precision} {key.threads} {key.batch} {key.estimator}"

@@ -87,7 +87,8 @@ class ErrorReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
         relative = predicted / truth - 1
         size = np.abs(relative)
-        rank = float(spearmanr(predicted, truth).statistic) if len(truth) > 2 else float("nan")
+        is_ranked = len(truth) > 2 and np.ptp(predicted) > 0 and np.ptp(truth) > 0
+        rank = float(spearmanr(predicted, truth).statistic) if is_ranked else 0.0
         return cls(
             networks=len(truth),
             mape_fraction=float(size.mean()),
@@ -96,7 +97,7 @@ class ErrorReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             worst_fraction=float(size.max()),
             within_5_fraction=float((size <= 0.05).mean()),
             within_10_fraction=float((size <= 0.10).mean()),
-            spearman=rank if np.isfinite(rank) else 0.0,
+            spearman=rank,
         )
 
 
@@ -110,11 +111,15 @@ class WorkloadCosts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     error: ErrorReport
 
 
+NetworkRole = Literal["scale", "test", "learn"]
+"""What a measured network is for: the scale is fitted on it, it tests the table, or a predictor learns from it."""
+
+
 class NetworkRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole network of the space, measured; ``role`` tells whether the scale was fitted on it or it tested the table."""
+    """A whole network of the space, measured."""
 
     architecture: Architecture
-    role: Literal["scale", "test"]
+    role: NetworkRole
     measured_ms: ModelMilliseconds
     low_ms: ModelMilliseconds
     high_ms: ModelMilliseconds
@@ -133,6 +138,16 @@ class StatisticFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     factor: Annotated[float, msgspec.Meta(gt=0)]
     interval_factor: Annotated[float, msgspec.Meta(ge=1)]
     error: ErrorReport
+
+
+def statistic_fit(statistics: Mapping[Statistic, StatisticFit], statistic: Statistic, what: str) -> StatisticFit:
+    """The fit of ``statistic``; raises ``IncompatibleError`` where there is none."""
+    if statistic not in statistics:
+        raise IncompatibleError(
+            f"--budget-statistic {statistic}: {what} knows its estimator and {', '.join(statistics) or 'nothing else'}; "
+            "profile with a plan that times more runs"
+        )
+    return statistics[statistic]
 
 
 class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -164,12 +179,7 @@ class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def of_statistic(self, statistic: Statistic) -> SpaceCard:
         """The card of networks that take another statistic than the estimator; raises ``IncompatibleError`` without a fit."""
-        fitted = self.statistics.get(statistic)
-        if fitted is None:
-            raise IncompatibleError(
-                f"--budget-statistic {statistic}: the table of {self.space} knows its estimator and "
-                f"{', '.join(self.statistics) or 'nothing else'}; profile with a plan that times more runs"
-            )
+        fitted = statistic_fit(self.statistics, statistic, f"the table of {self.space}")
         return msgspec.structs.replace(
             self,
             scale=fitted.factor * self.scale,

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.environment import Environment, Gate, check_environment, environment_from_hello
-from mobilenas.core.measurement import Measurement, MeasurementPlan, Statistic
+from mobilenas.core.measurement import Estimator, Measurement, MeasurementPlan
 from mobilenas.core.run_directory import Journal, locked, write_atomic
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
@@ -33,9 +34,9 @@ from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.table import (
     ErrorReport,
     LatencyTable,
+    NetworkRole,
     NetworkRow,
     SpaceCard,
-    StatisticFit,
     TableCard,
     TableKey,
     TableRow,
@@ -59,6 +60,26 @@ class CampaignProgress:
     done: int
     total: int
 
+    @classmethod
+    def of_sweep(cls, p: MeasureProgress) -> CampaignProgress:
+        """Of a measurement."""
+        return cls(f"{p.text}, next in {p.wait_s:.0f} s" if p.wait_s else p.text, p.done, p.total)
+
+
+class CampaignNetworks(NamedTuple):
+    """The networks of a campaign by what they are for; the last are only lowered, not measured."""
+
+    scale: tuple[Architecture, ...]
+    test: tuple[Architecture, ...]
+    learn: tuple[Architecture, ...]
+    lowered: tuple[Architecture, ...]
+
+    @property
+    def measured(self) -> list[tuple[NetworkRole, Architecture]]:
+        """With their roles in the table."""
+        roles: dict[NetworkRole, tuple[Architecture, ...]] = {"scale": self.scale, "test": self.test, "learn": self.learn}
+        return [(role, architecture) for role, part in roles.items() for architecture in part]
+
 
 @dataclass(frozen=True)
 class Campaign:
@@ -75,6 +96,8 @@ class Campaign:
     """Kernels that are measured at most, but for those of the measured networks, which all are."""
     gate: Gate = "warn"
     """What an environment does that is not fit for measuring."""
+    learnt_networks: int = 0
+    """Whole networks that are measured besides the plan's, for a predictor to learn from."""
 
     @property
     def name(self) -> str:
@@ -88,6 +111,7 @@ class Campaign:
             self.plan,
             self.seed,
             self.maximum_kernels,
+            *([self.learnt_networks] if self.learnt_networks else []),
         ]
         return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()[:12]
 
@@ -97,22 +121,22 @@ class Campaign:
         return self.root / self.name
 
     @cached_property
-    def networks(self) -> tuple[tuple[Architecture, ...], tuple[Architecture, ...], tuple[Architecture, ...]]:
-        """Networks that fit the scale, test the table, and are only lowered; all distinct."""
+    def networks(self) -> CampaignNetworks:
+        """All distinct; fewer, from the last kind on, where the source has no more."""
         generator = random.Random(f"{self.name}/networks")
-        wanted = [self.plan.scale_networks, self.plan.test_networks, self.plan.lowered_networks]
+        plan = self.plan
+        wanted = [plan.scale_networks, plan.test_networks, self.learnt_networks, plan.lowered_networks]
         found: dict[Architecture, None] = {}
         for _ in range(20 * sum(wanted)):
             if len(found) == sum(wanted):
                 break
             found[self.source.draw(generator)] = None
-        drawn = list(found)
-        first, second = wanted[0], wanted[0] + wanted[1]
-        return tuple(drawn[:first]), tuple(drawn[first:second]), tuple(drawn[second:])
+        drawn = iter(found)
+        return CampaignNetworks(*(tuple(islice(drawn, count)) for count in wanted))
 
     def describe(self) -> dict[str, Any]:
         """The plan in numbers, for a dry run; kernels are known only after lowering, so their number is typical."""
-        measured = self.plan.scale_networks + self.plan.test_networks
+        measured = self.plan.scale_networks + self.plan.test_networks + self.learnt_networks
         sweep_s = measured * SECONDS_PER_NETWORK_SWEEP + (self.maximum_kernels or EXPECTED_KERNELS) * SECONDS_PER_KERNEL_SWEEP
         return {
             "campaign": str(self.folder),
@@ -138,20 +162,14 @@ class Campaign:
 
     def run(self, progress: Callable[[CampaignProgress], None] = lambda _: None) -> LatencyTable:
         """Lower, measure, fit. Raises ``DeviceError`` and ``MeasurementError`` kinds; what was measured stays."""
-        scale_networks, test_networks, lowered_only = self.networks
-        measured_networks = scale_networks + test_networks
+        measured_networks = [architecture for _, architecture in self.networks.measured]
         write_atomic(self.folder / "campaign.json", documents.dump_json(self.describe()))
         with self.device.open() as link:
             before = environment_from_hello(self.runtime.hello(link, self.settings))
             doubts = check_environment(before, self.gate)
-            kernels = self._lower([*measured_networks, *lowered_only], link, progress)
+            kernels = self._lower([*measured_networks, *self.networks.lowered], link, progress)
             distinct = self._chosen(kernels)
             models = self._models(distinct, measured_networks, progress)
-
-            def on_sweep(p: MeasureProgress) -> None:
-                waiting = f", next in {p.wait_s:.0f} s" if p.wait_s else ""
-                progress(CampaignProgress(f"{p.text}{waiting}", p.done, p.total))
-
             measurements, log = measure(
                 models,
                 link,
@@ -160,10 +178,10 @@ class Campaign:
                 self.plan,
                 journal=Journal(self.folder / "rows.jsonl"),
                 seed=self.seed,
-                progress=on_sweep,
+                progress=lambda p: progress(CampaignProgress.of_sweep(p)),
             )
         card = _card(self.device, self.runtime, self.settings, self.plan, log, measurements)
-        card = msgspec.structs.replace(card, environment=_complete(before), doubts=doubts)
+        card = msgspec.structs.replace(card, environment=complete(before), doubts=doubts)
         return self._table(card, distinct, kernels, measurements)
 
     def _chosen(self, kernels: Sequence[Counter[Kernel]]) -> list[Kernel]:
@@ -171,7 +189,7 @@ class Campaign:
         seen = dict.fromkeys(kernel for network in kernels for kernel in sorted(network))
         if self.maximum_kernels is None:
             return sorted(seen)
-        measured = set().union(*kernels[: self.plan.scale_networks + self.plan.test_networks])
+        measured = set().union(*kernels[: len(self.networks.measured)])
         return sorted(list(seen)[: max(self.maximum_kernels, len(measured))])
 
     def _lower(
@@ -215,19 +233,17 @@ class Campaign:
     ) -> LatencyTable:
         rows = {kernel: _row(kernel, measurements) for kernel in distinct}
         session_ms = card.session_ms
-        scale_networks, test_networks, _ = self.networks
-        measured_ms = np.array([measurements[a.fingerprint].value_ms for a in scale_networks])
+        measured_ms = np.array([measurements[a.fingerprint].value_ms for a in self.networks.scale])
         known = [(a, c) for a, c in zip(itertools.chain(*self.networks), kernels, strict=True) if c.keys() <= rows.keys()]
         whole = [counts for _, counts in known]
         weights_mib = np.array([math.fsum(n * kernel.weight_mib for kernel, n in c.items()) for c in whole])
         sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in whole])
-        first = len(scale_networks)
+        first = len(self.networks.scale)
         cold_weights_ms = fit.fit_cold_weights(sums[:first] + session_ms, weights_mib[:first], measured_ms)
         sums += cold_weights_ms * weights_mib
-        roles = [*(("scale", a) for a in scale_networks), *(("test", a) for a in test_networks)]
         networks = [
             _network_row(a, role, measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
-            for (role, a), total in zip(roles, sums, strict=False)
+            for (role, a), total in zip(self.networks.measured, sums, strict=False)
         ]
         costs = self.source.workload_costs([architecture for architecture, _ in known], sums)
         space_card = _space_card(self.source, networks, costs.error if costs else None, self.plan.estimator)
@@ -355,7 +371,7 @@ def _kernel_name(kernel: Kernel, copies: int) -> str:
 
 
 def _network_row(
-    architecture: Architecture, role: Any, measurement: Measurement, kernel_sum_ms: float, madds: int
+    architecture: Architecture, role: NetworkRole, measurement: Measurement, kernel_sum_ms: float, madds: int
 ) -> NetworkRow:
     return NetworkRow(
         architecture=architecture,
@@ -373,7 +389,7 @@ def _network_row(
 
 
 def _space_card(
-    source: NetworkSource, networks: Sequence[NetworkRow], workload_error: ErrorReport | None, estimator: str
+    source: NetworkSource, networks: Sequence[NetworkRow], workload_error: ErrorReport | None, estimator: Estimator
 ) -> SpaceCard:
     """Scale and baseline are fitted on the networks of role "scale", all errors are on those of role "test"."""
 
@@ -401,29 +417,8 @@ def _space_card(
         workload_error=workload_error,
         madds_baseline_error=ErrorReport.of(a * madds + b, measured),
         repeatability_fraction=float(np.mean([row.high_ms / row.measured_ms - 1 for row in tested])),
-        statistics=_statistics(networks, predicted, estimator),
+        statistics=fit.fit_statistics([row for row in networks if row.role == "scale"], tested, predicted, estimator),
     )
-
-
-def _statistics(networks: Sequence[NetworkRow], predicted_ms: np.ndarray, estimator: str) -> dict[Statistic, StatisticFit]:
-    """Median and p90 as multiples of the estimator's value; ``predicted_ms`` are the test networks'. Left out where unknown."""
-    columns: dict[Statistic, list[float | None]] = {
-        "median": [row.median_ms for row in networks],
-        "p90": [row.p90_ms for row in networks],
-    }
-    found: dict[Statistic, StatisticFit] = {}
-    is_scale = np.array([row.role == "scale" for row in networks])
-    estimated = np.array([row.measured_ms for row in networks])
-    for statistic, column in columns.items():
-        if statistic == estimator or None in column:
-            continue
-        values = np.array(column, dtype=float)
-        factor = float(np.median(values[is_scale] / estimated[is_scale]))
-        truth = values[~is_scale]
-        found[statistic] = StatisticFit(
-            factor, conformal_factor(factor * predicted_ms, truth), ErrorReport.of(factor * predicted_ms, truth)
-        )
-    return found
 
 
 def _card(
@@ -435,20 +430,11 @@ def _card(
     measurements: Mapping[str, Measurement],
 ) -> TableCard:
     """Where rows come from: what was asked for, and what the runner said. No row and no network is known yet."""
-    environment = _complete(log.environment)
+    environment = complete(log.environment)
     return TableCard(
         origin="measured",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        key=TableKey(
-            device=device.card.name,
-            runtime=runtime.name,
-            runtime_version=str(log.hello.get("engine_version", "unknown")),
-            provider=settings.provider,
-            precision=settings.precision,
-            threads=settings.threads,
-            batch=settings.batch,
-            estimator=plan.estimator,
-        ),
+        key=key_of(device, runtime, settings, plan, log),
         plan=plan,
         protocol=PROTOCOL,
         environment=environment,
@@ -468,7 +454,18 @@ def _row_counts(rows: Mapping[Kernel, TableRow]) -> dict[str, int]:
     return {"rows": len(rows), "rows_not_converged": sum(not row.converged for row in rows.values())}
 
 
-def _complete(environment: Environment) -> Environment:
+def key_of(device: Device, runtime: Runtime, settings: RunSettings, plan: MeasurementPlan, log: SweepLog) -> TableKey:
+    """What numbers measured so are of."""
+    return TableKey(
+        device=device.card.name,
+        runtime=runtime.name,
+        runtime_version=str(log.hello.get("engine_version", "unknown")),
+        **msgspec.to_builtins(settings),
+        estimator=plan.estimator,
+    )
+
+
+def complete(environment: Environment) -> Environment:
     """With the versions of this host's side."""
     versions = {"mobilenas": version("mobilenas"), "torch": str(torch.__version__), **environment.versions}
     return msgspec.structs.replace(environment, versions=versions)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from scipy.optimize import lsq_linear, nnls
 from scipy.stats import theilslopes
 
 from mobilenas import ops
-from mobilenas.core.measurement import Measurement
+from mobilenas.core.measurement import Estimator, Measurement, Statistic
 from mobilenas.core.workload import Kernel, Workload
-from mobilenas.latency.table import ErrorReport, TableRow, WorkloadCosts
+from mobilenas.latency.prediction import conformal_factor
+from mobilenas.latency.table import ErrorReport, StatisticFit, TableRow, WorkloadCosts
 
 FEW_COPIES, MANY_COPIES = 2, 8
 """A row is the slope between models of so many copies: what a call costs, whatever it runs, cancels."""
@@ -77,6 +79,40 @@ def fit_madds_baseline(madds: np.ndarray, measured_ms: np.ndarray) -> tuple[floa
     design = np.stack([madds, np.ones(len(madds))], axis=1) / measured_ms[:, None]
     (a, b), *_ = np.linalg.lstsq(design, np.ones(len(madds)), rcond=None)
     return float(a), float(b)
+
+
+class Measured(Protocol):
+    """A measured network: its value by the estimator, and other statistics of the same runs."""
+
+    @property
+    def measured_ms(self) -> float: ...
+    @property
+    def median_ms(self) -> float: ...
+    @property
+    def p90_ms(self) -> float | None: ...
+
+
+def fit_statistics(
+    fitted: Sequence[Measured], tested: Sequence[Measured], predicted_ms: np.ndarray, estimator: Estimator
+) -> dict[Statistic, StatisticFit]:
+    """Median and p90 as multiples of the estimator's value; left out where they are unknown.
+
+    ``predicted_ms`` ``(n,)`` are predictions of ``tested`` by the estimator, made without them.
+    """
+
+    def columns(networks: Sequence[Measured]) -> dict[Statistic, list[float | None]]:
+        return {"median": [n.median_ms for n in networks], "p90": [n.p90_ms for n in networks]}
+
+    estimated = np.array([network.measured_ms for network in fitted])
+    truths = columns(tested)
+    found: dict[Statistic, StatisticFit] = {}
+    for statistic, values in columns(fitted).items():
+        if statistic == estimator or None in values or None in truths[statistic]:
+            continue
+        factor = float(np.median(np.array(values, dtype=float) / estimated))
+        predicted, truth = factor * predicted_ms, np.array(truths[statistic], dtype=float)
+        found[statistic] = StatisticFit(factor, conformal_factor(predicted, truth), ErrorReport.of(predicted, truth))
+    return found
 
 
 def fit_workload_costs(

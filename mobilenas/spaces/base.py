@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 
 import msgspec
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from mobilenas import network, ops
@@ -126,7 +127,7 @@ class SearchSpace(ABC):
         """Expectation of the cost under the decode rule, a differentiable scalar.
 
         ``temperature`` (above 0) sharpens what the decode rule makes all-or-nothing; at 0 it would be the decoded
-        network's own cost.
+        network's own cost. Must be linear in the costs, which may be tensors that need a gradient.
         """
 
     @abstractmethod
@@ -169,6 +170,30 @@ class SearchSpace(ABC):
     def params(self, architecture: Architecture) -> int:
         """Learned scalars of the deployed network."""
         return sum(count * ops.params(w) for w, count in self.workloads_of(architecture).items())
+
+    @cached_property
+    def _free(self) -> OptionCosts:
+        return self.option_costs(dict.fromkeys(self.workloads(), 0.0))
+
+    def expected_uses(self, probabilities: Probabilities, temperature: float = 1.0) -> Tensor:
+        """How often each entry of ``OptionCosts`` is expected to be paid, ``(F,)`` in the order of its options.
+
+        The gradient of ``expected_cost`` in the costs, itself differentiable in the probabilities. Of a single network it is
+        zeros and ones, the same as that network's ``one_hot`` where a decision is always made.
+        """
+        costs: Any = {
+            name: torch.zeros(len(row), dtype=torch.float64, requires_grad=True) for name, row in self._free.options.items()
+        }
+        with torch.enable_grad():
+            total = self.expected_cost(probabilities, OptionCosts(0.0, costs), temperature)
+        uses = torch.autograd.grad(total, list(costs.values()), create_graph=torch.is_grad_enabled(), materialize_grads=True)
+        return torch.cat(uses)
+
+    def workloads_of_options(self) -> np.ndarray:
+        """How often each entry of ``OptionCosts`` runs each workload, ``(F, W)``, workloads sorted."""
+        workloads = sorted(self.workloads())
+        free = dict.fromkeys(workloads, 0.0)
+        return np.array([np.concatenate(list(self.option_costs({**free, w: 1.0}).options.values())) for w in workloads]).T
 
     def search_only(self, supernet: Supernet) -> tuple[nn.Module, ...]:
         """Modules of ``supernet`` that no derived network has; replaced by identities when the two are compared."""

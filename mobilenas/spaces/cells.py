@@ -364,7 +364,7 @@ class CellSpace(SearchSpace):
         for kind in self.kinds:
             for node, names in self.incoming(kind).items():
                 real = torch.stack([probabilities[name] for name in names])[:, self._real_options].double()
-                cost = torch.as_tensor(np.stack([costs.options[name] for name in names])[:, self._real_options])
+                cost = torch.stack([torch.as_tensor(costs.options[name]) for name in names])[:, self._real_options]
                 operators = real / real.sum(dim=1, keepdim=True).clamp_min(1e-12)
                 strengths = real.amax(dim=1)
                 if (inputs := probabilities.get(node)) is not None:

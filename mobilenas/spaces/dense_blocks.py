@@ -319,7 +319,7 @@ class DenseBlockSpace(SearchSpace):
         """``sum over o of p_o cost_o`` of every operator decision, all in one go."""
         names = [decision.name for decision in self.decisions if decision.kind == "op"]
         rows = torch.cat([probabilities[name] for name in names]).double()
-        cost = torch.as_tensor(np.concatenate([costs.options[name] for name in names])).to(rows)
+        cost = torch.cat([torch.as_tensor(costs.options[name]) for name in names]).to(rows)
         place = np.repeat(np.arange(len(names)), [len(costs.options[name]) for name in names])
         summed = rows.new_zeros(len(names)).index_add(0, torch.as_tensor(place, device=rows.device), rows * cost)
         return dict(zip(names, summed.unbind(0), strict=True))

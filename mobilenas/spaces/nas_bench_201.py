@@ -256,7 +256,7 @@ class NasBench201Space(SearchSpace):
         for node in sorted(INCOMING, reverse=True):
             edges = INCOMING[node]
             rows = torch.stack([probabilities[edge] for edge in edges]).double()
-            cost = (rows * torch.as_tensor(np.stack([costs.options[edge] for edge in edges])).to(rows)).sum()
+            cost = (rows * torch.stack([torch.as_tensor(costs.options[edge]) for edge in edges]).to(rows)).sum()
             if arriving(node) in costs.options:
                 counts = arrival_chances(torch.stack([absent[edge] for edge in edges]))
                 cost = cost + (counts * torch.as_tensor(costs.options[arriving(node)]).to(counts)).sum()

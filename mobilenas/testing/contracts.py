@@ -153,6 +153,23 @@ class SpaceContract(ABC):
             summed = weighted_sum(space.workloads_of(architecture), cost)
             assert math.isclose(float(expected), summed, rel_tol=1e-9), (float(expected), summed)
 
+    def test_an_expectation_is_the_costs_times_the_expected_uses(self) -> None:
+        space = self.make()
+        for seed, temperature in enumerate((1.0, 0.3)):
+            probabilities, costs = random_probabilities(space, seed), space.option_costs(random_costs(space, seed))
+            uses = space.expected_uses(probabilities, temperature)
+            summed = costs.fixed + float(uses @ torch.cat([torch.as_tensor(row) for row in costs.options.values()]))
+            assert math.isclose(summed, float(space.expected_cost(probabilities, costs, temperature)), rel_tol=1e-9)
+
+    def test_workloads_of_options_add_up_to_a_networks_own(self) -> None:
+        space = self.make()
+        counts = space.workloads_of_options()
+        fixed = [space.option_costs({w: float(w == own) for w in space.workloads()}).fixed for own in sorted(space.workloads())]
+        for architecture in self.architectures(space)[:3]:
+            uses = space.expected_uses(space.one_hot(architecture), self.one_hot_temperature)
+            own = space.workloads_of(architecture)
+            assert np.allclose(uses.numpy() @ counts + fixed, [own[w] for w in sorted(space.workloads())], atol=1e-6)
+
     def test_an_expectation_lies_between_the_cheapest_and_the_dearest_network(self) -> None:
         """Where all workloads cost the same this pins the expectation in spaces whose networks are equally deep."""
         space = self.make()

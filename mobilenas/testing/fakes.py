@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 import msgspec
 
@@ -22,6 +21,7 @@ from mobilenas.latency.models import Lower, TableModel
 from mobilenas.latency.table import (
     ErrorReport,
     LatencyTable,
+    NetworkRole,
     NetworkRow,
     SpaceCard,
     StatisticFit,
@@ -110,7 +110,7 @@ def _networks(space: SearchSpace, scale: float, count: int, seed: int) -> tuple[
     generator = random.Random(seed)
     rows = []
     for index in range(2 * count):
-        role: Literal["scale", "test"] = "scale" if index < count else "test"
+        role: NetworkRole = "scale" if index < count else "test"
         architecture = space.random_architecture(generator)
         kernel_sum = SESSION_MS + sum(n * workload_ms(w) for w, n in space.workloads_of(architecture).items())
         rows.append(

@@ -17,6 +17,7 @@ from mobilenas.workflows.run_predict import predict
 from mobilenas.workflows.run_profile import campaign_from_config, profile
 from mobilenas.workflows.run_search import latency_model, method_from_config, search, supernet_size
 from mobilenas.workflows.run_train import train
+from mobilenas.workflows.run_transfer import transfer, transfer_from_config
 from mobilenas.workflows.run_verify import verify
 
 __all__ = [
@@ -43,5 +44,7 @@ __all__ = [
     "space_of",
     "supernet_size",
     "train",
+    "transfer",
+    "transfer_from_config",
     "verify",
 ]

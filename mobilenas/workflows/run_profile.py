@@ -14,10 +14,12 @@ from mobilenas.core.run_directory import check_writable
 from mobilenas.errors import IncompatibleError, UsageError
 from mobilenas.latency.diff import difference
 from mobilenas.latency.kernels import PREDICTOR, learn
+from mobilenas.latency.network_model import CARD, TENSORS
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.store import check_replaceable, keep_history, table_folder
 from mobilenas.latency.table import LatencyTable
 from mobilenas.profiling.campaign import Campaign
+from mobilenas.profiling.learn import learn_network_model
 from mobilenas.profiling.networks import MobileNetworks, NetworkSource, SpaceNetworks
 from mobilenas.results import ProfileResult, Since
 from mobilenas.workflows.naming import (
@@ -37,16 +39,33 @@ def campaign_from_config(cfg: ProfileConfig) -> Campaign:
     target = Target.from_config(cfg.device)
     plan = target.plan(cfg.plan)
     source: NetworkSource
+    if cfg.transfer:
+        raise UsageError("a transfer measures no kernels and makes no table: it is workflows.transfer, not workflows.profile")
     if cfg.kernels is None:
         data = data_set_from_config(cfg.data) if cfg.data.name else None
         source = SpaceNetworks(space_from_config(cfg.space, data, cfg.device.batch))
+    elif cfg.measure_networks:
+        raise UsageError(
+            "--kernels measures kernels of any network, --measure-networks networks of a space: leave one of them out"
+        )
     elif cfg.space != SpaceConfig() or cfg.data != DataSetConfig():
         raise UsageError("kernels are those of any mobile network, space and data name those of a space: leave one of them out")
     else:
         source = MobileNetworks(cfg.device.batch)
         plan = msgspec.structs.replace(plan, lowered_networks=-(-cfg.kernels // NEW_KERNELS_PER_NETWORK))
     root = user_data_directory() / "campaigns"
-    return Campaign(source, target.device, target.runtime, target.settings, plan, root, cfg.seed, cfg.kernels, cfg.environment)
+    return Campaign(
+        source,
+        target.device,
+        target.runtime,
+        target.settings,
+        plan,
+        root,
+        seed=cfg.seed,
+        maximum_kernels=cfg.kernels,
+        learnt_networks=cfg.measure_networks or 0,
+        gate=cfg.environment,
+    )
 
 
 def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResult:
@@ -60,6 +79,7 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
     with campaign.running():
         table = campaign.run(lambda p: told.progress(p.stage, p.done, p.total))
         folder = Path(cfg.output) if cfg.output else table_folder(table.card.key, campaign.source.key)
+        learnt = None
         if cfg.kernels is not None:
             told.progress("learning from the kernels", 0, 1)
             predictor = _learn(campaign, table)
@@ -69,7 +89,14 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
             predictor.save(folder / PREDICTOR)
         else:
             before = keep_history(folder)
+            if cfg.measure_networks and isinstance(campaign.source, SpaceNetworks):
+                told.progress("learning from the networks", 0, 1)
+                learnt = learn_network_model(campaign.source.space, table, cfg.seed)
+            for name in (CARD, TENSORS):
+                (folder / name).unlink(missing_ok=True)
             table.save(folder)
+            if learnt:
+                learnt.save(folder)
     card = table.space_card(campaign.source.key)
     return ProfileResult(
         table=str(folder),
@@ -88,6 +115,7 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
         slow_down=table.card.slow_down,
         since=_since(before, folder) if before else None,
         duration_s=time.monotonic() - begin,
+        network_error=learnt.error if learnt else None,
     )
 
 

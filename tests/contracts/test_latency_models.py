@@ -3,13 +3,16 @@
 import random
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from mobilenas.latency.kernel_model import KernelModel
 from mobilenas.latency.kernels import TargetKernels, learn
 from mobilenas.latency.models import LatencyModel, TableModel
+from mobilenas.latency.network_model import NetworkModel
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.table import LatencyTable
+from mobilenas.profiling.learn import learn_network_model
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fakes import make_lower, make_model, make_table
@@ -73,3 +76,20 @@ class TestKernelModel(LatencyModelContract):
             widths = [prediction.high_ms / prediction.ms for prediction in (guessed, known)]
             assert widths[0] > widths[1] if kernels.keys() - model.table.table.rows.keys() else np.isclose(*widths)
             assert np.isclose(guessed.ms, known.ms, rtol=0.2)
+
+
+class TestNetworkModel(LatencyModelContract):
+    is_linear = False
+    one_hot_temperature = 0.01
+    space = CellSpace(channels=4, layers=3, image_size=8, nodes=3)
+
+    @classmethod
+    def setup_class(cls) -> None:
+        cls.learnt = learn_network_model(cls.space, make_table(cls.space, networks=30))
+
+    def make(self) -> tuple[LatencyModel, SearchSpace]:
+        return self.learnt, self.space
+
+    def ask_what_is_missing(self) -> None:
+        costs = self.learnt.card.costs[:-1]
+        NetworkModel(msgspec.structs.replace(self.learnt.card, costs=costs), self.learnt.predictor, self.space)
