@@ -3,13 +3,17 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 
+from mobilenas.errors import MissingDataError
+from mobilenas.latency import LATENCY_MODELS
 from mobilenas.latency.kernel_model import KernelModel
-from mobilenas.latency.kernels import TargetKernels
-from mobilenas.latency.models import LatencyModel, TableModel
+from mobilenas.latency.kernels import PREDICTOR, TargetKernels
+from mobilenas.latency.models import LatencyModel, Sought, TableModel
 from mobilenas.latency.network_model import NetworkModel
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.table import LatencyTable
@@ -65,6 +69,22 @@ class TestKernelModel(LatencyModelContract):
         assert isinstance(model, KernelModel)
         unseen = replace(model, kernels=TargetKernels([replace(model.table.table, rows={})], model.kernels.predictor))
         unseen.latency(space.random_architecture(random.Random(0)))
+
+    def test_it_is_found_beside_the_tables_of_the_target(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MOBILENAS_HOME", str(tmp_path))
+        model, space = self.make()
+        assert isinstance(model, KernelModel)
+        tables = tmp_path / "latency_tables"
+        model.table.table.save(tables / "space")
+        sought = Sought(space, model.table.table.card.key, None, model.table.lower, "mobilenas profile")
+        with pytest.raises(MissingDataError, match="--kernels 1500"):
+            KernelModel.find(sought)
+        self.whole.save(tables / "kernels")
+        self.learnt.save(tables / "kernels" / PREDICTOR)
+        found = LATENCY_MODELS.get("kernel")(sought)
+        architecture = space.random_architecture(random.Random(3))
+        assert found.latency(architecture).ms == pytest.approx(model.latency(architecture).ms, rel=0.05)
+        assert found.digest != model.digest, "it also knows the rows of the other table"
 
     def test_what_is_learnt_widens_the_interval(self) -> None:
         model, space = self.make()
