@@ -18,8 +18,10 @@ from mobilenas.latency.network_model import NetworkModel
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.table import LatencyTable
 from mobilenas.profiling.learn import learn_network_model
+from mobilenas.spaces import SPACES
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.cells import CellSpace
+from mobilenas.spaces.nas_bench_201 import NasBench201Space
 from mobilenas.testing.fakes import make_lower, make_model, make_table
 from mobilenas.testing.search_contracts import LatencyModelContract
 
@@ -102,7 +104,7 @@ class TestKernelModel(LatencyModelContract):
 class TestNetworkModel(LatencyModelContract):
     is_linear = False
     one_hot_temperature = 0.01
-    space = CellSpace(channels=4, layers=3, image_size=8, nodes=3)
+    space: SearchSpace = CellSpace(channels=4, layers=3, image_size=8, nodes=3)
 
     @classmethod
     def setup_class(cls) -> None:
@@ -114,3 +116,11 @@ class TestNetworkModel(LatencyModelContract):
     def ask_what_is_missing(self) -> None:
         costs = self.learnt.card.costs[:-1]
         NetworkModel(msgspec.structs.replace(self.learnt.card, costs=costs), self.learnt.predictor, self.space)
+
+
+class TestNetworkModelOfNasBench201(TestNetworkModel):
+    space = NasBench201Space(channels=4, cells_per_stage=1, image_size=8)
+
+
+class TestNetworkModelOfDenseBlocks(TestNetworkModel):
+    space = SPACES.get("dense-small")()
