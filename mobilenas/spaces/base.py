@@ -186,7 +186,8 @@ class SearchSpace(ABC):
         }
         with torch.enable_grad():
             total = self.expected_cost(probabilities, OptionCosts(0.0, costs), temperature)
-        uses = torch.autograd.grad(total, list(costs.values()), create_graph=torch.is_grad_enabled(), materialize_grads=True)
+        goes_on = torch.is_grad_enabled() and any(row.requires_grad for row in probabilities.values())
+        uses = torch.autograd.grad(total, list(costs.values()), create_graph=goes_on, materialize_grads=True)
         return torch.cat(uses)
 
     def workloads_of_options(self) -> np.ndarray:

@@ -14,7 +14,7 @@ from mobilenas.core.run_directory import check_writable
 from mobilenas.errors import IncompatibleError, UsageError
 from mobilenas.latency.diff import difference
 from mobilenas.latency.kernels import PREDICTOR, learn
-from mobilenas.latency.network_model import CARD, TENSORS
+from mobilenas.latency.network_model import CARD, TENSORS, NetworkModel
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.store import check_replaceable, keep_history, table_folder
 from mobilenas.latency.table import LatencyTable
@@ -79,24 +79,8 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
     with campaign.running():
         table = campaign.run(lambda p: told.progress(p.stage, p.done, p.total))
         folder = Path(cfg.output) if cfg.output else table_folder(table.card.key, campaign.source.key)
-        learnt = None
-        if cfg.kernels is not None:
-            told.progress("learning from the kernels", 0, 1)
-            predictor = _learn(campaign, table)
-            before = keep_history(folder)
-            (folder / PREDICTOR).unlink(missing_ok=True)
-            table.save(folder)
-            predictor.save(folder / PREDICTOR)
-        else:
-            before = keep_history(folder)
-            if cfg.measure_networks and isinstance(campaign.source, SpaceNetworks):
-                told.progress("learning from the networks", 0, 1)
-                learnt = learn_network_model(campaign.source.space, table, cfg.seed)
-            for name in (CARD, TENSORS):
-                (folder / name).unlink(missing_ok=True)
-            table.save(folder)
-            if learnt:
-                learnt.save(folder)
+        before = keep_history(folder)
+        learnt = _save(cfg, campaign, table, folder, told)
     card = table.space_card(campaign.source.key)
     return ProfileResult(
         table=str(folder),
@@ -126,7 +110,26 @@ def _since(before: Path, after: Path) -> Since | None:
         return None
 
 
-def _learn(campaign: Campaign, table: LatencyTable) -> KernelPredictor:
+def _save(cfg: ProfileConfig, campaign: Campaign, table: LatencyTable, folder: Path, told: Listener) -> NetworkModel | None:
+    """Write the table with what is learnt from it, and no longer what was learnt before; the model of networks, if any."""
+    kernels, networks = None, None
+    if cfg.kernels is not None:
+        told.progress("learning from the kernels", 0, 1)
+        kernels = _learn_kernels(campaign, table)
+    elif cfg.measure_networks and isinstance(campaign.source, SpaceNetworks):
+        told.progress("learning from the networks", 0, 1)
+        networks = learn_network_model(campaign.source.space, table, cfg.seed)
+    for name in (PREDICTOR, CARD, TENSORS):
+        (folder / name).unlink(missing_ok=True)
+    table.save(folder)
+    if kernels is not None:
+        kernels.save(folder / PREDICTOR)
+    if networks is not None:
+        networks.save(folder)
+    return networks
+
+
+def _learn_kernels(campaign: Campaign, table: LatencyTable) -> KernelPredictor:
     """A predictor from the table's rows, and from its test networks how wrong it is."""
     lowered = campaign.lowered_kernels()
     tested = [row for row in table.networks if row.role == "test"]

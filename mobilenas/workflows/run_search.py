@@ -67,6 +67,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     check_data_fits(space, data)
     target = Target.from_config(cfg.device)
     plan = target.plan(cfg.plan)
+    LATENCY_MODELS.get(cfg.latency_model)
     if method.full_precision_only and cfg.compute.precision != FULL_PRECISION:
         raise IncompatibleError(
             f"compute.precision is {cfg.compute.precision}; {cfg.method} with these options needs {FULL_PRECISION}"

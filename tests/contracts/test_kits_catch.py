@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -213,6 +214,71 @@ def test_another_unit_and_silence_about_what_is_missing_are_caught() -> None:
         Kit().test_latency_and_option_costs_are_about_the_same_thing()
     with pytest.raises(AssertionError, match="something is missing"):
         Kit().test_what_is_missing_raises_and_never_counts_as_zero()
+
+
+class Careless(OtherUnit):
+    """The given questions answered in another way than the model does."""
+
+    def __init__(self, model: LatencyModel, **answers: Any) -> None:
+        super().__init__(model)
+        vars(self).update(answers)
+
+    def latency(self, architecture: Architecture) -> Prediction:
+        return self._model.latency(architecture)
+
+
+SMALL = CellSpace(channels=4, layers=3, image_size=8, nodes=3)
+TABLE = make_model(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("law", "answers"),
+    [
+        ("test_several_networks_take_what_each_takes", {"latencies": lambda some: [TABLE.latency(a) for a in set(some)]}),
+        ("test_the_errors_are_those_of_nine_networks_in_ten", {"workload_ms": lambda a: 1.1 * TABLE.workload_ms(a)}),
+        ("test_workload_ms_is_the_sum_of_the_option_costs", {"workload_ms": lambda a: 1.01 * TABLE.workload_ms(a)}),
+        (
+            "test_at_certain_probabilities_the_expectation_is_the_networks_own",
+            {"expected_ms": lambda probabilities, temperature=1.0: 1.01 * TABLE.expected_ms(probabilities, temperature)},
+        ),
+    ],
+)
+def test_an_answer_that_disagrees_with_the_others_is_caught(law: str, answers: dict[str, Any]) -> None:
+    class Kit(LatencyModelContract):
+        def make(self) -> tuple[LatencyModel, SearchSpace]:
+            return Careless(make_model(SMALL), **answers), SMALL
+
+        def ask_what_is_missing(self) -> None:
+            raise DocumentError("nothing here is about that")
+
+    with pytest.raises(AssertionError):
+        getattr(Kit(), law)()
+
+
+def test_a_digest_of_the_moment_is_caught() -> None:
+    class Kit(LatencyModelContract):
+        def make(self) -> tuple[LatencyModel, SearchSpace]:
+            return Careless(make_model(SMALL), digest=f"{id(object()):x}{time.monotonic_ns():x}"), SMALL
+
+        def ask_what_is_missing(self) -> None:
+            raise DocumentError("nothing here is about that")
+
+    with pytest.raises(AssertionError):
+        Kit().test_the_digest_is_the_same_for_the_same_model()
+
+
+class CostsThatDoNotAddUp(CellSpace):
+    def expected_cost(self, probabilities, costs, temperature=1.0):  # type: ignore[no-untyped-def]
+        return super().expected_cost(probabilities, costs, temperature) ** 1.01
+
+
+def test_a_cost_that_is_not_linear_is_caught() -> None:
+    class Kit(SpaceContract):
+        def make(self) -> SearchSpace:
+            return CostsThatDoNotAddUp(channels=4, layers=3, image_size=8, nodes=2)
+
+    with pytest.raises(AssertionError):
+        Kit().test_an_expectation_is_the_costs_times_the_expected_uses()
 
 
 def test_a_constant_latency_is_caught() -> None:

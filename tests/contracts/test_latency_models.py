@@ -2,19 +2,25 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
+import pytest
 
+from mobilenas.errors import MissingDataError
+from mobilenas.latency import LATENCY_MODELS
 from mobilenas.latency.kernel_model import KernelModel
-from mobilenas.latency.kernels import TargetKernels, learn
-from mobilenas.latency.models import LatencyModel, TableModel
+from mobilenas.latency.kernels import PREDICTOR, TargetKernels, learn
+from mobilenas.latency.models import LatencyModel, Sought, TableModel
 from mobilenas.latency.network_model import NetworkModel
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.table import LatencyTable
 from mobilenas.profiling.learn import learn_network_model
+from mobilenas.spaces import SPACES
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.cells import CellSpace
+from mobilenas.spaces.nas_bench_201 import NasBench201Space
 from mobilenas.testing.fakes import make_lower, make_model, make_table
 from mobilenas.testing.search_contracts import LatencyModelContract
 
@@ -65,6 +71,22 @@ class TestKernelModel(LatencyModelContract):
         unseen = replace(model, kernels=replace(model.kernels, tables=[replace(model.table.table, rows={})]))
         unseen.latency(space.random_architecture(random.Random(0)))
 
+    def test_it_is_found_beside_the_tables_of_the_target(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MOBILENAS_HOME", str(tmp_path))
+        model, space = self.make()
+        assert isinstance(model, KernelModel)
+        tables = tmp_path / "latency_tables"
+        model.table.table.save(tables / "space")
+        sought = Sought(space, model.table.table.card.key, None, model.table.lower, "mobilenas profile")
+        with pytest.raises(MissingDataError, match="--kernels 1500"):
+            KernelModel.find(sought)
+        self.whole.save(tables / "kernels")
+        self.learnt.save(tables / "kernels" / PREDICTOR)
+        found = LATENCY_MODELS.get("kernel")(sought)
+        architecture = space.random_architecture(random.Random(3))
+        assert found.latency(architecture).ms == pytest.approx(model.latency(architecture).ms, rel=0.05)
+        assert found.digest != model.digest, "it also knows the rows of the other table"
+
     def test_what_is_learnt_widens_the_interval(self) -> None:
         model, space = self.make()
         assert isinstance(model, KernelModel)
@@ -81,7 +103,7 @@ class TestKernelModel(LatencyModelContract):
 class TestNetworkModel(LatencyModelContract):
     is_linear = False
     one_hot_temperature = 0.01
-    space = CellSpace(channels=4, layers=3, image_size=8, nodes=3)
+    space: SearchSpace = CellSpace(channels=4, layers=3, image_size=8, nodes=3)
 
     @classmethod
     def setup_class(cls) -> None:
@@ -93,3 +115,11 @@ class TestNetworkModel(LatencyModelContract):
     def ask_what_is_missing(self) -> None:
         costs = self.learnt.card.costs[:-1]
         NetworkModel(msgspec.structs.replace(self.learnt.card, costs=costs), self.learnt.predictor, self.space)
+
+
+class TestNetworkModelOfNasBench201(TestNetworkModel):
+    space = NasBench201Space(channels=4, cells_per_stage=1, image_size=8)
+
+
+class TestNetworkModelOfDenseBlocks(TestNetworkModel):
+    space = SPACES.get("dense-small")()

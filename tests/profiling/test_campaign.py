@@ -1,11 +1,13 @@
 """A campaign on an engine whose times are exact: what the table says must then be exact too."""
 
 import json
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from mobilenas.core.measurement import PLANS
@@ -13,6 +15,7 @@ from mobilenas.core.run_directory import Journal
 from mobilenas.devices.device import Device, find_device
 from mobilenas.errors import IncompatibleError, LinkError, MeasurementError, UsageError
 from mobilenas.profiling.campaign import Campaign, working_in
+from mobilenas.profiling.learn import learn_network_model
 from mobilenas.profiling.networks import SpaceNetworks
 from mobilenas.runtimes.base import RunSettings
 from mobilenas.spaces.cells import CellSpace
@@ -51,6 +54,18 @@ def test_networks_that_fit_are_never_those_that_test(tmp_path: Path) -> None:
     assert replace(campaign(tmp_path), learnt_networks=5).networks == networks
     assert replace(campaign(tmp_path), learnt_networks=5, seed=2).networks != networks
     assert campaign(tmp_path).networks.learn == ()
+
+
+def test_a_predictor_learns_from_all_measured_networks(tmp_path: Path) -> None:
+    """Times are exact sums here, so that whole networks tell nearly all."""
+    table = replace(campaign(tmp_path), learnt_networks=25).run()
+    assert Counter(row.role for row in table.networks) == {"scale": 4, "test": 4, "learn": 25}
+    model = learn_network_model(SPACE, table)
+    assert model.card.networks == model.error.networks == 33
+    times = [row.measured_ms for row in table.networks]
+    assert model.error.mape_fraction < 0.4 * np.std(times) / np.mean(times), "their mean alone would be off by about 0.8"
+    assert model.error.spearman > 0.9
+    assert model.card.table == table.digest
 
 
 def test_a_slow_sweep_does_not_count_and_is_made_up_for(tmp_path: Path) -> None:
