@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -58,7 +59,7 @@ class FakeRuntime(OnnxRuntime):
     ) -> list[Counter[Kernel]]:
         self.check(settings)
         on_hello(self.hello(link, settings))
-        return [_kernels(PreparedModel(model)) for model in models]
+        return [Counter(_kernels(PreparedModel(model))) for model in models]
 
     def hello(self, link: Link, settings: RunSettings) -> dict[str, Any]:
         return {"type": "hello", "protocol": PROTOCOL, "runner": "fake", "engine_version": self.version}
@@ -90,6 +91,7 @@ class FakeRuntime(OnnxRuntime):
             raise refusal(self.name, refused, len(order))
 
 
+@lru_cache(maxsize=4096)
 def _kernels(model: PreparedModel) -> Counter[Kernel]:
     """Every node of the model as a kernel, with the shapes that ONNX infers; identities go, equal nodes are merged."""
     inferred = onnx.shape_inference.infer_shapes(onnx_model.parse_model(model.content, "model"), strict_mode=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mobilenas.latency.prediction import Prediction
+
 SMALL = ["--set", "space.options.channels=4", "--set", "space.options.layers=3"]
 TINY = [
     *SMALL,
@@ -28,7 +30,6 @@ def run(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.serial
 @pytest.mark.slow
 def test_whole_networks_then_a_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -36,19 +37,16 @@ def test_whole_networks_then_a_transfer(tmp_path: Path, monkeypatch: pytest.Monk
     space = ["--data", "digits", *SMALL]
     alone = run("profile", *space, "--threads", "2", "--transfer", "--measure-networks", "6", expect=3)
     assert "nothing can be transferred" in alone.stderr
-    missing = run("search", "--latency-budget", "50%", "--latency-model", "network", *TINY, "-o", "no", expect=3)
-    assert "--measure-networks 100" in missing.stderr
-
     profiled = json.loads(run("profile", *space, "--measure-networks", "15", "--json").stdout)
     assert profiled["network_error"]["networks"] == 40
-    assert 0 < profiled["network_error"]["mape_fraction"] < 0.3
     searched = json.loads(
         run("search", "--latency-budget", "60%", "--latency-model", "network", "--budget-quantile", "0.8", *TINY,
             "--no-measure", "-o", "one", "--json").stdout
     )  # fmt: skip
     [budget] = searched["budgets"]
     assert (budget["model"], budget["quantile"]) == ("network", 0.8)
-    assert budget["table_ms"] < budget["target_ms"] < budget["table_high_ms"]
+    predicted = Prediction(budget["table_ms"], budget["table_low_ms"], budget["table_high_ms"])
+    assert predicted.ms < predicted.at_quantile(0.8) <= budget["target_ms"] * (1 + 1e-9)
     assert searched["latency_model"]["origin"] == "measured"
 
     new = ["--threads", "2"]
@@ -60,4 +58,3 @@ def test_whole_networks_then_a_transfer(tmp_path: Path, monkeypatch: pytest.Monk
         "search", "--latency-budget", "60%", "--latency-model", "network", *new, *TINY, "--no-measure", "-o", "two", "--json"
     )
     assert json.loads(found.stdout)["latency_model"]["origin"] == "transferred"
-    run("search", "--latency-budget", "60%", *new, *TINY, "--no-measure", "-o", "three", expect=3)  # there is no table
