@@ -181,7 +181,6 @@ def test_evaluate(run: Path, command: Command) -> None:
     assert "mobilenas train" in outcome.err
 
 
-@pytest.mark.serial
 def test_verify_measures_again_and_ends_with_5_over_the_budget(run: Path, command: Command) -> None:
     found = one_object(command("verify", "run", "--json"))
     assert found["measured"]["value_ms"] > 0

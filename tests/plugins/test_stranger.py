@@ -78,7 +78,6 @@ def mobilenas(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.serial
 @pytest.mark.slow
 def test_all_three_together_through_their_entry_points(tmp_path: Path) -> None:
     """Profile the stranger's space on the stranger's engine, search it by the stranger's method, train, export, measure."""
