@@ -1,8 +1,9 @@
-"""Which estimator of a model's latency repeats: two campaigns of one command, each estimated from its own sweeps.
+"""Which estimator of a latency repeats: two campaigns of one command, each estimated from its own sweeps.
 
 ``mobilenas profile --data digits --plan quick`` twice leaves two folders of records in the user's data directory, under
 ``campaigns``. ``python tests/benchmarks/estimators.py FIRST/rows.jsonl SECOND/rows.jsonl`` prints how far the two are apart, by
-estimator, and how often a model was timed in a fast or a slow moment of the machine.
+estimator, and how often a model was timed in a fast or a slow moment of the machine. So it does for the two journals of
+``loaded_host.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from mobilenas.core.run_directory import Journal
+from mobilenas.latency.diff import SMALLEST_MS
+from mobilenas.profiling import fit
 from mobilenas.runtimes.measure import SENTINEL, SweepLog
 
 OVER_SWEEPS: dict[str, Callable[[np.ndarray], float]] = {
@@ -37,26 +40,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("journals", type=Path, nargs=2)
     first, second = (SweepLog.resume(Journal(path)) for path in parser.parse_args().journals)
-    names = [name for name in first.records if name in second.records and name != SENTINEL]
-    kernels = [name for name in names if name.startswith("kernel-")]
-    networks = [name for name in names if name not in kernels]
-    print(f"| over sweeps | within a sweep | {len(networks)} networks: mean, p90 | {len(kernels)} kernel models: mean, p90 |")
-    print("|---|---|---|---|")
+    groups = groups_of([name for name in first.records if name in second.records and name != SENTINEL])
+    titles = [f"{len(members)} {title}: mean, p90" for title, members in groups.items()]
+    print(f"| over sweeps | within a sweep | {' | '.join(titles)} |\n|{'---|' * (2 + len(titles))}")
     for over, outer in OVER_SWEEPS.items():
         for within, inner in WITHIN_SWEEP.items():
-            cells = [apart(first, second, some, outer, inner) for some in (networks, kernels)]
+            cells = [apart(first, second, members, outer, inner) for members in groups.values()]
             print(f"| {over} | {within} | {' | '.join(cells)} |")
     for log in (first, second):
         print(moments(log))
 
 
-def apart(first: SweepLog, second: SweepLog, names: list[str], outer: Callable, inner: Callable) -> str:
-    """Mean and 90th percentile of how far two campaigns are apart."""
+def groups_of(names: list[str]) -> dict[str, list[tuple[str, ...]]]:
+    """What is compared, by kind: networks and models of kernels alone, rows as the pairs of models that they are made of."""
+    models = [name for name in names if name.startswith("kernel-")]
+    kernels = sorted({name.rpartition("-")[0] for name in models})
+    groups: dict[str, list[tuple[str, ...]]] = {
+        "networks": [(name,) for name in names if name not in models],
+        "kernel models": [(name,) for name in models],
+        "rows": [(f"{kernel}-{fit.FEW_COPIES}", f"{kernel}-{fit.MANY_COPIES}") for kernel in kernels],
+    }
+    return {title: members for title, members in groups.items() if members}
+
+
+def apart(first: SweepLog, second: SweepLog, members: list[tuple[str, ...]], outer: Callable, inner: Callable) -> str:
+    """Mean and 90th percentile of how far two campaigns are apart; rows below a tenth of a microsecond are noise, left out."""
+
+    def value_ms(log: SweepLog, names: tuple[str, ...]) -> float:
+        found = [outer(np.array([inner(np.array(r.wall_ms)) for r in log.records[name].values()])) for name in names]
+        return found[0] if len(found) == 1 else (found[1] - found[0]) / (fit.MANY_COPIES - fit.FEW_COPIES)
+
     found = []
-    for name in names:
-        sweeps = [np.array([inner(np.array(r.wall_ms)) for r in log.records[name].values()]) for log in (first, second)]
-        if min(map(len, sweeps)) >= FEWEST_SWEEPS:
-            found.append(abs(np.log(outer(sweeps[0]) / outer(sweeps[1]))))
+    for names in members:
+        if min(len(log.records[name]) for log in (first, second) for name in names) >= FEWEST_SWEEPS:
+            pair = value_ms(first, names), value_ms(second, names)
+            if min(pair) >= SMALLEST_MS:
+                found.append(abs(np.log(pair[0] / pair[1])))
     return f"{np.mean(found):.1%}, {np.quantile(found, 0.9):.1%}"
 
 
