@@ -40,7 +40,7 @@ class ProfileResult(msgspec.Struct, frozen=True):
     doubts: tuple[str, ...]
     """What spoke against the environment."""
     slow_down: SlowDown | None
-    since: Since | None
+    since: TableDifference | None
     """What has moved since the table was last made."""
     duration_s: float
     network_error: ErrorReport | None = None
@@ -64,14 +64,6 @@ class TransferResult(msgspec.Struct, frozen=True):
     doubts: tuple[str, ...]
     """What spoke against the environment."""
     duration_s: float
-
-
-class Since(msgspec.Struct, frozen=True):
-    """The table that was there before, and how far the new one is from it."""
-
-    created: str
-    folder: str
-    difference: TableDifference
 
 
 class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -149,7 +149,7 @@ def profile(
     if result.slow_down:
         rows.append(("doubt", slow_down_words(result.slow_down)))
     if result.since:
-        rows.append(("since " + result.since.created, moved_words(result.since.difference)))
+        rows.append((f"since {result.since.before_created}", moved_words(result.since)))
     rows.append(("took", f"{result.duration_s:.0f} s"))
     show(result, json, "profile", rows)
     if cfg.kernels is not None:

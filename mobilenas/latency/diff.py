@@ -26,6 +26,9 @@ class Move(msgspec.Struct, frozen=True):
 class TableDifference(msgspec.Struct, frozen=True):
     """Two tables compared; ``moves`` holds every kernel of which a ratio can be taken, the largest change first."""
 
+    before: str
+    """Folder of the earlier table."""
+    before_created: str
     key: dict[str, tuple[str, str]]
     common: int
     only_before: tuple[str, ...]
@@ -52,6 +55,8 @@ def difference(before: Path, after: Path) -> TableDifference:
     ratios = np.array([move.ratio for move in moves])
     spaces = old.card.spaces.keys() & new.card.spaces.keys()
     return TableDifference(
+        before=str(before),
+        before_created=old.card.created,
         key={name: (str(value), str(keys[1][name])) for name, value in keys[0].items() if value != keys[1][name]},
         common=len(common),
         only_before=tuple(kernel.key for kernel in sorted(old.rows.keys() - new.rows.keys())),

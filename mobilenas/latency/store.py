@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from mobilenas.core.resources import shipped, user_data_directory
+from mobilenas.core.run_directory import write_together
 from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, UsageError
 from mobilenas.latency.table import LatencyTable, TableKey
 
@@ -115,11 +115,8 @@ def keep_history(folder: Path) -> Path | None:
     except DocumentError:
         return None
     kept = folder / HISTORY / created.replace(":", "")
-    if not kept.exists():
-        kept.mkdir(parents=True)
-        for file in folder.iterdir():
-            if file.is_file():
-                shutil.copy2(file, kept)
+    contents = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    write_together(kept, {**contents, "card.json": contents["card.json"]})
     return kept
 
 

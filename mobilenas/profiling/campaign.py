@@ -111,7 +111,7 @@ class Campaign:
             self.plan,
             self.seed,
             self.maximum_kernels,
-            *([self.learnt_networks] if self.learnt_networks else []),
+            self.learnt_networks,
         ]
         return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()[:12]
 
@@ -165,8 +165,7 @@ class Campaign:
         measured_networks = [architecture for _, architecture in self.networks.measured]
         write_atomic(self.folder / "campaign.json", documents.dump_json(self.describe()))
         with self.device.open() as link:
-            before = environment_from_hello(self.runtime.hello(link, self.settings))
-            doubts = check_environment(before, self.gate)
+            environment, doubts = examine(self.runtime, link, self.settings, self.gate)
             kernels = self._lower([*measured_networks, *self.networks.lowered], link, progress)
             distinct = self._chosen(kernels)
             models = self._models(distinct, measured_networks, progress)
@@ -181,7 +180,7 @@ class Campaign:
                 progress=lambda p: progress(CampaignProgress.of_sweep(p)),
             )
         card = _card(self.device, self.runtime, self.settings, self.plan, log, measurements)
-        card = msgspec.structs.replace(card, environment=complete(before), doubts=doubts)
+        card = msgspec.structs.replace(card, environment=environment, doubts=doubts)
         return self._table(card, distinct, kernels, measurements)
 
     def _chosen(self, kernels: Sequence[Counter[Kernel]]) -> list[Kernel]:
@@ -323,7 +322,8 @@ def keep_kernels(
     Interrupted, the same kernels go on from ``records``. Raises ``MissingKernelError`` naming the kernels that the engine
     refuses to run alone, once the others are kept.
     """
-    name = hashlib.sha256(msgspec.json.encode([device.card, settings, plan, [k.identifier for k in kernels]])).hexdigest()[:12]
+    identity = [device.card, runtime.name, settings, plan, [k.identifier for k in kernels]]
+    name = hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:12]
     with working_in(records / f"kernels-{name}"):
         accepted, refused = list(kernels), dict[Kernel, str]()
         journal = Journal(records / f"kernels-{name}" / "rows.jsonl")
@@ -463,6 +463,12 @@ def key_of(device: Device, runtime: Runtime, settings: RunSettings, plan: Measur
         **msgspec.to_builtins(settings),
         estimator=plan.estimator,
     )
+
+
+def examine(runtime: Runtime, link: Link, settings: RunSettings, gate: Gate) -> tuple[Environment, tuple[str, ...]]:
+    """The device before anything is measured, and what speaks against it; raises ``MeasurementError`` as ``gate`` says."""
+    environment = environment_from_hello(runtime.hello(link, settings))
+    return complete(environment), check_environment(environment, gate)
 
 
 def complete(environment: Environment) -> Environment:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from mobilenas.core.architecture import Architecture
-from mobilenas.core.environment import Gate, check_environment, environment_from_hello
+from mobilenas.core.environment import Gate
 from mobilenas.core.measurement import Measurement, MeasurementPlan
 from mobilenas.core.run_directory import Journal
 from mobilenas.core.workload import Workload
@@ -27,7 +27,7 @@ from mobilenas.latency.predictors.network import NetworkPredictor
 from mobilenas.latency.predictors.transfer import DeviceTransfer, choose_networks
 from mobilenas.latency.table import ErrorReport, LatencyTable
 from mobilenas.profiling import fit
-from mobilenas.profiling.campaign import SECONDS_PER_NETWORK_SWEEP, CampaignProgress, complete, key_of, working_in
+from mobilenas.profiling.campaign import SECONDS_PER_NETWORK_SWEEP, CampaignProgress, complete, examine, key_of, working_in
 from mobilenas.profiling.learn import linear_stand_in, random_networks
 from mobilenas.profiling.networks import network_for_timing
 from mobilenas.runtimes.base import RunSettings, Runtime
@@ -132,8 +132,7 @@ class TransferCampaign:
         """Measure and fit. Raises ``DeviceError`` and ``MeasurementError`` kinds; what was measured stays."""
         networks = [self.pool[row] for row in self.chosen]
         with self.device.open() as link:
-            before = environment_from_hello(self.runtime.hello(link, self.settings))
-            doubts = check_environment(before, self.gate)
+            environment, doubts = examine(self.runtime, link, self.settings, self.gate)
             models = {}
             for index, architecture in enumerate(networks):
                 progress(CampaignProgress("exporting", index, len(networks)))
@@ -150,7 +149,7 @@ class TransferCampaign:
                 progress=lambda p: progress(CampaignProgress.of_sweep(p)),
             )
         learnt = self._model(networks, [measurements[a.fingerprint] for a in networks], log)
-        return replace(learnt, card=msgspec.structs.replace(learnt.card, environment=complete(before), doubts=doubts))
+        return replace(learnt, card=msgspec.structs.replace(learnt.card, environment=environment, doubts=doubts))
 
     def _model(self, networks: Sequence[Architecture], measurements: Sequence[Measurement], log: SweepLog) -> NetworkModel:
         counts = self.counts_of(self.pool)

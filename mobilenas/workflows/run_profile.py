@@ -12,7 +12,7 @@ from mobilenas.config import DataSetConfig, ProfileConfig, SpaceConfig
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
 from mobilenas.errors import IncompatibleError, UsageError
-from mobilenas.latency.diff import difference
+from mobilenas.latency.diff import TableDifference, difference
 from mobilenas.latency.kernels import PREDICTOR, learn
 from mobilenas.latency.network_model import CARD, TENSORS, NetworkModel
 from mobilenas.latency.predictors.kernel import KernelPredictor
@@ -21,7 +21,7 @@ from mobilenas.latency.table import LatencyTable
 from mobilenas.profiling.campaign import Campaign
 from mobilenas.profiling.learn import learn_network_model
 from mobilenas.profiling.networks import MobileNetworks, NetworkSource, SpaceNetworks
-from mobilenas.results import ProfileResult, Since
+from mobilenas.results import ProfileResult
 from mobilenas.workflows.naming import (
     Listener,
     Silent,
@@ -103,9 +103,10 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
     )
 
 
-def _since(before: Path, after: Path) -> Since | None:
+def _since(before: Path, after: Path) -> TableDifference | None:
+    """How far a table has moved; ``None`` where it is about other kernels now."""
     try:
-        return Since(LatencyTable.load(before).card.created, str(before), difference(before, after))
+        return difference(before, after)
     except IncompatibleError:
         return None
 

@@ -76,7 +76,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
     directory = RunDirectory(output or default_run("search"))
     with target.device.open() as link:
         bounds, budget, model = None, None, None
-        statistic = cfg.budget_statistic or target.estimator
+        statistic = _statistic(cfg, target)
         inputs = {"data.root": data.digest()}
         if cfg.latency_budget is not None or (cfg.log_cost.weight and cfg.log_cost.unit == "ms"):
             model = latency_model(cfg, space, target, link)
@@ -170,9 +170,12 @@ def latency_model(cfg: SearchConfig, space: SearchSpace, target: Target, link: L
         return target.runtime.kernels(models, link, target.settings)
 
     folder = Path(cfg.table) if cfg.table else None
-    statistic = cfg.budget_statistic or target.estimator
-    sought = Sought(space, target.table_key, folder, lower, _profile_command(cfg), statistic)
+    sought = Sought(space, target.table_key, folder, lower, _profile_command(cfg), _statistic(cfg, target))
     return LATENCY_MODELS.get(cfg.latency_model)(sought)
+
+
+def _statistic(cfg: SearchConfig, target: Target) -> Statistic:
+    return cfg.budget_statistic or target.estimator
 
 
 def _profile_command(cfg: SearchConfig) -> str:
@@ -196,7 +199,7 @@ def _budget(
     if target_ms > highest_ms:
         told.note(f"warning: the budget does not bind: the slowest network of the space takes {highest_ms:.4g} ms")
     told.note(f"budget {target_ms:.4g} ms; the space's networks take {lowest_ms:.4g} to {highest_ms:.4g} ms")
-    return Budget(model, target_ms, cfg.budget_statistic or target.estimator, cfg.budget_quantile)
+    return Budget(model, target_ms, _statistic(cfg, target), cfg.budget_quantile)
 
 
 def _log_cost(cfg: LogCostConfig, space: SearchSpace, model: LatencyModel | None) -> LogCost | None:
