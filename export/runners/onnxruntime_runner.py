@@ -7,11 +7,12 @@ Needs Python 3.8, numpy and onnxruntime, nothing of mobilenas. Prints one JSON o
 
 A job:
   {"mode": "time" | "lower", "threads": 1, "provider": "CPUExecutionProvider",
-   "models": [{"id": "m1", "path": "m1.onnx", "optimise": true}],
+   "models": [{"id": "m1", "path": "m1.onnx", "optimise": true}], "sentinel": "sentinel.onnx", "sentinel_every_s": 0.001,
    "samples": 50, "maximum_samples": 200, "minimum_s": 0.01, "maximum_s": 1.0,
    "warmup_runs": 3, "warmup_s": 0.005, "warmup_maximum_s": 0.1, "warmup_tolerance_fraction": 0.02}
 
-"time" runs every model on one fixed random input, in the order given, and prints wall and CPU time of every sample.
+"time" runs every model on one fixed random input, in the order given, and prints wall and CPU time of every sample. Between
+them, every so often, it runs the sentinel, one and the same small model, which tells how fast the device is at that moment.
 "lower" prints where the engine's optimised graph was written, and for each of its nodes the provider and output shapes.
 """
 
@@ -25,9 +26,11 @@ import time
 import numpy
 import onnxruntime
 
-PROTOCOL = 2
+PROTOCOL = 3
 WARMUP_WINDOW = 5  # runs whose median is compared with that of as many before them
 FEWEST_SAMPLES = 10  # of a model that takes so long that "maximum_s" ends it
+SENTINEL_RUNS = 4  # at a time, of which the least counts
+FEWEST_BETWEEN = 3  # samples between two times of the sentinel
 DTYPES = {
     "tensor(float)": numpy.float32,
     "tensor(float16)": numpy.float16,
@@ -157,38 +160,60 @@ def warm_up(job, run):
             return False
 
 
-def time_model(job, model):
-    reset_peak_memory()
+def open_model(job, path, optimise):
+    """A session of a model with a call that runs it once, on one fixed input, and how long loading and the first run took."""
     start = time.perf_counter()
-    session = onnxruntime.InferenceSession(model["path"], session_options(job, model["optimise"]), providers=[job["provider"]])
+    session = onnxruntime.InferenceSession(path, session_options(job, optimise), providers=[job["provider"]])
     load_ms = (time.perf_counter() - start) * 1e3
     inputs = random_inputs(session)
     start = time.perf_counter()
     binding = bind(session, inputs)
     first_ms = (time.perf_counter() - start) * 1e3
+    return session, lambda: session.run_with_iobinding(binding), load_ms, first_ms
 
-    is_warm = warm_up(job, lambda: session.run_with_iobinding(binding))
+
+def time_sentinel(run):
+    times = []
+    for _ in range(SENTINEL_RUNS):
+        start = time.perf_counter_ns()
+        run()
+        times.append(time.perf_counter_ns() - start)
+    return min(times) / 1e6
+
+
+def time_model(job, model, run_sentinel):
+    reset_peak_memory()
+    session, run, load_ms, first_ms = open_model(job, model["path"], model["optimise"])
+    is_warm = warm_up(job, run)
 
     wall_ns, cpu_ns = [], []
-    begin = time.perf_counter()
+    sentinel_ms = [time_sentinel(run_sentinel)]
+    timed_ns = since_ns = between = 0
     while len(wall_ns) < job["maximum_samples"]:
-        timed_s = time.perf_counter() - begin
-        if len(wall_ns) >= job["samples"] and timed_s >= job["minimum_s"]:
+        if len(wall_ns) >= job["samples"] and timed_ns >= job["minimum_s"] * 1e9:
             break
-        if len(wall_ns) >= FEWEST_SAMPLES and timed_s >= job["maximum_s"]:
+        if len(wall_ns) >= FEWEST_SAMPLES and timed_ns >= job["maximum_s"] * 1e9:
             break
+        if since_ns >= job["sentinel_every_s"] * 1e9 and between >= FEWEST_BETWEEN:
+            sentinel_ms.append(time_sentinel(run_sentinel))
+            since_ns = between = 0
         cpu_start = time.thread_time_ns()
         wall_start = time.perf_counter_ns()
-        session.run_with_iobinding(binding)
+        run()
         wall_end = time.perf_counter_ns()
         cpu_end = time.thread_time_ns()
         wall_ns.append(wall_end - wall_start)
         cpu_ns.append(cpu_end - cpu_start)
+        timed_ns += wall_ns[-1]
+        since_ns += wall_ns[-1]
+        between += 1
+    sentinel_ms.append(time_sentinel(run_sentinel))
     say(
         type="timing",
         id=model["id"],
         wall_ms=[value / 1e6 for value in wall_ns],
         cpu_ms=[value / 1e6 for value in cpu_ns],
+        sentinel_ms=sentinel_ms,
         first_ms=first_ms,
         load_ms=load_ms,
         peak_memory_mib=peak_memory_mib(),
@@ -234,11 +259,16 @@ def main():
         python=platform.python_version(),
         state=machine_state(),
     )
-    work = {"time": time_model, "lower": lower_model}[job["mode"]]
+    if job["mode"] == "time" and job["models"]:
+        _, run_sentinel, _, _ = open_model(job, job["sentinel"], True)
+        warm_up(job, run_sentinel)
     done = 0
     for model in job["models"]:
         try:
-            work(job, model)
+            if job["mode"] == "time":
+                time_model(job, model, run_sentinel)
+            else:
+                lower_model(job, model)
             done += 1
         except Exception as error:  # one bad model must not end the others
             say(type="error", id=model["id"], message="%s: %s" % (type(error).__name__, error))

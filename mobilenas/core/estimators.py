@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from scipy.stats import beta, binom
@@ -19,17 +20,26 @@ MEDIAN_CONFIDENCE, BOUND_CONFIDENCE = 0.95, 0.99
 MODES_APART, SMALLER_MODE = 0.05, 0.2
 """Two groups of sweeps are two modes: so far apart, relatively, and the smaller with at least that share of the sweeps."""
 CHANGE_SIGNIFICANCE, PERMUTATIONS, FEWEST_SENTINELS = 0.01, 2000, 6
+LOW_SHARE, FEWEST_LOW = 0.25, 2
+"""The floor is the mean of the lowest sweeps: of this share, and so many at least. Alone the least is not to be trusted."""
+HALVINGS = 252
+"""Ways to halve the sweeps that are tried: as many as there are of ten."""
 
 
 def measurement_from_records(
-    records: Sequence[SweepRecord], tolerance_fraction: float, use_cpu_clock: bool = True, estimator: Estimator = "floor"
+    records: Sequence[SweepRecord],
+    tolerance_fraction: float,
+    use_cpu_clock: bool = True,
+    estimator: Estimator = "floor",
+    sentinel_ms: float | None = None,
 ) -> Measurement:
     """What the sweeps say together. Nothing is deleted but what a clock cannot have shown.
 
-    The floor, measured to be best on shared hosts: below 2 ms the minimum of wall time; above, the 10th percentile of each
-    sweep's CPU time, and of those the minimum. Left out as clock errors are CPU samples under 0.9 of the wall minimum, and
-    wall samples in which the thread would have computed for longer than they lasted: a wall clock that was set back.
-    The median, for a device that one owns: of the sweeps' medians of wall time; two modes never converge.
+    The floor, for shared hosts: of each sweep the least wall time if it is below 2 ms, above it the 10th percentile of CPU
+    time, both at the speed at which the sentinel takes ``sentinel_ms`` (by default what it usually took in these sweeps);
+    of the sweeps the mean of the lowest quarter. Left out as clock errors are CPU samples under 0.9 of the wall minimum,
+    and wall samples in which the thread would have computed for longer than they lasted: a wall clock that was set back.
+    The median, for a device that one owns: of the sweeps' medians of wall time, as it is; two modes never converge.
 
     ``use_cpu_clock`` must be off where several threads work, since the CPU clock is the calling thread's. Raises
     ``MeasurementError`` for no records or a sample that is not a positive finite number.
@@ -42,11 +52,13 @@ def measurement_from_records(
             raise MeasurementError("a sweep holds no samples, or a wall time that is not a positive number")
     if use_cpu_clock:
         walls = [possible_ms(wall, np.asarray(record.cpu_ms)) for wall, record in zip(walls, records, strict=True)]
+    beside = np.array([record.sentinel_floor_ms for record in records])
+    speeds = (usual_sentinel_ms(beside) if sentinel_ms is None else sentinel_ms) / beside
     wall_floor = float(min(wall.min() for wall in walls))
     cpus = [np.asarray(record.cpu_ms) for record in records]
     cpu_seen = min(float(np.percentile(cpu, 10)) for cpu in cpus)
-    cpus = [accepted for cpu in cpus if (accepted := cpu[cpu >= 0.9 * wall_floor]).size]
-    cpu_floors = [float(np.percentile(cpu, 10)) for cpu in cpus] or [wall_floor]
+    cpus = [cpu[cpu >= 0.9 * wall_floor] for cpu in cpus]
+    cpu_floors = [float(np.percentile(cpu, 10)) if cpu.size else wall_floor for cpu in cpus]
     medians = [float(np.median(wall)) for wall in walls]
     median_low, median_high = median_interval(medians)
     if estimator == "median":
@@ -55,13 +67,14 @@ def measurement_from_records(
         converged = _is_known(len(medians)) and (high - low) / 2 <= tolerance_fraction * value and not is_bimodal(medians)
     else:
         is_short = wall_floor < WALL_CLOCK_LIMIT_MS or not use_cpu_clock
-        values = [float(wall.min()) for wall in walls] if is_short else cpu_floors
+        floors = np.array([wall.min() for wall in walls] if is_short else cpu_floors)
+        values = list(floors * speeds)
         repeatability = _repeatability_fraction(values)
-        value = low = min(values)
-        high = value * (1 + repeatability)
+        value = float(_low(np.array(values)))
+        low, high = value / (1 + repeatability), value * (1 + repeatability)
         converged = len(records) > 1 and repeatability <= tolerance_fraction
     all_wall = np.concatenate(walls)
-    all_cpu = np.concatenate(cpus) if cpus else all_wall
+    all_cpu = np.concatenate(cpus) if any(cpu.size for cpu in cpus) else all_wall
     memory = [record.peak_memory_mib for record in records if record.peak_memory_mib is not None]
     return Measurement(
         estimator=estimator,
@@ -89,6 +102,11 @@ def measurement_from_records(
     )
 
 
+def usual_sentinel_ms(beside_ms: Sequence[float] | np.ndarray) -> float:
+    """What the sentinel takes when the device is not disturbed, from what it took beside each record: the lower quartile."""
+    return float(np.quantile(beside_ms, 0.25))
+
+
 def possible_ms(wall_ms: np.ndarray, cpu_ms: np.ndarray) -> np.ndarray:
     """The wall times that are no shorter than the CPU times within them; all of them where none is left."""
     kept = wall_ms[wall_ms >= 0.9 * cpu_ms - CLOCK_READING_MS]
@@ -96,18 +114,28 @@ def possible_ms(wall_ms: np.ndarray, cpu_ms: np.ndarray) -> np.ndarray:
 
 
 def _repeatability_fraction(floors: Sequence[float]) -> float:
-    """Mean over all ways to halve the sweeps of how far the worse half's minimum lies above the better one's.
+    """How far apart the estimates of two halves of the sweeps are, relatively: the mean over ``HALVINGS``.
 
-    Of ``n`` sorted floors the better half holds the least; the worse half of size ``h`` has the ``k``-th as its minimum
-    in ``C(n - 1 - k, h - 1)`` of the ``C(n - 1, h)`` cases.
+    That is nearly twice the error of the estimate from all of them. Of an odd number one sweep is left out.
     """
-    ordered = sorted(floors)
-    n = len(ordered)
-    if n < 2:
+    values, half = np.asarray(floors), len(floors) // 2
+    if half == 0:
         return 1.0
-    half, others = n // 2, ordered[1:]
-    ways = [math.comb(len(others) - 1 - k, half - 1) for k in range(len(others))]
-    return sum(w * floor for w, floor in zip(ways, others, strict=True)) / sum(ways) / ordered[0] - 1
+    shuffled = values[_orders(len(values))]
+    first, second = _low(shuffled[:, :half]), _low(shuffled[:, half : 2 * half])
+    return float(np.mean(np.maximum(first, second) / np.minimum(first, second)) - 1)
+
+
+def _low(values: np.ndarray) -> np.ndarray:
+    """The mean of the lowest of the last axis."""
+    count = max(FEWEST_LOW, math.ceil(LOW_SHARE * values.shape[-1]))
+    return np.asarray(np.sort(values, axis=-1)[..., :count].mean(axis=-1))
+
+
+@cache
+def _orders(count: int) -> np.ndarray:
+    """``(HALVINGS, count)``: random orders of ``count`` sweeps, the same each time."""
+    return np.random.default_rng(0).permuted(np.tile(np.arange(count), (HALVINGS, 1)), axis=1)
 
 
 def median_interval(values: Sequence[float], confidence: float = MEDIAN_CONFIDENCE) -> tuple[float, float]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from mobilenas.errors import IncompatibleError, UnknownNameError
 
 Estimator = Literal["floor", "median"]
-"""What stands for a model's latency: the least over sweeps on a shared host, the median on an owned, idle device."""
+"""What stands for a model's latency: a low one of the sweeps' on a shared host, the median on an owned, idle device."""
 Statistic = Literal["floor", "median", "p90"]
 """What a budget can bind."""
 
@@ -47,8 +48,10 @@ class MeasurementPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     estimator: Estimator = "floor"
     tolerance_fraction: float = 0.02
     """A model has converged when its floor repeats within this fraction, or its median is known to within it."""
+    sentinel_every_s: float = 0.001
+    """Timed seconds of a model after which the sentinel runs again."""
     drift_fraction: float = 0.15
-    """A sweep whose sentinel is slower than the best one by more than this does not count."""
+    """A record does not count if the sentinel beside it was slower than it usually is by more than this."""
 
 
 PLANS = {
@@ -75,19 +78,26 @@ class SweepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     wall_ms: tuple[float, ...]
     cpu_ms: tuple[float, ...]
+    sentinel_ms: tuple[float, ...]
+    """Of a small model, the same for all, that ran between these runs: how fast the device was at that moment."""
     first_ms: float
     load_ms: float
     peak_memory_mib: float | None
     is_warm: bool = False
     """Whether the run times had settled before they were timed; not, where a runner does not say."""
 
+    @property
+    def sentinel_floor_ms(self) -> float:
+        """The 10th percentile, which neither a disturbance nor a single fast run decides."""
+        return float(np.percentile(self.sentinel_ms, 10))
+
 
 class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The latency of one model on one device. ``value_ms`` is the estimator's; ``low_ms`` to ``high_ms`` its interval.
 
-    A floor cannot be over-estimated by less than nothing, so its interval starts at the value and the width is the
-    repeatability: how much higher the floor of half the sweeps would have been, on average over all halvings. That of a
-    median holds the median of all sweeps with 95 % confidence, whatever their distribution.
+    That of a floor reaches as far up and down as it repeats: the floors of two halves of the sweeps are so far apart, on
+    average over the ways to halve them. It holds the floor of endless sweeps about eight to nine times in ten. That of a
+    median holds the median of endless sweeps with 95 % confidence, whatever their distribution.
     """
 
     estimator: Statistic

@@ -44,7 +44,7 @@ from mobilenas.latency.table import (
 from mobilenas.profiling import fit
 from mobilenas.profiling.networks import NetworkSource
 from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings, Runtime
-from mobilenas.runtimes.measure import SENTINEL, MeasureProgress, SweepLog, measure
+from mobilenas.runtimes.measure import MeasureProgress, SweepLog, measure
 
 SESSION = "session"
 SECONDS_PER_NETWORK_SWEEP, SECONDS_PER_KERNEL_SWEEP = 0.15, 0.03
@@ -103,6 +103,7 @@ class Campaign:
     def name(self) -> str:
         """Hash of device, runtime, settings, source, plan and seed: the same command finds the same campaign."""
         identity = [
+            PROTOCOL,
             self.device.card,
             self.runtime.name,
             self.settings,
@@ -322,7 +323,7 @@ def keep_kernels(
     Interrupted, the same kernels go on from ``records``. Raises ``MissingKernelError`` naming the kernels that the engine
     refuses to run alone, once the others are kept.
     """
-    identity = [device.card, runtime.name, settings, plan, [k.identifier for k in kernels]]
+    identity = [PROTOCOL, device.card, runtime.name, settings, plan, [k.identifier for k in kernels]]
     name = hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:12]
     with working_in(records / f"kernels-{name}"):
         accepted, refused = list(kernels), dict[Kernel, str]()
@@ -442,7 +443,7 @@ def _card(
         doubts=(),
         slow_down=log.slow_down(plan),
         session_ms=measurements[SESSION].value_ms,
-        sentinel_ms=measurements[SENTINEL].value_ms,
+        sentinel_ms=log.sentinel_ms,
         rows=0,
         rows_not_converged=0,
         cold_weights_ms_per_mib=0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,11 +14,13 @@ from scipy.stats import theilslopes
 from mobilenas import ops
 from mobilenas.core.measurement import Estimator, Measurement, Statistic
 from mobilenas.core.workload import Kernel, Workload
+from mobilenas.latency.diff import SMALLEST_MS
 from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.table import ErrorReport, StatisticFit, TableRow, WorkloadCosts
 
 FEW_COPIES, MANY_COPIES = 2, 8
 """A row is the slope between models of so many copies: what a call costs, whatever it runs, cancels."""
+ROW_TOLERANCE_FRACTION = 0.1
 SPAN_FOR_A_LINE = 1.2
 """How far the sums of the slowest and of the fastest network must be apart for a line to be fitted."""
 COLD_WEIGHT_PRICES_MS = np.arange(0, 0.1001, 0.0025)
@@ -27,17 +30,25 @@ _PRIOR_WEIGHT = 1e-3
 
 
 def row_from_measurements(kernel: Kernel, few: Measurement, many: Measurement) -> TableRow:
-    """The row of one kernel; its interval lets each floor be as high as its repeatability says, never below zero."""
+    """The row of one kernel, never below zero. Its interval takes the two models' errors to be independent.
+
+    It has converged when both models have and the slope between them is known to within a tenth, or to ``SMALLEST_MS``:
+    models that repeat within 3 % can leave their slope open.
+    """
     copies = MANY_COPIES - FEW_COPIES
+    slope_ms = (many.value_ms - few.value_ms) / copies
+    down_ms = math.hypot(many.value_ms - many.low_ms, few.high_ms - few.value_ms) / copies
+    up_ms = math.hypot(many.high_ms - many.value_ms, few.value_ms - few.low_ms) / copies
+    is_known = (down_ms + up_ms) / 2 <= max(ROW_TOLERANCE_FRACTION * slope_ms, SMALLEST_MS)
     return TableRow(
         kernel=kernel,
-        value_ms=max(0.0, (many.value_ms - few.value_ms) / copies),
-        low_ms=max(0.0, (many.low_ms - few.high_ms) / copies),
-        high_ms=max(0.0, (many.high_ms - few.low_ms) / copies),
+        value_ms=max(0.0, slope_ms),
+        low_ms=max(0.0, slope_ms - down_ms),
+        high_ms=max(0.0, slope_ms + up_ms),
         t2_ms=few.value_ms,
         t8_ms=many.value_ms,
         sweeps=min(few.sweeps, many.sweeps),
-        converged=few.converged and many.converged,
+        converged=few.converged and many.converged and is_known,
     )
 
 

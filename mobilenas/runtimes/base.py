@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,14 +11,17 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from mobilenas import onnx_model
 from mobilenas.core import documents
 from mobilenas.core.measurement import MeasurementPlan, SweepRecord
 from mobilenas.core.resources import shipped
-from mobilenas.core.workload import Kernel
+from mobilenas.core.workload import Blueprint, Kernel, Layer, Workload
 from mobilenas.devices.links import Link
 from mobilenas.errors import DocumentError, IncompatibleError, RunnerError
 
-PROTOCOL = 2
+PROTOCOL = 3
+SENTINEL = "sentinel"
+"""Name of the model that runs beside all others."""
 SECONDS_PER_MODEL = 60.0
 """How long a runner may take for one model before it is given up."""
 
@@ -73,6 +77,15 @@ class Runtime(ABC):
     def session_model(self) -> PreparedModel:
         """A model that computes next to nothing: the cost of one call."""
 
+    def sentinel_model(self, settings: RunSettings) -> PreparedModel:
+        """A model that runs beside all others: one convolution, 3 to 48 channels at 32x32.
+
+        It takes long enough to time well, and short enough to fit a time slice.
+        """
+        workload = Workload("stem_cifar", 3, 48, 32, 32)
+        onnx = onnx_model.compose(Blueprint((Layer("sentinel", workload, ("images",)),), (1, 3, 32, 32)))
+        return self.prepare(onnx, settings)
+
     @property
     def runner_file(self) -> Path:
         """The runner on this host: among the shipped ones, unless a plug-in brings its own."""
@@ -96,22 +109,24 @@ class Runtime(ABC):
     def time_models(
         self,
         models: Mapping[str, PreparedModel],
-        order: Sequence[str],
         link: Link,
         settings: RunSettings,
         plan: MeasurementPlan,
         on_record: Callable[[str, SweepRecord], None],
         on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
-        """One sweep in a fresh process: time the models named in ``order`` (names may repeat) and report each at once.
+        """One sweep in a fresh process: time the models in their order, the sentinel beside them, and report each at once.
 
         ``on_hello`` is given what the runner says of itself and its engine, before any record. Raises ``RunnerError`` for
         a model that the engine refuses or a report outside the protocol, after all other models were reported.
         """
-        for name, model in models.items():
+        pushed = {**models, SENTINEL: self.sentinel_model(settings)}
+        for name, model in pushed.items():
             link.push_bytes(model.content, f"{name}.onnx")
         job = {
             "mode": "time",
+            "sentinel": f"{SENTINEL}.onnx",
+            "sentinel_every_s": plan.sentinel_every_s,
             "samples": plan.samples,
             "maximum_samples": plan.maximum_samples,
             "minimum_s": plan.minimum_s,
@@ -120,7 +135,7 @@ class Runtime(ABC):
             "warmup_s": plan.warmup_s,
             "warmup_maximum_s": plan.warmup_maximum_s,
             "warmup_tolerance_fraction": plan.warmup_tolerance_fraction,
-            "models": [{"id": name, "path": f"{name}.onnx", "optimise": models[name].optimise} for name in order],
+            "models": [{"id": name, "path": f"{name}.onnx", "optimise": model.optimise} for name, model in models.items()],
         }
 
         def receive(report: dict[str, Any]) -> None:
@@ -131,7 +146,7 @@ class Runtime(ABC):
                 on_record(name, record)
 
         self._run_job(job, link, settings, receive)
-        for name in models:
+        for name in pushed:
             link.remove(f"{name}.onnx")
 
     def _run_job(
@@ -182,14 +197,17 @@ def parse_report(line: str, runner: str) -> dict[str, Any]:
 
 def timing_from_report(report: dict[str, Any]) -> tuple[str, SweepRecord]:
     """Model name and record of a "timing" report; raises ``RunnerError`` if times are missing or not positive."""
-    facts = {key: report.get(key) for key in ("wall_ms", "cpu_ms", "first_ms", "load_ms", "peak_memory_mib")}
+    facts = {key: report.get(key) for key in ("wall_ms", "cpu_ms", "sentinel_ms", "first_ms", "load_ms", "peak_memory_mib")}
     facts["is_warm"] = report.get("is_warm", False)
     try:
         record = documents.convert(facts, SweepRecord, f"report on {report.get('id')}")
     except DocumentError as error:
         raise RunnerError(str(error)) from error
-    if not record.wall_ms or len(record.wall_ms) != len(record.cpu_ms) or min(record.wall_ms) <= 0:
-        raise RunnerError(f"report on {report.get('id')}: wall_ms must be positive numbers, one CPU time each")
+    for field, times in (("wall_ms", record.wall_ms), ("sentinel_ms", record.sentinel_ms)):
+        if not times or not all(0 < time < math.inf for time in times):
+            raise RunnerError(f"report on {report.get('id')}: {field} must be positive numbers, one at least")
+    if len(record.wall_ms) != len(record.cpu_ms):
+        raise RunnerError(f"report on {report.get('id')}: {len(record.wall_ms)} wall_ms need one cpu_ms each")
     return report["id"], record
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -12,23 +11,19 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from mobilenas import onnx_model
 from mobilenas.core import documents
 from mobilenas.core.environment import Environment, environment_from_hello
-from mobilenas.core.estimators import measurement_from_records, possible_ms, slow_down
+from mobilenas.core.estimators import measurement_from_records, slow_down, usual_sentinel_ms
 from mobilenas.core.measurement import Measurement, MeasurementPlan, SlowDown, SweepRecord
 from mobilenas.core.run_directory import Journal
-from mobilenas.core.workload import Blueprint, Layer, Workload
 from mobilenas.devices.links import Link
 from mobilenas.errors import MeasurementError
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 
-SENTINEL = "sentinel"
-"""Name of the model that is timed at the start, in the middle and at the end of each sweep, to see drift."""
-
-
 EXTRA_PAUSE_S = 10.0
 """Longest pause before the extra sweeps of models that have not converged."""
+DRIFT_WINDOWS = 100
+"""Parts of a campaign whose sentinels are compared, to see a device become slower for good."""
 
 
 class JournalEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,10 +61,8 @@ class SweepLog:
     hello: dict[str, Any] = field(default_factory=dict)
     """What the runner last said of itself, its engine and its device."""
     records: dict[str, dict[int, SweepRecord]] = field(default_factory=dict)
-    sentinel_floors_ms: dict[int, float] = field(default_factory=dict)
-    """Of each sweep."""
     sentinels: list[tuple[float, float]] = field(default_factory=list)
-    """When a sentinel was timed, in seconds since the epoch, and its floor in milliseconds."""
+    """When a record was reported, in seconds since the epoch, and the floor of the sentinel beside it in milliseconds."""
 
     @classmethod
     def resume(cls, journal: Journal | None) -> SweepLog:
@@ -104,28 +97,34 @@ class SweepLog:
         self._keep(entry)
 
     def _keep(self, entry: JournalEntry) -> None:
-        if entry.model == SENTINEL:
-            floor = float(possible_ms(np.asarray(entry.record.wall_ms), np.asarray(entry.record.cpu_ms)).min())
-            self.sentinels.append((entry.at_s, floor))
-            self.sentinel_floors_ms[entry.sweep] = min(floor, self.sentinel_floors_ms.get(entry.sweep, floor))
+        self.sentinels.append((entry.at_s, entry.record.sentinel_floor_ms))
         self.records.setdefault(entry.model, {})[entry.sweep] = entry.record
 
-    def quiet_records(self, model: str, drift_fraction: float) -> list[SweepRecord]:
-        """A model's records of sweeps in which the sentinel came within ``drift_fraction`` of its best."""
-        limit = min(self.sentinel_floors_ms.values(), default=math.inf) * (1 + drift_fraction)
-        records = self.records.get(model, {})
-        return [record for sweep, record in records.items() if self.sentinel_floors_ms.get(sweep, math.inf) <= limit]
+    @property
+    def sentinel_ms(self) -> float:
+        """What the sentinel takes when the device is not disturbed: how fast it is."""
+        return usual_sentinel_ms([floor for _, floor in self.sentinels])
 
-    def measurement(self, model: str, plan: MeasurementPlan, use_cpu_clock: bool) -> Measurement | None:
-        """The estimate of one model from its quiet records, ``None`` without any record.
+    def measurements(
+        self, models: Iterable[str], plan: MeasurementPlan, use_cpu_clock: bool
+    ) -> dict[str, tuple[Measurement, int]]:
+        """The estimate of each model that has records, with how many of them are quiet.
 
-        Where none is quiet it is from all of them, and has not converged however well they agree: the device was slower.
+        A record is quiet where the sentinel beside it took no longer than usual by more than the plan lets pass. The
+        estimate is from those; where none is quiet it is from all, and has not converged however well they agree: the
+        device was slower.
         """
-        quiet, every = self.quiet_records(model, plan.drift_fraction), list(self.records.get(model, {}).values())
-        if not every:
-            return None
-        found = measurement_from_records(quiet or every, plan.tolerance_fraction, use_cpu_clock, plan.estimator)
-        return found if quiet else msgspec.structs.replace(found, converged=False)
+        sentinel_ms = self.sentinel_ms if self.sentinels else 0.0
+        found = {}
+        for model in models:
+            if not (every := list(self.records.get(model, {}).values())):
+                continue
+            quiet = [r for r in every if r.sentinel_floor_ms <= sentinel_ms * (1 + plan.drift_fraction)]
+            estimate = measurement_from_records(
+                quiet or every, plan.tolerance_fraction, use_cpu_clock, plan.estimator, sentinel_ms
+            )
+            found[model] = (estimate if quiet else msgspec.structs.replace(estimate, converged=False)), len(quiet)
+        return found
 
     @property
     def environment(self) -> Environment:
@@ -134,7 +133,8 @@ class SweepLog:
 
     def slow_down(self, plan: MeasurementPlan) -> SlowDown | None:
         """When the device became slower for good by more than the plan lets pass, ``None`` if it did not."""
-        return slow_down(self.sentinels, plan.drift_fraction)
+        windows = np.array_split(np.array(self.sentinels), min(len(self.sentinels), DRIFT_WINDOWS)) if self.sentinels else []
+        return slow_down([(float(w[0, 0]), float(w[:, 1].min())) for w in windows], plan.drift_fraction)
 
 
 def measure(
@@ -150,15 +150,14 @@ def measure(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[dict[str, Measurement], SweepLog]:
-    """Measure every model as ``plan`` says; return the measurements, the sentinel's among them, with the log they come from.
+    """Measure every model as ``plan`` says; return the measurements, with the log they come from.
 
-    Sweeps that the sentinel shows to be slow do not count towards ``plan.sweeps``; models whose value does not repeat
+    Records that the sentinel shows to be slow do not count towards ``plan.sweeps``; models whose value does not repeat
     get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says ``converged: False``. What is in
     ``journal`` already is not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a model ends
     without a record.
     """
     log = SweepLog.resume(journal)
-    everything = {**models, SENTINEL: runtime.prepare(sentinel_model(), settings)}
     use_cpu_clock = settings.threads == 1
     due = clock()
     pause_s = plan.spread_s / max(1, plan.sweeps - 1)
@@ -173,43 +172,25 @@ def measure(
             progress(MeasureProgress(sweep, plan.sweeps, 0, len(missing), wait_s))
             sleep(min(wait_s, 1.0))
         due = clock() + (pause_s if sweep + 1 < plan.sweeps else min(pause_s, EXTRA_PAUSE_S))
-        order = _with_sentinels(missing, random.Random(f"{seed}/{sweep}"))
+        random.Random(f"{seed}/{sweep}").shuffle(missing)
         done = 0
 
-        def on_record(name: str, record: SweepRecord, sweep: int = sweep, total: int = len(order)) -> None:
+        def on_record(name: str, record: SweepRecord, sweep: int = sweep, total: int = len(missing)) -> None:
             nonlocal done
             done += 1
             log.add(JournalEntry(sweep, name, record, time.time()))
             progress(MeasureProgress(sweep, plan.sweeps, done, total))
 
-        chosen = {name: everything[name] for name in order}
-        runtime.time_models(chosen, order, link, settings, plan, on_record, log.greet)
-    measurements = {name: log.measurement(name, plan, use_cpu_clock) for name in (*models, SENTINEL)}
-    without = [name for name, measurement in measurements.items() if measurement is None]
+        chosen = {name: models[name] for name in missing}
+        runtime.time_models(chosen, link, settings, plan, on_record, log.greet)
+    measurements = log.measurements(models, plan, use_cpu_clock)
+    without = [name for name in models if name not in measurements]
     if without:
         raise MeasurementError(f"{len(without)} models were never measured, the first is {without[0]}")
-    return {name: m for name, m in measurements.items() if m is not None}, log
+    return {name: measurement for name, (measurement, _) in measurements.items()}, log
 
 
 def _pending(models: Iterable[str], log: SweepLog, plan: MeasurementPlan, use_cpu_clock: bool) -> list[str]:
     """Models that need another sweep: too few quiet records, or a value that does not repeat."""
-
-    def is_pending(name: str) -> bool:
-        if len(log.quiet_records(name, plan.drift_fraction)) < plan.sweeps:
-            return True
-        measurement = log.measurement(name, plan, use_cpu_clock)
-        return measurement is None or not measurement.converged
-
-    return sorted(name for name in models if is_pending(name))
-
-
-def _with_sentinels(names: list[str], generator: random.Random) -> list[str]:
-    generator.shuffle(names)
-    middle = len(names) // 2
-    return [SENTINEL, *names[:middle], SENTINEL, *names[middle:], SENTINEL]
-
-
-def sentinel_model() -> bytes:
-    """One fixed convolution, 3 to 48 channels at 32x32: long enough to time well, short enough to fit a time slice."""
-    workload = Workload("stem_cifar", 3, 48, 32, 32)
-    return onnx_model.compose(Blueprint((Layer("sentinel", workload, ("images",)),), (1, 3, 32, 32)))
+    found = log.measurements(models, plan, use_cpu_clock)
+    return sorted(name for name in models if name not in found or found[name][1] < plan.sweeps or not found[name][0].converged)

@@ -21,6 +21,8 @@ from mobilenas.runtimes.onnx_runtime import OnnxRuntime, kernels_from_graph
 PROVIDER = "FakeProvider"
 CALL_MS = 0.003
 """What a call of the fake engine costs, whatever it runs."""
+SENTINEL_MS = 0.1
+"""What the sentinel takes on it."""
 
 
 def kernel_ms(kernel: Kernel) -> float:
@@ -67,7 +69,6 @@ class FakeRuntime(OnnxRuntime):
     def time_models(
         self,
         models: Mapping[str, PreparedModel],
-        order: Sequence[str],
         link: Link,
         settings: RunSettings,
         plan: MeasurementPlan,
@@ -77,18 +78,19 @@ class FakeRuntime(OnnxRuntime):
         on_hello(self.hello(link, settings))
         begun, self.sweeps = self.sweeps, self.sweeps + 1
         refused = {}
-        for index, name in enumerate(order):
-            factor = self.slowdown(begun + index / len(order))
+        for index, (name, model) in enumerate(models.items()):
+            factor = self.slowdown(begun + index / len(models))
             try:
-                kernels = _kernels(models[name])
+                kernels = _kernels(model)
             except Exception as error:  # as a runner does: one bad model must not end the others
                 refused[name] = str(error)
                 continue
             ms = factor * (CALL_MS + sum(count * kernel_ms(kernel) for kernel, count in kernels.items()))
             times = (ms,) * plan.samples
-            on_record(name, SweepRecord(times, times, first_ms=2 * ms, load_ms=1.0, peak_memory_mib=None))
+            sentinel = (factor * SENTINEL_MS,)
+            on_record(name, SweepRecord(times, times, sentinel, first_ms=2 * ms, load_ms=1.0, peak_memory_mib=None))
         if refused:
-            raise refusal(self.name, refused, len(order))
+            raise refusal(self.name, refused, len(models))
 
 
 @lru_cache(maxsize=4096)

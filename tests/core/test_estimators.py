@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,12 +9,18 @@ from mobilenas.core.measurement import Measurement, SweepRecord
 from mobilenas.errors import IncompatibleError, MeasurementError
 
 
-def record(wall: list[float], cpu: list[float] | None = None, memory: float | None = None, load: float = 7.0) -> SweepRecord:
-    return SweepRecord(tuple(wall), tuple(wall if cpu is None else cpu), 9.0, load, memory)
+def record(
+    wall: list[float],
+    cpu: list[float] | None = None,
+    memory: float | None = None,
+    load: float = 7.0,
+    sentinel: tuple[float, ...] = (0.1,),
+) -> SweepRecord:
+    return SweepRecord(tuple(wall), tuple(wall if cpu is None else cpu), sentinel, 9.0, load, memory)
 
 
-def estimate(*records: SweepRecord, use_cpu_clock: bool = True) -> Measurement:
-    return measurement_from_records(records, 0.02, use_cpu_clock)
+def estimate(*records: SweepRecord, use_cpu_clock: bool = True, sentinel_ms: float | None = None) -> Measurement:
+    return measurement_from_records(records, 0.02, use_cpu_clock, sentinel_ms=sentinel_ms)
 
 
 def median_of(*medians: float) -> Measurement:
@@ -21,11 +28,13 @@ def median_of(*medians: float) -> Measurement:
     return measurement_from_records([record([0.9 * m, m, 3 * m]) for m in medians], 0.02, estimator="median")
 
 
-def test_short_runs_take_the_least_wall_time() -> None:
+def test_short_runs_take_the_least_wall_time_of_each_sweep() -> None:
     walls = [1.2, 1.0, 1.5], [1.1, 1.3, 1.01]
     found = estimate(*(record(wall, [0.95] * 3) for wall in walls))
-    assert found.value_ms == found.low_ms == found.wall_floor_ms == 1.0
-    assert found.high_ms == pytest.approx(1.01)
+    assert found.value_ms == pytest.approx(1.005)
+    assert found.wall_floor_ms == 1.0
+    assert found.high_ms == pytest.approx(1.005 * 1.01)
+    assert found.low_ms == pytest.approx(1.005 / 1.01)
     assert found.wall_median_ms == pytest.approx(np.median([np.median(wall) for wall in walls]))
     assert found.wall_p90_ms == pytest.approx(np.percentile(walls, 90))
     assert (found.sweeps, found.samples, found.estimator) == (2, 6, "floor")
@@ -36,19 +45,50 @@ def test_short_runs_take_the_least_wall_time() -> None:
 def test_long_runs_take_the_tenth_percentile_of_cpu_time() -> None:
     cpu = list(np.linspace(9.5, 10.5, 11))
     found = estimate(record([10.0] * 11, cpu), record([11.0] * 11, [c + 0.1 for c in cpu]))
-    assert found.value_ms == found.cpu_floor_ms == pytest.approx(9.6)
-    assert found.high_ms == pytest.approx(9.7)
+    assert found.cpu_floor_ms == pytest.approx(9.6)
+    assert found.value_ms == pytest.approx(9.65)
+
+
+@pytest.mark.parametrize(("count", "lowest"), [(1, 1), (2, 2), (3, 2), (8, 2), (9, 3), (16, 4)])
+def test_the_floor_is_the_mean_of_the_lowest_quarter_of_the_sweeps(count: int, lowest: int) -> None:
+    floors = np.random.default_rng(count).uniform(1.0, 1.5, count)
+    found = estimate(*(record([floor]) for floor in floors))
+    assert found.value_ms == pytest.approx(np.sort(floors)[:lowest].mean())
+
+
+def test_a_slow_or_a_fast_moment_of_the_device_changes_no_floor() -> None:
+    """The sentinel beside the runs was as much slower or faster: the floor is that of the device's usual speed."""
+    steady = [record([1.0, 1.1]), record([1.02, 1.1]), record([1.0, 1.2]), record([1.01])]
+    moving = [
+        record([speed * ms for ms in r.wall_ms], sentinel=(0.1 * speed, 0.3))
+        for r, speed in zip(steady, (1.1, 1.0, 0.9, 1.3), strict=True)
+    ]
+    found = estimate(*moving, sentinel_ms=steady[0].sentinel_floor_ms)
+    expected = [ms * 0.1 / r.sentinel_floor_ms for r in moving for ms in (min(r.wall_ms),)]
+    assert found.value_ms == pytest.approx(np.sort(expected)[:2].mean())
+    assert found.wall_median_ms == pytest.approx(np.median([np.median(r.wall_ms) for r in moving])), "the median is as it was"
+    usual = estimate(*(record([m], sentinel=(s,)) for m, s in ((1.0, 0.1), (1.1, 0.11), (1.2, 0.12), (1.3, 0.13))))
+    assert usual.value_ms == pytest.approx(10 * np.quantile([0.1, 0.11, 0.12, 0.13], 0.25))
+    assert usual.converged
+
+
+def test_the_sentinel_counts_by_its_tenth_percentile() -> None:
+    """Neither a disturbance nor one fast run decides."""
+    sentinel = (0.05, *[0.1] * 9, 0.5)
+    assert record([1.0], sentinel=sentinel).sentinel_floor_ms == pytest.approx(0.1)
 
 
 def test_several_threads_keep_to_wall_time() -> None:
     records = [record([10.0, 12.0], [9.5, 9.5]), record([10.1, 12.0], [9.5, 9.5])]
-    assert estimate(*records, use_cpu_clock=False).value_ms == 10.0
+    assert estimate(*records, use_cpu_clock=False).value_ms == pytest.approx(10.05)
     assert estimate(*records).value_ms == 9.5
 
 
 def test_cpu_samples_far_below_the_wall_are_clock_errors() -> None:
     found = estimate(record([10.0] * 3, [1.0, 10.0, 10.2]), record([10.0] * 3, [0.0, 8.9, 10.1]))
-    assert found.value_ms == found.cpu_floor_ms == pytest.approx(np.percentile([10.0, 10.2], 10))
+    left = np.percentile([10.0, 10.2], 10), 10.1
+    assert found.cpu_floor_ms == pytest.approx(left[0])
+    assert found.value_ms == pytest.approx(np.mean(left))
     none_left = estimate(record([10.0], [1.0]), record([10.2], [2.0]))
     assert none_left.value_ms == none_left.cpu_floor_ms == 10.0
 
@@ -57,14 +97,15 @@ def test_a_wall_clock_that_is_set_back_shortens_no_time() -> None:
     """A run of 1 ms in which the clock goes back by half of it: no thread computes for longer than it was there."""
     jumped = record([1.0, 0.5, 1.02], [0.99, 0.99, 1.0])
     found = estimate(jumped, record([1.01] * 3, [1.0] * 3))
-    assert found.value_ms == found.wall_floor_ms == 1.0
+    assert found.wall_floor_ms == 1.0
+    assert found.value_ms == pytest.approx(1.005)
     assert found.converged
     assert estimate(jumped, use_cpu_clock=False).value_ms == 0.5, "several threads do compute for longer"
 
 
 def test_a_cpu_clock_that_runs_ahead_is_said_and_loses_nothing() -> None:
     found = estimate(record([1.0, 1.1], [2.0, 2.0]), record([1.01, 1.1], [2.0, 2.0]))
-    assert found.value_ms == 1.0
+    assert found.value_ms == pytest.approx(1.005)
     assert not found.clocks_agree
 
 
@@ -73,14 +114,35 @@ def test_clocks_agree_within_a_tenth(cpu: float, agree: bool) -> None:
     assert estimate(record([1.0], [cpu]), record([1.0], [cpu])).clocks_agree is agree
 
 
-@pytest.mark.parametrize("floors", [[1.0, 1.1], [1.0, 1.3, 1.1], [1.5, 1.0, 1.2, 1.1], [1.0, 1.0, 1.4, 1.1, 1.05, 1.2]])
-def test_repeatability_is_the_mean_over_all_halvings(floors: list[float]) -> None:
-    """Oracle: brute force. Of all ways to take half of the sweeps without the best one, the mean of their minimum."""
-    best, *others = sorted(floors)
-    expected = np.mean([min(half) for half in itertools.combinations(others, len(floors) // 2)]) / best - 1
+def lowest(floors: Sequence[float]) -> float:
+    return float(np.sort(floors)[: max(2, -(-len(floors) // 4))].mean())
+
+
+@pytest.mark.parametrize("floors", [[1.0, 1.1], [1.5, 1.0, 1.2, 1.1], [1.0, 1.0, 1.4, 1.1, 1.05, 1.2, 1.3, 1.15]])
+def test_repeatability_is_how_far_the_halves_of_the_sweeps_are_apart(floors: list[float]) -> None:
+    """Oracle: all ways to halve them, of which the estimator tries a sample."""
+    everyone = range(len(floors))
+    halves = [(set(half), set(everyone) - set(half)) for half in itertools.combinations(everyone, len(floors) // 2)]
+    pairs = [[lowest([floors[i] for i in half]) for half in both] for both in halves]
+    expected = np.mean([max(pair) / min(pair) for pair in pairs]) - 1
     found = estimate(*(record([floor]) for floor in floors))
-    assert found.repeatability_fraction == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    assert found.high_ms == pytest.approx(best * (1 + expected))
+    assert found.repeatability_fraction == pytest.approx(expected, rel=0.1)
+    assert found.value_ms / found.low_ms == pytest.approx(found.high_ms / found.value_ms)
+
+
+def test_an_odd_sweep_is_left_out_of_the_halves() -> None:
+    """Three are halved into one and one."""
+    found = estimate(record([1.0]), record([1.3]), record([1.1]))
+    assert found.repeatability_fraction == pytest.approx(np.mean([0.3, 0.1, 1.3 / 1.1 - 1]), rel=0.1)
+
+
+@pytest.mark.parametrize("count", [4, 8, 9, 16])
+def test_the_interval_of_a_floor_holds_the_true_one_about_as_often_as_it_says(count: int) -> None:
+    """Sweeps disturbed by exponential noise, as on a shared host. The truth is what campaigns have on average."""
+    draws = 1 + 0.02 * np.random.default_rng(0).exponential(size=(2000, count))
+    truth = np.mean([lowest(draw) for draw in draws])
+    found = [estimate(*(record([floor]) for floor in draw)) for draw in draws[:500]]
+    assert 0.75 <= np.mean([m.low_ms <= truth <= m.high_ms for m in found]) <= 0.97
 
 
 def test_one_sweep_never_converges() -> None:
@@ -120,7 +182,7 @@ def test_two_modes_are_seen_and_keep_a_median_from_converging() -> None:
     wide = [record([value] * 3) for value in two_clocks]
     assert not measurement_from_records(wide, 0.2, estimator="median").converged
     assert measurement_from_records(wide, 0.2, estimator="median").is_bimodal
-    assert estimate(*wide).converged, "the floor is the faster of the two modes, whatever the other is"
+    assert estimate(*wide).value_ms == pytest.approx(1.0, abs=0.001), "the floor is the faster of the two modes"
 
 
 def test_a_bound_needs_as_many_runs_as_mlperf_asks_for() -> None:

@@ -16,7 +16,15 @@ from mobilenas.runtimes.onnx_runtime import OnnxRuntime
 
 PLAN = msgspec.structs.replace(PLANS["quick"], sweeps=2, maximum_sweeps=3, spread_s=0.0)
 MODELS = {name: PreparedModel(b"") for name in ("a", "b")}
-GOOD = {"type": "timing", "wall_ms": [1.0] * 60, "cpu_ms": [1.0] * 60, "first_ms": 2.0, "load_ms": 3.0, "peak_memory_mib": None}
+GOOD = {
+    "type": "timing",
+    "wall_ms": [1.0] * 60,
+    "cpu_ms": [1.0] * 60,
+    "sentinel_ms": [0.1],
+    "first_ms": 2.0,
+    "load_ms": 3.0,
+    "peak_memory_mib": None,
+}
 
 
 class Scripted(OnnxRuntime):
@@ -61,6 +69,9 @@ WRONG = {
     "no times": timing(wall_ms=[], cpu_ms=[]),
     "no such field": timing(wall_ms=None),
     "clocks of other lengths": timing(cpu_ms=[1.0] * 59),
+    "no sentinel": timing(sentinel_ms=[]),
+    "a sentinel that took no time": timing(sentinel_ms=[0.1, 0.0]),
+    "a sentinel that is no number": timing(sentinel_ms=[float("nan")]),
     "negative memory": timing(peak_memory_mib="much"),
     "a report of no kind": '{"type": "surprise"}\n',
     "a list": "[1.0, 2.0]\n",

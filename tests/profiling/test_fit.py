@@ -20,7 +20,7 @@ TRUTH = {w: random.Random(w.key).uniform(0.01, 1.0) for w in WORKLOADS}
 
 
 def measured(value: float, high: float, sweeps: int = 4, converged: bool = True) -> Measurement:
-    record = SweepRecord((value,), (value,), 1.0, 1.0, None)
+    record = SweepRecord((value,), (value,), (0.1,), 1.0, 1.0, None)
     found = measurement_from_records([record] * sweeps, 0.02)
     return msgspec.structs.replace(found, high_ms=high, converged=converged)
 
@@ -38,15 +38,29 @@ def test_a_row_is_the_slope_between_the_two_models() -> None:
     row = fit.row_from_measurements(KERNEL, measured(0.5, 0.56, 6), measured(1.1, 1.22, 4))
     assert row.kernel == KERNEL
     assert row.value_ms == pytest.approx(0.1)
-    assert row.low_ms == pytest.approx((1.1 - 0.56) / 6)
-    assert row.high_ms == pytest.approx((1.22 - 0.5) / 6)
-    assert (row.t2_ms, row.t8_ms, row.sweeps, row.converged) == (0.5, 1.1, 4, True)
+    assert row.high_ms == pytest.approx(0.1 + 0.12 / 6), "upwards the slower model may, the faster one is known"
+    assert row.low_ms == pytest.approx(0.1 - 0.06 / 6)
+    assert (row.t2_ms, row.t8_ms, row.sweeps) == (0.5, 1.1, 4)
 
 
 def test_a_row_is_never_below_zero() -> None:
     row = fit.row_from_measurements(KERNEL, measured(0.5, 0.6), measured(0.49, 0.49))
     assert row.value_ms == row.low_ms == row.high_ms == 0.0
     assert row.t8_ms == 0.49, "what was measured is kept"
+
+
+@pytest.mark.parametrize(("low", "high", "converged"), [(0.49, 1.15, True), (0.49, 1.18, False), (0.4, 1.1, False)])
+def test_a_row_converged_only_if_its_slope_is_known_to_within_a_tenth(low: float, high: float, converged: bool) -> None:
+    """The two models' errors are independent: 60 us of slope in six copies may be off by 6, up and down together by 12."""
+    few = msgspec.structs.replace(measured(0.5, 0.5), low_ms=low, high_ms=1.0 - low)
+    many = msgspec.structs.replace(measured(1.1, high), low_ms=2.2 - high)
+    row = fit.row_from_measurements(KERNEL, few, many)
+    assert row.converged is converged
+    assert row.high_ms - row.value_ms == pytest.approx(np.hypot(0.5 - low, high - 1.1) / 6)
+
+
+def test_a_kernel_that_costs_nothing_converges() -> None:
+    assert fit.row_from_measurements(KERNEL, measured(0.5, 0.5), measured(0.4999, 0.4999)).converged
 
 
 @pytest.mark.parametrize("flags", [(True, False), (False, True), (False, False)])

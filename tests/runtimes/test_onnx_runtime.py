@@ -18,7 +18,7 @@ from mobilenas.devices.device import find_device
 from mobilenas.errors import IncompatibleError, MeasurementError, RunnerError
 from mobilenas.profiling.networks import network_for_timing
 from mobilenas.runtimes.base import PreparedModel, RunSettings, parse_report, timing_from_report
-from mobilenas.runtimes.measure import measure, sentinel_model
+from mobilenas.runtimes.measure import measure
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime, kernels_from_graph
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.cells import CellSpace
@@ -77,7 +77,7 @@ def test_kernel_models_execute_that_kernel_so_many_times() -> None:
             assert {node.op_type for node in graph.node} == {kernel.operator.rpartition("::")[2]}
             models[f"k{index}"] = model
         seen = set()
-        runtime.time_models(models, list(models), link, SETTINGS, PLANS["quick"], lambda name, record: seen.add(name))
+        runtime.time_models(models, link, SETTINGS, PLANS["quick"], lambda name, record: seen.add(name))
     assert seen == set(models)
 
 
@@ -88,7 +88,7 @@ def test_runner_reports_follow_the_schema() -> None:
     lines: list[str] = []
     with find_device("local").open() as link:
         link.push(shipped("export") / "runners" / runtime.runner, runtime.runner)
-        link.push_bytes(sentinel_model(), "good.onnx")
+        link.push_bytes(runtime.sentinel_model(SETTINGS).content, "good.onnx")
         link.push_bytes(b"not a model", "bad.onnx")
         for mode in ("time", "lower"):
             job = {
@@ -102,6 +102,8 @@ def test_runner_reports_follow_the_schema() -> None:
                 "warmup_s": 0.0,
                 "warmup_maximum_s": 0.05,
                 "warmup_tolerance_fraction": 0.02,
+                "sentinel": "good.onnx",
+                "sentinel_every_s": 0.0,
                 "models": [{"id": n, "path": f"{n}.onnx", "optimise": True} for n in ("bad", "good")],
             }
             link.push_bytes(json.dumps(job).encode(), "job.json")
@@ -113,12 +115,13 @@ def test_runner_reports_follow_the_schema() -> None:
     timing = reports[2]
     assert reports[0]["state"]["cpu_count"] >= 1
     assert 5 <= len(timing["wall_ms"]) == len(timing["cpu_ms"]) <= 9
+    assert len(timing["sentinel_ms"]) == 2 + (len(timing["wall_ms"]) - 1) // 3, "before, after, and after every three runs"
 
 
 @pytest.mark.serial
 def test_measure_resumes_from_its_journal(tmp_path) -> None:
     runtime = OnnxRuntime()
-    models = {name: PreparedModel(sentinel_model()) for name in ("a", "b")}
+    models = {name: runtime.sentinel_model(SETTINGS) for name in ("a", "b")}
     plan = PLANS["quick"].__class__("tiny", 2, 3, 0.0, 1, 1, 1, samples=5, tolerance_fraction=10.0, drift_fraction=10.0)
     journal = Journal(tmp_path / "rows.jsonl")
     with find_device("local").open() as link:
@@ -137,9 +140,7 @@ def test_measure_resumes_from_its_journal(tmp_path) -> None:
 
 def test_model_that_the_engine_refuses_is_named() -> None:
     with find_device("local").open() as link, pytest.raises(RunnerError, match="broken"):
-        OnnxRuntime().time_models(
-            {"broken": PreparedModel(b"nonsense")}, ["broken"], link, SETTINGS, PLANS["quick"], lambda n, r: None
-        )
+        OnnxRuntime().time_models({"broken": PreparedModel(b"nonsense")}, link, SETTINGS, PLANS["quick"], lambda n, r: None)
 
 
 def test_unknown_precision_is_refused() -> None:
@@ -156,11 +157,29 @@ def test_lines_outside_the_protocol_are_refused(line: str) -> None:
         parse_report(line, "runner")
 
 
-@pytest.mark.parametrize("wall", [[], [0.0], [-1.0], ["x"], None, [1.0, 2.0]])
-def test_timings_that_are_not_positive_numbers_are_refused(wall: object) -> None:
-    report = {"type": "timing", "id": "m", "wall_ms": wall, "cpu_ms": [1.0], "first_ms": 1.0, "load_ms": 1.0}
-    with pytest.raises(RunnerError):
-        timing_from_report({**report, "peak_memory_mib": None})
+REPORT = {
+    "type": "timing",
+    "id": "m",
+    "wall_ms": [1.0],
+    "cpu_ms": [1.0],
+    "sentinel_ms": [1.0],
+    "first_ms": 1.0,
+    "load_ms": 1.0,
+    "peak_memory_mib": None,
+}
+
+
+@pytest.mark.parametrize("wrong", [[], [0.0], [-1.0], ["x"], None, [float("nan")]])
+@pytest.mark.parametrize("field", ["wall_ms", "sentinel_ms"])
+def test_timings_that_are_not_positive_numbers_are_refused(field: str, wrong: object) -> None:
+    timing_from_report(REPORT)
+    with pytest.raises(RunnerError, match=field):
+        timing_from_report({**REPORT, field: wrong})
+
+
+def test_each_run_has_a_cpu_time() -> None:
+    with pytest.raises(RunnerError, match="2 wall_ms need one cpu_ms each"):
+        timing_from_report({**REPORT, "wall_ms": [1.0, 2.0]})
 
 
 def test_two_engine_versions_are_never_mixed(tmp_path) -> None:
@@ -168,12 +187,12 @@ def test_two_engine_versions_are_never_mixed(tmp_path) -> None:
     plan = PLANS["quick"].__class__("tiny", 1, 1, 0.0, 1, 1, 1, samples=5)
     journal = Journal(tmp_path / "rows.jsonl")
     with find_device("local").open() as link:
-        _, log = measure({"a": PreparedModel(sentinel_model())}, link, runtime, SETTINGS, plan, journal=journal)
-        _, again = measure({"a": PreparedModel(sentinel_model())}, link, runtime, SETTINGS, plan, journal=journal)
+        _, log = measure({"a": runtime.sentinel_model(SETTINGS)}, link, runtime, SETTINGS, plan, journal=journal)
+        _, again = measure({"a": runtime.sentinel_model(SETTINGS)}, link, runtime, SETTINGS, plan, journal=journal)
         assert log.hello == again.hello, "nothing is measured again, yet the engine's version is known"
         text = journal.path.read_text()
         journal.path.write_text(text.replace(log.hello["engine_version"], "0.9.0"))
-        models = {name: PreparedModel(sentinel_model()) for name in ("a", "b")}
+        models = {name: runtime.sentinel_model(SETTINGS) for name in ("a", "b")}
         before = journal.path.read_text()
         with pytest.raises(MeasurementError, match=r"engine_version 0\.9\.0"):
             measure(models, link, runtime, SETTINGS, plan, journal=journal)

@@ -23,7 +23,9 @@ def budget() -> Budget:
 
 
 def measurement(ms: float, spread: float, converged: bool) -> Measurement:
-    records = [SweepRecord((ms * factor,), (ms * factor,), 1.0, 1.0, None) for factor in (1.0, 1.0 + spread)]
+    records = [
+        SweepRecord((ms * factor,), (ms * factor,), (0.1,), 1.0, 1.0, None) for factor in (1 - spread / 2, 1 + spread / 2)
+    ]
     return msgspec.structs.replace(measurement_from_records(records, 0.03), converged=converged)
 
 

@@ -19,7 +19,7 @@ from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError,
 from mobilenas.latency.kernels import PREDICTOR
 from mobilenas.latency.store import single_kernels_folder, table_folder
 from mobilenas.latency.table import LatencyTable, TableKey, TableRow
-from mobilenas.runtimes.measure import SENTINEL, measure
+from mobilenas.runtimes.measure import measure
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fakes import make_table
 from mobilenas.workflows import Target
@@ -83,7 +83,7 @@ def sentinel_ms() -> float:
     target = Target.from_config(DeviceConfig())
     with target.device.open() as link:
         models = {"model": target.runtime.session_model()}
-        return measure(models, link, target.runtime, target.settings, TINY)[0][SENTINEL].value_ms
+        return measure(models, link, target.runtime, target.settings, TINY)[1].sentinel_ms
 
 
 def save(table: LatencyTable, name: str) -> Path:
