@@ -85,6 +85,10 @@ class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of the prediction; ``lowest_ms`` and ``highest_ms`` are at it too."""
     model: str = "table"
     """The latency model that ``table_ms`` and its interval are of."""
+    table_sentinel_ms: float | None = None
+    """How fast the device was when its table was made: what a small model, the sentinel, took; ``None`` if not known."""
+    measured_sentinel_ms: float | None = None
+    """What the sentinel took when this network was measured."""
 
 
 class SearchResult(msgspec.Struct, frozen=True):

@@ -35,6 +35,7 @@ from mobilenas.cli.output import (
     say_next,
     show,
     slow_down_words,
+    speed_words,
     with_listener,
 )
 from mobilenas.config import (
@@ -323,7 +324,8 @@ def export(
     rows = [] if result.budget is None else budget_rows(result.budget)
     if result.measured is not None:
         met = {None: "", True: "; the budget is met", False: "; OVER THE BUDGET"}[result.budget_met]
-        rows.append(("measured, exported", f"{result.measured.value_ms:.4g} ms, {repeats_of(result.measured)}{met}"))
+        speed = speed_words(result.budget.table_sentinel_ms, result.measured.sentinel_ms) if result.budget else ""
+        rows.append(("measured, exported", f"{result.measured.value_ms:.4g} ms, {repeats_of(result.measured)}{speed}{met}"))
     agreement = result.agreement
     rows += [
         ("parameters", f"{result.params:,}"),
@@ -377,10 +379,11 @@ def verify(
     from mobilenas import workflows
 
     result = with_listener(quiet or json, lambda told: workflows.verify(run, cfg, told), BEGINS_ANEW)
+    speed = speed_words(result.budget.table_sentinel_ms, result.measured.sentinel_ms) if result.budget else ""
     within = {None: "", True: ", in the table's interval", False: ", outside the table's interval"}[result.within_interval]
     rows = [] if result.budget is None else budget_rows(result.budget)
     rows += [
-        ("measured now", f"{result.measured.value_ms:.4g} ms, {repeats_of(result.measured)}{within}"),
+        ("measured now", f"{result.measured.value_ms:.4g} ms, {repeats_of(result.measured)}{within}{speed}"),
         ("model", "the exported one" if result.exported else "of the architecture, untrained"),
         ("device", result.device),
         ("record", result.record),

@@ -20,6 +20,8 @@ R = TypeVar("R")
 
 GOES_ON = "the same command goes on where it stopped"
 BEGINS_ANEW = "nothing was written; the same command begins anew"
+WORTH_SAYING = 0.02
+"""Change of a device's speed that is told beside a measurement."""
 
 
 def with_listener(quiet: bool, work: Callable[[ConsoleListener], R], after_stop: str) -> R:
@@ -43,6 +45,7 @@ def budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
         if budget.statistic == "p90":
             repeated = "which nine runs in ten keep with 99 % confidence"
         measured = f"{budget.measured_ms:.4g} ms ({over:+.1%} of the budget), {repeated}"
+        measured += speed_words(budget.table_sentinel_ms, budget.measured_sentinel_ms)
     said = budget.text + ("" if budget.quantile == 0.5 else f" at the quantile {budget.quantile:g}")
     return [
         (
@@ -67,6 +70,14 @@ def repeats_of(measured: Measurement) -> str:
 def repeats(fraction: float, converged: bool) -> str:
     """The same from its parts."""
     return f"repeatable within {percent(fraction)}" + ("" if converged else ", which is not yet settled: measure longer")
+
+
+def speed_words(before_ms: float | None, now_ms: float | None) -> str:
+    """How much slower or faster a device was than when its table was made, by the sentinel; nothing where that is little."""
+    if before_ms is None or now_ms is None or abs(now_ms / before_ms - 1) < WORTH_SAYING:
+        return ""
+    word = "slower" if now_ms > before_ms else "faster"
+    return f"; the device was {abs(now_ms / before_ms - 1):.1%} {word} than when its table was made"
 
 
 def slow_down_words(found: SlowDown) -> str:

@@ -53,7 +53,8 @@ def measurement_from_records(
     if use_cpu_clock:
         walls = [possible_ms(wall, np.asarray(record.cpu_ms)) for wall, record in zip(walls, records, strict=True)]
     beside = np.array([record.sentinel_floor_ms for record in records])
-    speeds = (usual_sentinel_ms(beside) if sentinel_ms is None else sentinel_ms) / beside
+    if sentinel_ms is None:
+        sentinel_ms = usual_sentinel_ms(beside)
     wall_floor = float(min(wall.min() for wall in walls))
     cpus = [np.asarray(record.cpu_ms) for record in records]
     cpu_seen = min(float(np.percentile(cpu, 10)) for cpu in cpus)
@@ -68,7 +69,7 @@ def measurement_from_records(
     else:
         is_short = wall_floor < WALL_CLOCK_LIMIT_MS or not use_cpu_clock
         floors = np.array([wall.min() for wall in walls] if is_short else cpu_floors)
-        values = list(floors * speeds)
+        values = list(floors * sentinel_ms / beside)
         repeatability = _repeatability_fraction(values)
         value = float(_low(np.array(values)))
         low, high = value / (1 + repeatability), value * (1 + repeatability)
@@ -89,6 +90,7 @@ def measurement_from_records(
         cpu_floor_ms=min(cpu_floors),
         cpu_median_ms=float(np.median(all_cpu)),
         cpu_p90_ms=float(np.percentile(all_cpu, 90)),
+        sentinel_ms=sentinel_ms,
         first_ms=min(record.first_ms for record in records),
         load_ms=min(record.load_ms for record in records),
         peak_memory_mib=max(memory) if memory else None,

@@ -114,6 +114,8 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu_floor_ms: float
     cpu_median_ms: float
     cpu_p90_ms: float
+    sentinel_ms: float
+    """Of the small model that ran beside it: the speed of the device at which ``value_ms`` of a floor holds."""
     first_ms: float
     load_ms: float
     peak_memory_mib: float | None

@@ -176,6 +176,7 @@ class TableModel:
             "estimator": card.key.estimator,
             "scale": self.card.scale,
             "offset_ms": self.card.offset_ms,
+            "sentinel_ms": card.sentinel_ms,
             "table_error": msgspec.to_builtins(self.card.table_error),
             "workload_error": msgspec.to_builtins(self.workload_error),
         }

@@ -332,4 +332,6 @@ def _outcome(
         measured_converged=verdict.converged if verdict else None,
         quantile=budget.quantile,
         model=cfg.latency_model,
+        table_sentinel_ms=budget.model.describe().get("sentinel_ms"),
+        measured_sentinel_ms=verdict.sentinel_ms if verdict else None,
     )
