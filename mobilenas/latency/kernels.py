@@ -84,15 +84,16 @@ class TargetKernels:
 
     @classmethod
     def of(cls, found: FoundTables) -> TargetKernels:
-        """The tables that were found with the newest predictor that lies beside one of them. Times are joined as they are:
-        tables of a device that was faster or slower than when the networks were measured are left out.
+        """The tables that were found with the newest predictor that lies beside one of them. All rows are brought to the speed
+        that the device had when the networks were measured; tables of a much faster or slower one are left out.
         """
         tables, left_out = _as_fast(found.tables)
 
         def load_predictor() -> KernelPredictor | None:
-            return next(filter(None, (predictor_beside(folder, table) for folder, table in tables)), None)
+            kept = (predictor_beside(folder, table) for folder, table in found.tables if folder in tables)
+            return next(filter(None, kept), None)
 
-        return cls([table for _, table in tables], load_predictor, (*found.left_out, *left_out))
+        return cls(list(tables.values()), load_predictor, (*found.left_out, *left_out))
 
     @cached_property
     def predictor(self) -> KernelPredictor | None:
@@ -242,17 +243,20 @@ def _calibrating(tables: Iterable[LatencyTable]) -> LatencyTable | None:
     return next(iter((*of_all_kinds, *with_networks)), None)
 
 
-def _as_fast(tables: Sequence[tuple[Path, LatencyTable]]) -> tuple[list[tuple[Path, LatencyTable]], list[str]]:
-    """Those during which the device was as fast as during the calibrating one, and of the others why they are left out."""
+def _as_fast(tables: Sequence[tuple[Path, LatencyTable]]) -> tuple[dict[Path, LatencyTable], list[str]]:
+    """The tables with their rows at the speed that the device had during the calibrating one.
+
+    Those during which it was much slower or faster are left out, with the reason: not all kernels move by the same factor.
+    """
     calibrating = _calibrating(table for _, table in tables)
     if calibrating is None:
-        return list(tables), []
+        return dict(tables), []
     usual_ms, limit = calibrating.card.sentinel_ms, 1 + calibrating.card.plan.drift_fraction
-    kept, left_out = [], []
+    kept, left_out = dict[Path, LatencyTable](), []
     for folder, table in tables:
         ratio = table.card.sentinel_ms / usual_ms
         if 1 / limit <= ratio <= limit:
-            kept.append((folder, table))
+            kept[folder] = replace(table, rows={kernel: row.times(1 / ratio) for kernel, row in table.rows.items()})
         else:
             left_out.append(
                 f"{folder} was measured while the device was {'slower' if ratio > 1 else 'faster'}: its sentinel took "

@@ -66,7 +66,7 @@ class LatencyModel(Protocol):
 
 
 MeasureKernels = Callable[[Sequence[Kernel]], Mapping[Kernel, TableRow]]
-"""Kernels -> their rows, measured on the device that the table is of."""
+"""Kernels -> their rows, measured on the device that the table is of, at the speed that it had then."""
 
 Lower = Callable[[Sequence[Architecture]], list[Counter[Kernel]]]
 """Architectures -> the kernels that the runtime makes of each."""

@@ -62,6 +62,11 @@ class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sweeps: int
     converged: bool
 
+    def times(self, factor: float) -> TableRow:
+        """The same on a device that is so much slower."""
+        times = {f: factor * getattr(self, f) for f in ("value_ms", "low_ms", "high_ms", "t2_ms", "t8_ms")}
+        return msgspec.structs.replace(self, **times)
+
 
 class ErrorReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How predictions compare with the truth on networks that nothing was fitted on; fractions, not percent."""
@@ -212,7 +217,7 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: int
     rows_not_converged: int
     sentinel_ms: ModelMilliseconds
-    """What the sentinel's model took meanwhile: how fast the device was. Tables where it differs are not joined."""
+    """What the sentinel took meanwhile: the speed of the device that all of a table's times are of."""
     spaces: dict[str, SpaceCard]
 
 

@@ -7,46 +7,37 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import torch
 
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
-from mobilenas.core.environment import Environment, Gate, check_environment, environment_from_hello
-from mobilenas.core.measurement import Estimator, Measurement, MeasurementPlan
-from mobilenas.core.run_directory import Journal, locked, write_atomic
+from mobilenas.core.environment import Gate
+from mobilenas.core.measurement import Measurement, MeasurementPlan
+from mobilenas.core.run_directory import Journal, working_in, write_atomic
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
-from mobilenas.errors import MissingKernelError, RunnerError
-from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.table import (
-    ErrorReport,
     LatencyTable,
     NetworkRole,
-    NetworkRow,
-    SpaceCard,
     TableCard,
-    TableKey,
-    TableRow,
 )
 from mobilenas.profiling import fit
+from mobilenas.profiling.cards import card_of, examine, network_row, row_counts, space_card
+from mobilenas.profiling.kernels import kernel_models, row_of
 from mobilenas.profiling.networks import NetworkSource
-from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings, Runtime
-from mobilenas.runtimes.measure import MeasureProgress, SweepLog, measure
+from mobilenas.runtimes.base import PROTOCOL, SESSION, PreparedModel, RunSettings, Runtime
+from mobilenas.runtimes.measure import MeasureProgress, measure
 
-SESSION = "session"
 SECONDS_PER_NETWORK_SWEEP, SECONDS_PER_KERNEL_SWEEP = 0.15, 0.03
 """For the estimate of a dry run only: loading and timing one network, and the two models of one kernel."""
 EXPECTED_KERNELS = 150
@@ -180,7 +171,7 @@ class Campaign:
                 seed=self.seed,
                 progress=lambda p: progress(CampaignProgress.of_sweep(p)),
             )
-        card = _card(self.device, self.runtime, self.settings, self.plan, log, measurements)
+        card = card_of(self.device, self.runtime, self.settings, self.plan, log, measurements)
         card = msgspec.structs.replace(card, environment=environment, doubts=doubts)
         return self._table(card, distinct, kernels, measurements)
 
@@ -218,7 +209,7 @@ class Campaign:
         networks: Sequence[Architecture],
         progress: Callable[[CampaignProgress], None],
     ) -> dict[str, PreparedModel]:
-        models = {SESSION: self.runtime.session_model(), **_kernel_models(kernels, self.runtime)}
+        models = {SESSION: self.runtime.session_model(), **kernel_models(kernels, self.runtime)}
         for index, architecture in enumerate(networks):
             progress(CampaignProgress("exporting", index, len(networks)))
             models[architecture.fingerprint] = self.runtime.prepare(self.source.model_for_timing(architecture), self.settings)
@@ -231,7 +222,7 @@ class Campaign:
         kernels: Sequence[Counter[Kernel]],
         measurements: dict[str, Measurement],
     ) -> LatencyTable:
-        rows = {kernel: _row(kernel, measurements) for kernel in distinct}
+        rows = {kernel: row_of(kernel, measurements) for kernel in distinct}
         session_ms = card.session_ms
         measured_ms = np.array([measurements[a.fingerprint].value_ms for a in self.networks.scale])
         known = [(a, c) for a, c in zip(itertools.chain(*self.networks), kernels, strict=True) if c.keys() <= rows.keys()]
@@ -242,16 +233,16 @@ class Campaign:
         cold_weights_ms = fit.fit_cold_weights(sums[:first] + session_ms, weights_mib[:first], measured_ms)
         sums += cold_weights_ms * weights_mib
         networks = [
-            _network_row(a, role, measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
+            network_row(a, role, measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
             for (role, a), total in zip(self.networks.measured, sums, strict=False)
         ]
         costs = self.source.workload_costs([architecture for architecture, _ in known], sums)
-        space_card = _space_card(self.source, networks, costs.error if costs else None, self.plan.estimator)
+        card_of_space = space_card(self.source, networks, costs.error if costs else None, self.plan.estimator)
         card = msgspec.structs.replace(
             card,
-            **_row_counts(rows),
+            **row_counts(rows),
             cold_weights_ms_per_mib=cold_weights_ms,
-            spaces={self.source.key: space_card},
+            spaces={self.source.key: card_of_space},
         )
         return LatencyTable(card, rows, {self.source.key: costs} if costs else {}, tuple(networks))
 
@@ -261,14 +252,6 @@ class Campaign:
         stored = documents.convert(documents.parse_json(documents.read_text(path), str(path)), LoweredNetworks, str(path))
         networks = [a for part in self.networks for a in part]
         return {a.fingerprint: kernels for a, kernels in zip(networks, stored.counts(networks), strict=True)}
-
-
-@contextmanager
-def working_in(folder: Path) -> Iterator[None]:
-    """Hold a folder of records alone. Left without an error it is set aside, so that the same command measures anew."""
-    with locked(folder):
-        yield
-        folder.rename(folder.with_name(f"{folder.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"))
 
 
 class LoweredNetworks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -289,190 +272,3 @@ class LoweredNetworks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def counts(self, networks: Sequence[Architecture]) -> list[Counter[Kernel]]:
         """Unpack the kernels of ``networks``."""
         return [Counter({self.kernels[int(index)]: n for index, n in self.networks[a.fingerprint].items()}) for a in networks]
-
-
-def measure_kernels(
-    kernels: Sequence[Kernel],
-    link: Link,
-    runtime: Runtime,
-    settings: RunSettings,
-    plan: MeasurementPlan,
-    journal: Journal,
-    progress: Callable[[MeasureProgress], None] = lambda _: None,
-) -> dict[Kernel, TableRow]:
-    """Rows of single kernels, measured as a campaign does it."""
-    measurements, _ = measure(
-        _kernel_models(kernels, runtime), link, runtime, settings, plan, journal=journal, progress=progress
-    )
-    return {kernel: _row(kernel, measurements) for kernel in kernels}
-
-
-def keep_kernels(
-    kernels: Sequence[Kernel],
-    folder: Path,
-    records: Path,
-    device: Device,
-    link: Link,
-    runtime: Runtime,
-    settings: RunSettings,
-    plan: MeasurementPlan,
-    progress: Callable[[MeasureProgress], None] = lambda _: None,
-) -> None:
-    """Measure single kernels into a new table below ``folder``: what one measuring found is never mixed with another's.
-
-    Interrupted, the same kernels go on from ``records``. Raises ``MissingKernelError`` naming the kernels that the engine
-    refuses to run alone, once the others are kept.
-    """
-    identity = [PROTOCOL, device.card, runtime.name, settings, plan, [k.identifier for k in kernels]]
-    name = hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:12]
-    with working_in(records / f"kernels-{name}"):
-        accepted, refused = list(kernels), dict[Kernel, str]()
-        journal = Journal(records / f"kernels-{name}" / "rows.jsonl")
-        while True:
-            models = {SESSION: runtime.session_model(), **_kernel_models(accepted, runtime)}
-            try:
-                measurements, log = measure(models, link, runtime, settings, plan, journal=journal, progress=progress)
-                break
-            except RunnerError as error:
-                found = _refused_kernels(accepted, error)
-                if not found:
-                    raise
-                refused |= found
-                accepted = [kernel for kernel in accepted if kernel not in found]
-        if accepted:
-            rows = {kernel: _row(kernel, measurements) for kernel in accepted}
-            card = msgspec.structs.replace(_card(device, runtime, settings, plan, log, measurements), **_row_counts(rows))
-            LatencyTable(card, rows, {}, ()).save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{name}")
-    if refused:
-        raise MissingKernelError(
-            f"{runtime.name} refuses to run {len(refused)} of {len(kernels)} kernels alone, so that nothing tells their time "
-            f"(the rows of the others are kept): {'; '.join(f'{kernel.key}: {why}' for kernel, why in refused.items())}. "
-            "Without --profile-missing they are predicted where there were others to learn from"
-        )
-
-
-def _refused_kernels(kernels: Sequence[Kernel], error: RunnerError) -> dict[Kernel, str]:
-    """The kernels that an engine would not run alone, with its complaint."""
-    names = {_kernel_name(kernel, n): kernel for kernel in kernels for n in (fit.FEW_COPIES, fit.MANY_COPIES)}
-    return {names[name]: complaint for name, complaint in error.refused.items() if name in names}
-
-
-def _kernel_models(kernels: Sequence[Kernel], runtime: Runtime) -> dict[str, PreparedModel]:
-    counts = (fit.FEW_COPIES, fit.MANY_COPIES)
-    return {_kernel_name(kernel, n): runtime.kernel_model(kernel, n) for kernel in kernels for n in counts}
-
-
-def _row(kernel: Kernel, measurements: Mapping[str, Measurement]) -> TableRow:
-    few, many = (measurements[_kernel_name(kernel, n)] for n in (fit.FEW_COPIES, fit.MANY_COPIES))
-    return fit.row_from_measurements(kernel, few, many)
-
-
-def _kernel_name(kernel: Kernel, copies: int) -> str:
-    return f"kernel-{kernel.identifier}-{copies}"
-
-
-def _network_row(
-    architecture: Architecture, role: NetworkRole, measurement: Measurement, kernel_sum_ms: float, madds: int
-) -> NetworkRow:
-    return NetworkRow(
-        architecture=architecture,
-        role=role,
-        measured_ms=measurement.value_ms,
-        low_ms=measurement.low_ms,
-        high_ms=measurement.high_ms,
-        kernel_sum_ms=kernel_sum_ms,
-        madds=madds,
-        sweeps=measurement.sweeps,
-        converged=measurement.converged,
-        median_ms=measurement.wall_median_ms,
-        p90_ms=measurement.wall_p90_bound_ms,
-    )
-
-
-def _space_card(
-    source: NetworkSource, networks: Sequence[NetworkRow], workload_error: ErrorReport | None, estimator: Estimator
-) -> SpaceCard:
-    """Scale and baseline are fitted on the networks of role "scale", all errors are on those of role "test"."""
-
-    def columns(role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        chosen = [row for row in networks if row.role == role]
-        return (
-            np.array([row.kernel_sum_ms for row in chosen]),
-            np.array([float(row.madds) for row in chosen]),
-            np.array([row.measured_ms for row in chosen]),
-        )
-
-    sums, madds, measured = columns("scale")
-    scale, offset_ms = fit.fit_scale(sums, measured)
-    a, b = fit.fit_madds_baseline(madds, measured)
-    sums, madds, measured = columns("test")
-    tested = [row for row in networks if row.role == "test"]
-    predicted = scale * sums + offset_ms
-    return SpaceCard(
-        space=source.name,
-        options=source.options,
-        scale=scale,
-        offset_ms=offset_ms,
-        interval_factor=conformal_factor(predicted, measured),
-        table_error=ErrorReport.of(predicted, measured),
-        workload_error=workload_error,
-        madds_baseline_error=ErrorReport.of(a * madds + b, measured),
-        repeatability_fraction=float(np.mean([row.high_ms / row.measured_ms - 1 for row in tested])),
-        statistics=fit.fit_statistics([row for row in networks if row.role == "scale"], tested, predicted, estimator),
-    )
-
-
-def _card(
-    device: Device,
-    runtime: Runtime,
-    settings: RunSettings,
-    plan: MeasurementPlan,
-    log: SweepLog,
-    measurements: Mapping[str, Measurement],
-) -> TableCard:
-    """Where rows come from: what was asked for, and what the runner said. No row and no network is known yet."""
-    environment = complete(log.environment)
-    return TableCard(
-        origin="measured",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        key=key_of(device, runtime, settings, plan, log),
-        plan=plan,
-        protocol=PROTOCOL,
-        environment=environment,
-        environment_after=environment,
-        doubts=(),
-        slow_down=log.slow_down(plan),
-        session_ms=measurements[SESSION].value_ms,
-        sentinel_ms=log.sentinel_ms,
-        rows=0,
-        rows_not_converged=0,
-        cold_weights_ms_per_mib=0.0,
-        spaces={},
-    )
-
-
-def _row_counts(rows: Mapping[Kernel, TableRow]) -> dict[str, int]:
-    return {"rows": len(rows), "rows_not_converged": sum(not row.converged for row in rows.values())}
-
-
-def key_of(device: Device, runtime: Runtime, settings: RunSettings, plan: MeasurementPlan, log: SweepLog) -> TableKey:
-    """What numbers measured so are of."""
-    return TableKey(
-        device=device.card.name,
-        runtime=runtime.name,
-        runtime_version=str(log.hello.get("engine_version", "unknown")),
-        **msgspec.to_builtins(settings),
-        estimator=plan.estimator,
-    )
-
-
-def examine(runtime: Runtime, link: Link, settings: RunSettings, gate: Gate) -> tuple[Environment, tuple[str, ...]]:
-    """The device before anything is measured, and what speaks against it; raises ``MeasurementError`` as ``gate`` says."""
-    environment = environment_from_hello(runtime.hello(link, settings))
-    return complete(environment), check_environment(environment, gate)
-
-
-def complete(environment: Environment) -> Environment:
-    """With the versions of this host's side."""
-    versions = {"mobilenas": version("mobilenas"), "torch": str(torch.__version__), **environment.versions}
-    return msgspec.structs.replace(environment, versions=versions)

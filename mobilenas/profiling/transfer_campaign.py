@@ -17,7 +17,7 @@ import numpy as np
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.environment import Gate
 from mobilenas.core.measurement import Measurement, MeasurementPlan
-from mobilenas.core.run_directory import Journal
+from mobilenas.core.run_directory import Journal, working_in
 from mobilenas.core.workload import Workload
 from mobilenas.devices.device import Device
 from mobilenas.errors import UsageError
@@ -27,7 +27,8 @@ from mobilenas.latency.predictors.network import NetworkPredictor
 from mobilenas.latency.predictors.transfer import DeviceTransfer, choose_networks
 from mobilenas.latency.table import ErrorReport, LatencyTable
 from mobilenas.profiling import fit
-from mobilenas.profiling.campaign import SECONDS_PER_NETWORK_SWEEP, CampaignProgress, complete, examine, key_of, working_in
+from mobilenas.profiling.campaign import SECONDS_PER_NETWORK_SWEEP, CampaignProgress
+from mobilenas.profiling.cards import complete, examine, key_of
 from mobilenas.profiling.learn import linear_stand_in, random_networks
 from mobilenas.profiling.networks import network_for_timing
 from mobilenas.runtimes.base import RunSettings, Runtime

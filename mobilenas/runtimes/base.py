@@ -20,8 +20,8 @@ from mobilenas.devices.links import Link
 from mobilenas.errors import DocumentError, IncompatibleError, RunnerError
 
 PROTOCOL = 3
-SENTINEL = "sentinel"
-"""Name of the model that runs beside all others."""
+SENTINEL, SESSION = "sentinel", "session"
+"""Names of the model that runs beside all others, and of that which computes next to nothing."""
 SECONDS_PER_MODEL = 60.0
 """How long a runner may take for one model before it is given up."""
 

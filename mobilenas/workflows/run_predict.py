@@ -17,7 +17,7 @@ from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError,
 from mobilenas.latency.kernels import TargetKernels
 from mobilenas.latency.store import FoundTables, load_target_table, single_kernels_folder, target_tables
 from mobilenas.latency.table import TableKey
-from mobilenas.profiling.campaign import keep_kernels
+from mobilenas.profiling.kernels import keep_kernels
 from mobilenas.results import PredictResult
 from mobilenas.workflows.naming import Listener, Silent, Target, tell_sweep
 

@@ -28,7 +28,7 @@ from mobilenas.latency.models import LatencyModel, MeasureKernels, Sought, Table
 from mobilenas.latency.table import TableRow
 from mobilenas.methods import METHODS
 from mobilenas.methods.base import SearchMethod
-from mobilenas.profiling.campaign import measure_kernels
+from mobilenas.profiling.kernels import measure_kernels
 from mobilenas.profiling.networks import network_for_timing
 from mobilenas.results import BudgetOutcome, SearchResult
 from mobilenas.runtimes.measure import measure
@@ -108,7 +108,8 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
             else:
                 told.progress("deriving", 0, 1)
                 if cfg.measure and isinstance(budget.model, TableModel):
-                    budget.model.measure_kernels = _measure_kernels(plan, target, link, directory, told)
+                    sentinel_ms = budget.model.table.card.sentinel_ms
+                    budget.model.measure_kernels = _measure_kernels(plan, target, link, directory, told, sentinel_ms)
                 measure_networks = _measure_networks(plan, statistic, space, target, link, directory, told)
                 selection = select(
                     space,
@@ -263,9 +264,9 @@ def _tell_epoch(told: Listener, report: EpochReport) -> None:
 
 
 def _measure_kernels(
-    plan: MeasurementPlan, target: Target, link: Link, directory: RunDirectory, told: Listener
+    plan: MeasurementPlan, target: Target, link: Link, directory: RunDirectory, told: Listener, sentinel_ms: float
 ) -> MeasureKernels:
-    """Measure what networks have that none of the profile had, as the profile would have."""
+    """Measure what networks have that none of the profile had, as the profile would have; ``sentinel_ms`` is its speed."""
     numbers = itertools.count()
 
     def measure_missing(kernels: Sequence[Kernel]) -> dict[Kernel, TableRow]:
@@ -278,6 +279,7 @@ def _measure_kernels(
             plan,
             Journal(directory.path / "measurements" / f"kernels{next(numbers)}.jsonl"),
             lambda p: tell_sweep(told, "measuring kernels", p),
+            sentinel_ms,
         )
 
     return measure_missing

@@ -23,7 +23,7 @@ from mobilenas.config import DeviceConfig
 from mobilenas.core.measurement import plan_named
 from mobilenas.core.run_directory import Journal
 from mobilenas.latency.diff import SMALLEST_MS
-from mobilenas.profiling.campaign import measure_kernels
+from mobilenas.profiling.kernels import measure_kernels
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.workflows import Target
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from mobilenas.core.measurement import PLANS
-from mobilenas.core.run_directory import Journal
+from mobilenas.core.run_directory import Journal, working_in
 from mobilenas.devices.device import Device, find_device
 from mobilenas.errors import LinkError, MeasurementError, UsageError
-from mobilenas.profiling.campaign import Campaign, working_in
+from mobilenas.profiling.campaign import Campaign
 from mobilenas.profiling.learn import learn_network_model
 from mobilenas.profiling.networks import SpaceNetworks
 from mobilenas.runtimes.base import RunSettings

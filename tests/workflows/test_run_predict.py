@@ -153,6 +153,18 @@ class TestOtherSpeeds:
         with pytest.raises(MissingKernelError, match=f"Tanh.*{other}"):
             workflows.predict(written(tmp_path, "Tanh"), PredictConfig())
 
+    def test_rows_of_another_table_are_brought_to_the_speed_of_the_networks(self, tmp_path: Path) -> None:
+        save(table_of(lowered("Relu"), 0.5), "ours")
+        table = table_of(lowered("Tanh"), 0.5, "2026-06-01")
+        slower = msgspec.structs.replace(table.card, sentinel_ms=1.25 * table.card.sentinel_ms, spaces={})
+        save(LatencyTable(slower, table.rows, {}, ()), "kernels/slower")
+        relu, tanh = (
+            workflows.predict(written(tmp_path, operator), PredictConfig()).predicted.kernels[0]
+            for operator in ("Relu", "Tanh")
+        )
+        assert tanh.ms == pytest.approx(relu.ms / 1.25)
+        assert (tanh.low_ms, tanh.high_ms) == (pytest.approx(relu.low_ms / 1.25), pytest.approx(relu.high_ms / 1.25))
+
     def test_what_is_measured_says_how_fast_the_device_was(self, tmp_path: Path) -> None:
         save(table_of(lowered("Relu"), 0.5), "ours")
         workflows.predict(written(tmp_path, "Tanh"), PredictConfig(profile_missing=True, plan="tiny"))

@@ -1,0 +1,133 @@
+"""What a table says of itself: device, versions, errors on networks kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+import msgspec
+import numpy as np
+import torch
+
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.environment import Environment, Gate, check_environment, environment_from_hello
+from mobilenas.core.measurement import Estimator, Measurement, MeasurementPlan
+from mobilenas.core.workload import Kernel
+from mobilenas.devices.device import Device
+from mobilenas.devices.links import Link
+from mobilenas.latency.prediction import conformal_factor
+from mobilenas.latency.table import ErrorReport, NetworkRole, NetworkRow, SpaceCard, TableCard, TableKey, TableRow
+from mobilenas.profiling import fit
+from mobilenas.profiling.networks import NetworkSource
+from mobilenas.runtimes.base import PROTOCOL, SESSION, RunSettings, Runtime
+from mobilenas.runtimes.measure import SweepLog
+
+
+def key_of(device: Device, runtime: Runtime, settings: RunSettings, plan: MeasurementPlan, log: SweepLog) -> TableKey:
+    """What numbers measured so are of."""
+    return TableKey(
+        device=device.card.name,
+        runtime=runtime.name,
+        runtime_version=str(log.hello.get("engine_version", "unknown")),
+        **msgspec.to_builtins(settings),
+        estimator=plan.estimator,
+    )
+
+
+def examine(runtime: Runtime, link: Link, settings: RunSettings, gate: Gate) -> tuple[Environment, tuple[str, ...]]:
+    """The device before anything is measured, and what speaks against it; raises ``MeasurementError`` as ``gate`` says."""
+    environment = environment_from_hello(runtime.hello(link, settings))
+    return complete(environment), check_environment(environment, gate)
+
+
+def complete(environment: Environment) -> Environment:
+    """With the versions of this host's side."""
+    versions = {"mobilenas": version("mobilenas"), "torch": str(torch.__version__), **environment.versions}
+    return msgspec.structs.replace(environment, versions=versions)
+
+
+def card_of(
+    device: Device,
+    runtime: Runtime,
+    settings: RunSettings,
+    plan: MeasurementPlan,
+    log: SweepLog,
+    measurements: Mapping[str, Measurement],
+) -> TableCard:
+    """Where rows come from: what was asked for, and what the runner said. No row and no network is known yet."""
+    environment = complete(log.environment)
+    return TableCard(
+        origin="measured",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        key=key_of(device, runtime, settings, plan, log),
+        plan=plan,
+        protocol=PROTOCOL,
+        environment=environment,
+        environment_after=environment,
+        doubts=(),
+        slow_down=log.slow_down(plan),
+        session_ms=measurements[SESSION].value_ms,
+        sentinel_ms=log.sentinel_ms,
+        rows=0,
+        rows_not_converged=0,
+        cold_weights_ms_per_mib=0.0,
+        spaces={},
+    )
+
+
+def row_counts(rows: Mapping[Kernel, TableRow]) -> dict[str, int]:
+    """What a card says of its rows."""
+    return {"rows": len(rows), "rows_not_converged": sum(not row.converged for row in rows.values())}
+
+
+def network_row(
+    architecture: Architecture, role: NetworkRole, measurement: Measurement, kernel_sum_ms: float, madds: int
+) -> NetworkRow:
+    """A measured network beside the sum of its kernels."""
+    return NetworkRow(
+        architecture=architecture,
+        role=role,
+        measured_ms=measurement.value_ms,
+        low_ms=measurement.low_ms,
+        high_ms=measurement.high_ms,
+        kernel_sum_ms=kernel_sum_ms,
+        madds=madds,
+        sweeps=measurement.sweeps,
+        converged=measurement.converged,
+        median_ms=measurement.wall_median_ms,
+        p90_ms=measurement.wall_p90_bound_ms,
+    )
+
+
+def space_card(
+    source: NetworkSource, networks: Sequence[NetworkRow], workload_error: ErrorReport | None, estimator: Estimator
+) -> SpaceCard:
+    """Scale and baseline are fitted on the networks of role "scale", all errors are on those of role "test"."""
+
+    def columns(role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        chosen = [row for row in networks if row.role == role]
+        return (
+            np.array([row.kernel_sum_ms for row in chosen]),
+            np.array([float(row.madds) for row in chosen]),
+            np.array([row.measured_ms for row in chosen]),
+        )
+
+    sums, madds, measured = columns("scale")
+    scale, offset_ms = fit.fit_scale(sums, measured)
+    a, b = fit.fit_madds_baseline(madds, measured)
+    sums, madds, measured = columns("test")
+    tested = [row for row in networks if row.role == "test"]
+    predicted = scale * sums + offset_ms
+    return SpaceCard(
+        space=source.name,
+        options=source.options,
+        scale=scale,
+        offset_ms=offset_ms,
+        interval_factor=conformal_factor(predicted, measured),
+        table_error=ErrorReport.of(predicted, measured),
+        workload_error=workload_error,
+        madds_baseline_error=ErrorReport.of(a * madds + b, measured),
+        repeatability_fraction=float(np.mean([row.high_ms / row.measured_ms - 1 for row in tested])),
+        statistics=fit.fit_statistics([row for row in networks if row.role == "scale"], tested, predicted, estimator),
+    )
