@@ -12,8 +12,6 @@ from scipy.stats import beta, binom
 from mobilenas.core.measurement import Estimator, Measurement, SlowDown, SweepRecord
 from mobilenas.errors import MeasurementError
 
-WALL_CLOCK_LIMIT_MS = 2.0
-"""Runs shorter than this fit into a scheduler's time slice: their wall-clock minimum is undisturbed on a shared host."""
 CLOCK_READING_MS = 0.002
 """Reading the wall clock takes CPU time too: what the CPU clock may show more."""
 MEDIAN_CONFIDENCE, BOUND_CONFIDENCE = 0.95, 0.99
@@ -35,11 +33,12 @@ def measurement_from_records(
 ) -> Measurement:
     """What the sweeps say together. Nothing is deleted but what a clock cannot have shown.
 
-    The floor, for shared hosts: of each sweep the least wall time if it is below 2 ms, above it the 10th percentile of CPU
-    time, both at the speed at which the sentinel takes ``sentinel_ms`` (by default what it usually took in these sweeps);
-    of the sweeps the mean of the lowest quarter. Left out as clock errors are CPU samples under 0.9 of the wall minimum,
-    and wall samples in which the thread would have computed for longer than they lasted: a wall clock that was set back.
-    The median, for a device that one owns: of the sweeps' medians of wall time, as it is; two modes never converge.
+    The floor, for shared hosts: of each sweep the least wall time, or the 10th percentile of CPU time where that is less, as
+    it is when every run was interrupted; at the speed at which the sentinel takes ``sentinel_ms`` (by default what it
+    usually took in these sweeps); of the sweeps the mean of the lowest quarter. Left out as clock errors are CPU samples
+    under 0.9 of the wall minimum, and wall samples in which the thread would have computed for longer than they lasted: a
+    wall clock that was set back. The median, for a device that one owns: of the sweeps' medians of wall time, as it is;
+    two modes never converge.
 
     ``use_cpu_clock`` must be off where several threads work, since the CPU clock is the calling thread's. Raises
     ``MeasurementError`` for no records or a sample that is not a positive finite number.
@@ -67,8 +66,8 @@ def measurement_from_records(
         value, low, high = float(np.median(medians)), median_low, median_high
         converged = _is_known(len(medians)) and (high - low) / 2 <= tolerance_fraction * value and not is_bimodal(medians)
     else:
-        is_short = wall_floor < WALL_CLOCK_LIMIT_MS or not use_cpu_clock
-        floors = np.array([wall.min() for wall in walls] if is_short else cpu_floors)
+        floors = np.array([wall.min() for wall in walls])
+        floors = np.minimum(floors, cpu_floors) if use_cpu_clock else floors
         values = list(floors * sentinel_ms / beside)
         repeatability = _repeatability_fraction(values)
         value = float(_low(np.array(values)))

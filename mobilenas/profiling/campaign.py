@@ -230,18 +230,18 @@ class Campaign:
         weights_mib = np.array([math.fsum(n * kernel.weight_mib for kernel, n in c.items()) for c in whole])
         sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in whole])
         first = len(self.networks.scale)
-        cold_weights_ms = fit.fit_cold_weights(sums[:first] + session_ms, weights_mib[:first], measured_ms)
-        sums += cold_weights_ms * weights_mib
+        line = fit.fit_networks(sums[:first] + session_ms, weights_mib[:first], measured_ms)
+        sums += line.cold_weights_ms_per_mib * weights_mib
         networks = [
             network_row(a, role, measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
             for (role, a), total in zip(self.networks.measured, sums, strict=False)
         ]
         costs = self.source.workload_costs([architecture for architecture, _ in known], sums)
-        card_of_space = space_card(self.source, networks, costs.error if costs else None, self.plan.estimator)
+        card_of_space = space_card(self.source, line, networks, costs.error if costs else None, self.plan.estimator)
         card = msgspec.structs.replace(
             card,
             **row_counts(rows),
-            cold_weights_ms_per_mib=cold_weights_ms,
+            cold_weights_ms_per_mib=line.cold_weights_ms_per_mib,
             spaces={self.source.key: card_of_space},
         )
         return LatencyTable(card, rows, {self.source.key: costs} if costs else {}, tuple(networks))

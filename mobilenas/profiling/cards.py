@@ -101,9 +101,13 @@ def network_row(
 
 
 def space_card(
-    source: NetworkSource, networks: Sequence[NetworkRow], workload_error: ErrorReport | None, estimator: Estimator
+    source: NetworkSource,
+    line: fit.NetworkLine,
+    networks: Sequence[NetworkRow],
+    workload_error: ErrorReport | None,
+    estimator: Estimator,
 ) -> SpaceCard:
-    """Scale and baseline are fitted on the networks of role "scale", all errors are on those of role "test"."""
+    """Line and baseline are fitted on the networks of role "scale", all errors are on those of role "test"."""
 
     def columns(role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         chosen = [row for row in networks if row.role == role]
@@ -113,17 +117,16 @@ def space_card(
             np.array([row.measured_ms for row in chosen]),
         )
 
-    sums, madds, measured = columns("scale")
-    scale, offset_ms = fit.fit_scale(sums, measured)
+    _, madds, measured = columns("scale")
     a, b = fit.fit_madds_baseline(madds, measured)
     sums, madds, measured = columns("test")
     tested = [row for row in networks if row.role == "test"]
-    predicted = scale * sums + offset_ms
+    predicted = line.scale * sums + line.offset_ms
     return SpaceCard(
         space=source.name,
         options=source.options,
-        scale=scale,
-        offset_ms=offset_ms,
+        scale=line.scale,
+        offset_ms=line.offset_ms,
         interval_factor=conformal_factor(predicted, measured),
         table_error=ErrorReport.of(predicted, measured),
         workload_error=workload_error,

@@ -28,9 +28,9 @@ def median_of(*medians: float) -> Measurement:
     return measurement_from_records([record([0.9 * m, m, 3 * m]) for m in medians], 0.02, estimator="median")
 
 
-def test_short_runs_take_the_least_wall_time_of_each_sweep() -> None:
+def test_undisturbed_runs_take_the_least_wall_time_of_each_sweep() -> None:
     walls = [1.2, 1.0, 1.5], [1.1, 1.3, 1.01]
-    found = estimate(*(record(wall, [0.95] * 3) for wall in walls))
+    found = estimate(*(record(wall) for wall in walls))
     assert found.value_ms == pytest.approx(1.005)
     assert found.wall_floor_ms == 1.0
     assert found.high_ms == pytest.approx(1.005 * 1.01)
@@ -42,7 +42,7 @@ def test_short_runs_take_the_least_wall_time_of_each_sweep() -> None:
     assert found.clocks_agree
 
 
-def test_long_runs_take_the_tenth_percentile_of_cpu_time() -> None:
+def test_interrupted_runs_take_the_tenth_percentile_of_cpu_time() -> None:
     cpu = list(np.linspace(9.5, 10.5, 11))
     found = estimate(record([10.0] * 11, cpu), record([11.0] * 11, [c + 0.1 for c in cpu]))
     assert found.cpu_floor_ms == pytest.approx(9.6)
@@ -86,9 +86,8 @@ def test_several_threads_keep_to_wall_time() -> None:
 
 def test_cpu_samples_far_below_the_wall_are_clock_errors() -> None:
     found = estimate(record([10.0] * 3, [1.0, 10.0, 10.2]), record([10.0] * 3, [0.0, 8.9, 10.1]))
-    left = np.percentile([10.0, 10.2], 10), 10.1
-    assert found.cpu_floor_ms == pytest.approx(left[0])
-    assert found.value_ms == pytest.approx(np.mean(left))
+    assert found.cpu_floor_ms == pytest.approx(np.percentile([10.0, 10.2], 10))
+    assert found.value_ms == 10.0
     none_left = estimate(record([10.0], [1.0]), record([10.2], [2.0]))
     assert none_left.value_ms == none_left.cpu_floor_ms == 10.0
 
@@ -98,7 +97,7 @@ def test_a_wall_clock_that_is_set_back_shortens_no_time() -> None:
     jumped = record([1.0, 0.5, 1.02], [0.99, 0.99, 1.0])
     found = estimate(jumped, record([1.01] * 3, [1.0] * 3))
     assert found.wall_floor_ms == 1.0
-    assert found.value_ms == pytest.approx(1.005)
+    assert found.value_ms == pytest.approx((0.99 + 1.0) / 2), "the CPU time tells what the wall clock cannot have seen"
     assert found.converged
     assert estimate(jumped, use_cpu_clock=False).value_ms == 0.5, "several threads do compute for longer"
 
