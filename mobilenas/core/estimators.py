@@ -30,18 +30,24 @@ def measurement_from_records(
     use_cpu_clock: bool = True,
     estimator: Estimator = "floor",
     sentinel_ms: float | None = None,
+    drift_fraction: float = math.inf,
+    fewest_sweeps: int = 2,
 ) -> Measurement:
     """What the sweeps say together. Nothing is deleted but what a clock cannot have shown.
 
     The floor, for shared hosts: of each sweep the least wall time, or the 10th percentile of CPU time where that is less, as
     it is when every run was interrupted; at the speed at which the sentinel takes ``sentinel_ms`` (by default what it
-    usually took in these sweeps); of the sweeps the mean of the lowest quarter. Left out as clock errors are CPU samples
-    under 0.9 of the wall minimum, and wall samples in which the thread would have computed for longer than they lasted: a
-    wall clock that was set back. The median, for a device that one owns: of the sweeps' medians of wall time, as it is;
-    two modes never converge.
+    usually took in these sweeps); of the sweeps the mean of the lowest quarter. Only sweeps count beside which the sentinel
+    was slower than that by no more than ``drift_fraction``; where all were, all count, and the floor has not converged
+    however well they agree. Left out as clock errors are CPU samples under 0.9 of the wall minimum, and wall samples in
+    which the thread would have computed for longer than they lasted: a wall clock that was set back.
 
-    ``use_cpu_clock`` must be off where several threads work, since the CPU clock is the calling thread's. Raises
-    ``MeasurementError`` for no records or a sample that is not a positive finite number.
+    The median, for a device that one owns: of all sweeps' medians of wall time, as they are; two modes never converge. The
+    other statistics of wall time are of all sweeps too.
+
+    Neither converges on fewer than ``fewest_sweeps`` that count. ``use_cpu_clock`` must be off where several threads work,
+    since the CPU clock is the calling thread's. Raises ``MeasurementError`` for no records or a sample that is not a
+    positive finite number.
     """
     if not records:
         raise MeasurementError("no sweep of this model was recorded: nothing to estimate from")
@@ -49,30 +55,35 @@ def measurement_from_records(
     for wall in walls:
         if wall.size == 0 or not np.all(np.isfinite(wall)) or wall.min() <= 0:
             raise MeasurementError("a sweep holds no samples, or a wall time that is not a positive number")
+    cpus = [np.asarray(record.cpu_ms) for record in records]
+    cpu_seen = min(float(np.percentile(cpu, 10)) for cpu in cpus)
     if use_cpu_clock:
-        walls = [possible_ms(wall, np.asarray(record.cpu_ms)) for wall, record in zip(walls, records, strict=True)]
+        walls = [possible_ms(wall, cpu) for wall, cpu in zip(walls, cpus, strict=True)]
+    wall_floors = np.array([wall.min() for wall in walls])
+    cpus = [cpu[cpu >= 0.9 * wall_floors.min()] for cpu in cpus]
+    cpu_floors = np.array([np.percentile(cpu, 10) if cpu.size else np.inf for cpu in cpus])
+    medians = [float(np.median(wall)) for wall in walls]
+    median, (median_low, median_high) = float(np.median(medians)), median_interval(medians)
+    median_converged = (
+        len(records) >= fewest_sweeps
+        and _is_known(len(medians))
+        and (median_high - median_low) / 2 <= tolerance_fraction * median
+        and not is_bimodal(medians)
+    )
     beside = np.array([record.sentinel_floor_ms for record in records])
     if sentinel_ms is None:
         sentinel_ms = usual_sentinel_ms(beside)
-    wall_floor = float(min(wall.min() for wall in walls))
-    cpus = [np.asarray(record.cpu_ms) for record in records]
-    cpu_seen = min(float(np.percentile(cpu, 10)) for cpu in cpus)
-    cpus = [cpu[cpu >= 0.9 * wall_floor] for cpu in cpus]
-    cpu_floors = [float(np.percentile(cpu, 10)) if cpu.size else wall_floor for cpu in cpus]
-    medians = [float(np.median(wall)) for wall in walls]
-    median_low, median_high = median_interval(medians)
     if estimator == "median":
-        values = medians
-        value, low, high = float(np.median(medians)), median_low, median_high
-        converged = _is_known(len(medians)) and (high - low) / 2 <= tolerance_fraction * value and not is_bimodal(medians)
+        sweeps = len(records)
+        value, low, high, converged = median, median_low, median_high, median_converged
     else:
-        floors = np.array([wall.min() for wall in walls])
-        floors = np.minimum(floors, cpu_floors) if use_cpu_clock else floors
-        values = list(floors * sentinel_ms / beside)
-        repeatability = _repeatability_fraction(values)
-        value = float(_low(np.array(values)))
+        floors = (np.minimum(wall_floors, cpu_floors) if use_cpu_clock else wall_floors) * sentinel_ms / beside
+        quiet = floors[beside <= sentinel_ms * (1 + drift_fraction)]
+        sweeps = len(quiet) or len(records)
+        value = float(_low(quiet if len(quiet) else floors))
+        repeatability = _repeatability_fraction(quiet if len(quiet) else floors)
         low, high = value / (1 + repeatability), value * (1 + repeatability)
-        converged = len(records) > 1 and repeatability <= tolerance_fraction
+        converged = len(quiet) >= max(2, fewest_sweeps) and repeatability <= tolerance_fraction
     all_wall = np.concatenate(walls)
     all_cpu = np.concatenate(cpus) if any(cpu.size for cpu in cpus) else all_wall
     memory = [record.peak_memory_mib for record in records if record.peak_memory_mib is not None]
@@ -81,25 +92,26 @@ def measurement_from_records(
         value_ms=value,
         low_ms=low,
         high_ms=high,
-        wall_floor_ms=wall_floor,
-        wall_median_ms=float(np.median(medians)),
+        wall_floor_ms=float(wall_floors.min()),
+        wall_median_ms=median,
         wall_median_high_ms=median_high,
         wall_p90_ms=float(np.percentile(all_wall, 90)),
         wall_p90_bound_ms=percentile_bound(all_wall, 0.9),
-        cpu_floor_ms=min(cpu_floors),
+        cpu_floor_ms=float(cpu_floors.min() if np.isfinite(cpu_floors).any() else wall_floors.min()),
         cpu_median_ms=float(np.median(all_cpu)),
         cpu_p90_ms=float(np.percentile(all_cpu, 90)),
         sentinel_ms=sentinel_ms,
         first_ms=min(record.first_ms for record in records),
         load_ms=min(record.load_ms for record in records),
         peak_memory_mib=max(memory) if memory else None,
-        sweeps=len(records),
+        sweeps=sweeps,
         samples=int(all_wall.size),
         slow_fraction=float((all_wall > 2 * np.median(all_wall)).mean()),
         warm_fraction=float(np.mean([record.is_warm for record in records])),
-        is_bimodal=is_bimodal(values),
-        clocks_agree=abs(wall_floor - cpu_seen) <= 0.1 * value,
-        converged=converged,
+        is_bimodal=is_bimodal(medians),
+        clocks_agree=bool(abs(wall_floors.min() - cpu_seen) <= 0.1 * value),
+        converged=bool(converged),
+        median_converged=median_converged,
     )
 
 
@@ -114,12 +126,12 @@ def possible_ms(wall_ms: np.ndarray, cpu_ms: np.ndarray) -> np.ndarray:
     return kept if kept.size else wall_ms
 
 
-def _repeatability_fraction(floors: Sequence[float]) -> float:
+def _repeatability_fraction(values: np.ndarray) -> float:
     """How far apart the estimates of two halves of the sweeps are, relatively: the mean over ``HALVINGS``.
 
     That is nearly twice the error of the estimate from all of them. Of an odd number one sweep is left out.
     """
-    values, half = np.asarray(floors), len(floors) // 2
+    half = len(values) // 2
     if half == 0:
         return 1.0
     shuffled = values[_orders(len(values))]

@@ -120,7 +120,9 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_ms: float
     peak_memory_mib: float | None
     sweeps: int
+    """That ``value_ms`` is from: of a floor those in which the device was not slowed."""
     samples: int
+    """Runs in all sweeps."""
     slow_fraction: float
     """Share of the runs that took over twice the median."""
     warm_fraction: float
@@ -130,6 +132,9 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clocks_agree: bool
     """Whether the wall clock's floor and the CPU clock's, as it was reported, are within 10 % of each other."""
     converged: bool
+    """Whether ``value_ms`` is known as well as the plan wants."""
+    median_converged: bool = False
+    """The same of ``wall_median_ms``."""
 
     @property
     def repeatability_fraction(self) -> float:
@@ -155,6 +160,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 value_ms=self.wall_median_ms,
                 low_ms=self.wall_floor_ms,
                 high_ms=self.wall_median_high_ms,
+                converged=self.median_converged,
             )
         if statistic == "floor":
             raise IncompatibleError(

@@ -105,26 +105,22 @@ class SweepLog:
         """What the sentinel takes when the device is not disturbed: how fast it is."""
         return usual_sentinel_ms([floor for _, floor in self.sentinels])
 
-    def measurements(
-        self, models: Iterable[str], plan: MeasurementPlan, use_cpu_clock: bool
-    ) -> dict[str, tuple[Measurement, int]]:
-        """The estimate of each model that has records, with how many of them are quiet.
-
-        A record is quiet where the sentinel beside it took no longer than usual by more than the plan lets pass. The
-        estimate is from those; where none is quiet it is from all, and has not converged however well they agree: the
-        device was slower.
-        """
-        sentinel_ms = self.sentinel_ms if self.sentinels else 0.0
-        found = {}
-        for model in models:
-            if not (every := list(self.records.get(model, {}).values())):
-                continue
-            quiet = [r for r in every if r.sentinel_floor_ms <= sentinel_ms * (1 + plan.drift_fraction)]
-            estimate = measurement_from_records(
-                quiet or every, plan.tolerance_fraction, use_cpu_clock, plan.estimator, sentinel_ms
+    def measurements(self, models: Iterable[str], plan: MeasurementPlan, use_cpu_clock: bool) -> dict[str, Measurement]:
+        """The estimate of each model that has records, at the speed that the device usually had in all of them."""
+        sentinel_ms = self.sentinel_ms if self.sentinels else None
+        return {
+            model: measurement_from_records(
+                list(self.records[model].values()),
+                plan.tolerance_fraction,
+                use_cpu_clock,
+                plan.estimator,
+                sentinel_ms,
+                plan.drift_fraction,
+                plan.sweeps,
             )
-            found[model] = (estimate if quiet else msgspec.structs.replace(estimate, converged=False)), len(quiet)
-        return found
+            for model in models
+            if model in self.records
+        }
 
     @property
     def environment(self) -> Environment:
@@ -187,10 +183,10 @@ def measure(
     without = [name for name in models if name not in measurements]
     if without:
         raise MeasurementError(f"{len(without)} models were never measured, the first is {without[0]}")
-    return {name: measurement for name, (measurement, _) in measurements.items()}, log
+    return measurements, log
 
 
 def _pending(models: Iterable[str], log: SweepLog, plan: MeasurementPlan, use_cpu_clock: bool) -> list[str]:
-    """Models that need another sweep: too few quiet records, or a value that does not repeat."""
+    """Models that need another sweep: too few that count, or a value that does not repeat."""
     found = log.measurements(models, plan, use_cpu_clock)
-    return sorted(name for name in models if name not in found or found[name][1] < plan.sweeps or not found[name][0].converged)
+    return sorted(name for name in models if name not in found or not found[name].converged)

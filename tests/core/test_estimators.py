@@ -89,7 +89,14 @@ def test_cpu_samples_far_below_the_wall_are_clock_errors() -> None:
     assert found.cpu_floor_ms == pytest.approx(np.percentile([10.0, 10.2], 10))
     assert found.value_ms == 10.0
     none_left = estimate(record([10.0], [1.0]), record([10.2], [2.0]))
-    assert none_left.value_ms == none_left.cpu_floor_ms == 10.0
+    assert none_left.cpu_floor_ms == 10.0
+    assert none_left.value_ms == pytest.approx(10.1), "of each sweep its own wall time"
+
+
+def test_a_cpu_clock_that_shows_nothing_settles_nothing() -> None:
+    coarse = [record([floor], [0.0]) for floor in (1.0, 1.5, 2.0, 3.0)]
+    assert estimate(*coarse).value_ms == estimate(*coarse, use_cpu_clock=False).value_ms == 1.25
+    assert not estimate(*coarse).converged
 
 
 def test_a_wall_clock_that_is_set_back_shortens_no_time() -> None:
@@ -211,6 +218,34 @@ def test_statistics_that_a_budget_can_bind() -> None:
         estimate(record([1.0, 1.1])).of_statistic("p90")
     with pytest.raises(IncompatibleError, match="no floor"):
         median_of(1.0, 1.0).of_statistic("floor")
+
+
+def test_a_floor_that_has_converged_says_nothing_of_the_median() -> None:
+    """Four sweeps with one floor, whose medians are far apart: what is above the median is no repeatability of it."""
+    found = estimate(*(record([1.0, median, median]) for median in (1.02, 1.1, 1.45, 1.5)))
+    assert found.converged
+    median = found.of_statistic("median")
+    assert not median.converged
+    assert median.value_ms == pytest.approx(1.275)
+    assert not median.is_within(1.1)
+    settled = estimate(*(record([1.0, median, median]) for median in (1.1, 1.101, 1.102, 1.103, 1.104, 1.105)))
+    assert settled.of_statistic("median").converged
+
+
+def test_sweeps_on_a_slowed_device_count_for_what_users_see_but_not_for_the_floor() -> None:
+    """Every third sweep half as slow again: the floor is that of the others, nine runs in ten are not below the slow ones."""
+    speeds = [1.0, 1.0, 1.5] * 3
+    records = [record([speed] * 20, sentinel=(0.1 * speed,)) for speed in speeds]
+    found = measurement_from_records(records, 0.02, sentinel_ms=0.1, drift_fraction=0.15, fewest_sweeps=4)
+    assert (found.value_ms, found.sweeps, found.converged) == (1.0, 6, True)
+    assert found.wall_p90_ms == found.wall_p90_bound_ms == 1.5
+    assert found.is_bimodal
+    assert not found.median_converged
+    fewer = measurement_from_records(records, 0.02, sentinel_ms=0.1, drift_fraction=0.15, fewest_sweeps=8)
+    assert not fewer.converged, "six of eight that were asked for"
+    slow = measurement_from_records(records[2::3], 0.02, sentinel_ms=0.1, drift_fraction=0.15)
+    assert slow.value_ms == pytest.approx(1.0)
+    assert not slow.converged, "never seen but slowed"
 
 
 def test_a_device_that_slows_down_for_good_is_told_from_noise() -> None:

@@ -171,4 +171,4 @@ def test_cold_weights_are_free_where_nothing_tells_their_price() -> None:
         noise = 1 + 0.02 * np.random.default_rng(seed).standard_normal(15)
         prices.append(fit.fit_networks(sums, weights, 1.03 * sums * noise).cold_weights_ms_per_mib)
     assert np.median(prices) < 0.001, "noise is worth little of a price"
-    assert max(prices) < 0.005
+    assert max(prices) < 0.01, "nor is the worst of twenty worth more than the noise of 2 %"
