@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -73,16 +73,21 @@ def plan_named(name: str) -> MeasurementPlan:
     return PLANS[name]
 
 
+PositiveMs = Annotated[float, msgspec.Meta(gt=0)]
+"""What took no time was not run."""
+
+
 class SweepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a runner said of one model in one sweep; times in milliseconds."""
 
-    wall_ms: tuple[float, ...]
-    cpu_ms: tuple[float, ...]
-    sentinel_ms: tuple[float, ...]
+    wall_ms: Annotated[tuple[PositiveMs, ...], msgspec.Meta(min_length=1)]
+    cpu_ms: tuple[Annotated[float, msgspec.Meta(ge=0)], ...]
+    """Of the calling thread; 0 where that clock is too coarse."""
+    sentinel_ms: Annotated[tuple[PositiveMs, ...], msgspec.Meta(min_length=1)]
     """Of a small model, the same for all, that ran between these runs: how fast the device was at that moment."""
-    first_ms: float
-    load_ms: float
-    peak_memory_mib: float | None
+    first_ms: PositiveMs
+    load_ms: PositiveMs
+    peak_memory_mib: Annotated[float, msgspec.Meta(gt=0)] | None
     is_warm: bool = False
     """Whether the run times had settled before they were timed; not, where a runner does not say."""
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -58,8 +59,8 @@ class Link(ABC):
     def run(self, argv: Sequence[str], *, timeout_s: float, on_line: Callable[[str], None]) -> None:
         """Run a command there and hand each line it prints to ``on_line`` as it comes.
 
-        Raises ``DeviceTimeoutError`` after ``timeout_s`` seconds and ``RunnerError`` (argv, exit code, last lines of
-        its error output) if it does not end with 0.
+        Raises ``DeviceTimeoutError`` after ``timeout_s`` seconds without a line and ``RunnerError`` (argv, exit code, last
+        lines of its error output) if it does not end with 0.
         """
 
 
@@ -102,7 +103,7 @@ class LocalLink(Link):
 
     def run(self, argv: Sequence[str], *, timeout_s: float, on_line: Callable[[str], None]) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        expired = threading.Event()
+        expired, ended = threading.Event(), threading.Event()
         with (
             tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
             subprocess.Popen(
@@ -117,27 +118,33 @@ class LocalLink(Link):
                 start_new_session=True,
             ) as process,
         ):
+            heard_s = time.monotonic()
 
-            def expire() -> None:
+            def watch() -> None:
+                while (left_s := heard_s + timeout_s - time.monotonic()) > 0:
+                    if ended.wait(left_s):
+                        return
                 expired.set()
                 _kill(process)
 
-            timer = threading.Timer(timeout_s, expire)
-            timer.start()
+            watcher = threading.Thread(target=watch)
+            watcher.start()
             try:
                 assert process.stdout is not None
                 for line in process.stdout:
+                    heard_s = time.monotonic()
                     on_line(line.rstrip("\n"))
                 process.wait()
             except BaseException:
                 _kill(process)
                 raise
             finally:
-                timer.cancel()
+                ended.set()
+                watcher.join()
             errors.seek(0)
             tail = "\n".join(errors.read().splitlines()[-5:])
         if expired.is_set():
-            raise DeviceTimeoutError(f"{' '.join(argv)}: no end after {timeout_s:.0f} s on this host; killed")
+            raise DeviceTimeoutError(f"{' '.join(argv)}: nothing said for {timeout_s:.0f} s on this host; killed")
         if process.returncode != 0:
             outcome = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
             raise RunnerError(f"{' '.join(argv)} ended with {outcome} on this host; its last words:\n{tail}")

@@ -35,8 +35,9 @@ from mobilenas.profiling import fit
 from mobilenas.profiling.cards import card_of, examine, network_row, row_counts, space_card
 from mobilenas.profiling.kernels import kernel_models, row_of
 from mobilenas.profiling.networks import NetworkSource
-from mobilenas.runtimes.base import PROTOCOL, SESSION, PreparedModel, RunSettings, Runtime
+from mobilenas.runtimes.base import SESSION, PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, measure
+from mobilenas.runtimes.reports import PROTOCOL
 
 SECONDS_PER_NETWORK_SWEEP, SECONDS_PER_KERNEL_SWEEP = 0.15, 0.03
 """For the estimate of a dry run only: loading and timing one network, and the two models of one kernel."""

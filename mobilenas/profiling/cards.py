@@ -20,8 +20,9 @@ from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.table import ErrorReport, NetworkRole, NetworkRow, SpaceCard, TableCard, TableKey, TableRow
 from mobilenas.profiling import fit
 from mobilenas.profiling.networks import NetworkSource
-from mobilenas.runtimes.base import PROTOCOL, SESSION, RunSettings, Runtime
+from mobilenas.runtimes.base import SESSION, RunSettings, Runtime
 from mobilenas.runtimes.measure import SweepLog
+from mobilenas.runtimes.reports import PROTOCOL
 
 
 def key_of(device: Device, runtime: Runtime, settings: RunSettings, plan: MeasurementPlan, log: SweepLog) -> TableKey:

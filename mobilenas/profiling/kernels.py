@@ -18,8 +18,9 @@ from mobilenas.errors import MissingKernelError, RunnerError
 from mobilenas.latency.table import LatencyTable, TableRow
 from mobilenas.profiling import fit
 from mobilenas.profiling.cards import card_of, row_counts
-from mobilenas.runtimes.base import PROTOCOL, SESSION, PreparedModel, RunSettings, Runtime
+from mobilenas.runtimes.base import SESSION, PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, measure
+from mobilenas.runtimes.reports import PROTOCOL
 
 
 def measure_kernels(

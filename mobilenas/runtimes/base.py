@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -17,13 +16,13 @@ from mobilenas.core.measurement import MeasurementPlan, SweepRecord
 from mobilenas.core.resources import shipped
 from mobilenas.core.workload import Blueprint, Kernel, Layer, Workload
 from mobilenas.devices.links import Link
-from mobilenas.errors import DocumentError, IncompatibleError, RunnerError
+from mobilenas.errors import IncompatibleError, RunnerError
+from mobilenas.runtimes.reports import Conversation, timing_from_report
 
-PROTOCOL = 3
 SENTINEL, SESSION = "sentinel", "session"
 """Names of the model that runs beside all others, and of that which computes next to nothing."""
-SECONDS_PER_MODEL = 60.0
-"""How long a runner may take for one model before it is given up."""
+SILENCE_S = 120.0
+"""How long a runner may print nothing before it is given up: it loads its engine, or one model."""
 
 
 class RunSettings(msgspec.Struct, frozen=True):
@@ -156,22 +155,18 @@ class Runtime(ABC):
         link.push(self.runner_file, self.runner)
         link.push_bytes(documents.dump_json(job).encode(), "job.json")
         errors: dict[str, str] = {}
-        done = False
+        answer: Literal["timing", "graph"] = "timing" if job["mode"] == "time" else "graph"
+        conversation = Conversation(self.runner, (model["id"] for model in job["models"]), answer)
 
         def on_line(line: str) -> None:
-            nonlocal done
-            report = parse_report(line, self.runner)
+            report = conversation.take(line)
             if report["type"] == "error":
-                errors[str(report["id"])] = " ".join(str(report["message"]).split())
-            elif report["type"] == "bye":
-                done = True
-            else:
+                errors[report["id"]] = " ".join(report["message"].split())
+            elif report["type"] != "bye":
                 receive(report)
 
-        timeout_s = 60 + SECONDS_PER_MODEL * len(job["models"])
-        link.run([link.python, self.runner, "job.json"], timeout_s=timeout_s, on_line=on_line)
-        if not done:
-            raise RunnerError(f"{self.runner} ended without saying bye: its report is incomplete")
+        link.run([link.python, self.runner, "job.json"], timeout_s=SILENCE_S, on_line=on_line)
+        conversation.check_whole()
         if errors:
             raise refusal(self.name, errors, len(job["models"]))
 
@@ -180,35 +175,6 @@ def refusal(runtime: str, refused: Mapping[str, str], models: int) -> RunnerErro
     """The error of an engine that would not run some of its ``models``."""
     first, complaint = next(iter(refused.items()))
     return RunnerError(f"{runtime} refused {len(refused)} of {models} models; first: {first}: {complaint}", refused)
-
-
-def parse_report(line: str, runner: str) -> dict[str, Any]:
-    """One line of a runner as a report; raises ``RunnerError`` for anything outside the protocol."""
-    try:
-        report = documents.parse_json(line, runner)
-    except DocumentError as error:
-        raise RunnerError(f"{runner} printed something that is not a report: {line[:200]!r}") from error
-    if not isinstance(report, dict) or report.get("type") not in ("hello", "timing", "graph", "error", "bye"):
-        raise RunnerError(f"{runner} printed a report of unknown type: {line[:200]!r}")
-    if report["type"] == "hello" and report.get("protocol") != PROTOCOL:
-        raise RunnerError(f"{runner} speaks protocol {report.get('protocol')!r}, this mobilenas {PROTOCOL}: renew the kit")
-    return report
-
-
-def timing_from_report(report: dict[str, Any]) -> tuple[str, SweepRecord]:
-    """Model name and record of a "timing" report; raises ``RunnerError`` if times are missing or not positive."""
-    facts = {key: report.get(key) for key in ("wall_ms", "cpu_ms", "sentinel_ms", "first_ms", "load_ms", "peak_memory_mib")}
-    facts["is_warm"] = report.get("is_warm", False)
-    try:
-        record = documents.convert(facts, SweepRecord, f"report on {report.get('id')}")
-    except DocumentError as error:
-        raise RunnerError(str(error)) from error
-    for field, times in (("wall_ms", record.wall_ms), ("sentinel_ms", record.sentinel_ms)):
-        if not times or not all(0 < time < math.inf for time in times):
-            raise RunnerError(f"report on {report.get('id')}: {field} must be positive numbers, one at least")
-    if len(record.wall_ms) != len(record.cpu_ms):
-        raise RunnerError(f"report on {report.get('id')}: {len(record.wall_ms)} wall_ms need one cpu_ms each")
-    return report["id"], record
 
 
 def numbered(count: int, prefix: str) -> Iterator[str]:

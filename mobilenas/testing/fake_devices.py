@@ -16,8 +16,9 @@ from mobilenas import onnx_model
 from mobilenas.core.measurement import MeasurementPlan, SweepRecord
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link, LocalLink
-from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings, refusal
+from mobilenas.runtimes.base import PreparedModel, RunSettings, refusal
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime, kernels_from_graph
+from mobilenas.runtimes.reports import PROTOCOL
 
 PROVIDER = "FakeProvider"
 CALL_MS = 0.003

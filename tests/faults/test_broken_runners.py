@@ -10,9 +10,10 @@ from mobilenas.core.measurement import PLANS
 from mobilenas.core.run_directory import Journal
 from mobilenas.devices.device import find_device
 from mobilenas.errors import MobileNASError, RunnerError
-from mobilenas.runtimes.base import PROTOCOL, PreparedModel, RunSettings
+from mobilenas.runtimes.base import PreparedModel, RunSettings
 from mobilenas.runtimes.measure import measure
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime
+from mobilenas.runtimes.reports import PROTOCOL
 
 PLAN = msgspec.structs.replace(PLANS["quick"], sweeps=2, maximum_sweeps=3, spread_s=0.0)
 MODELS = {name: PreparedModel(b"") for name in ("a", "b")}
@@ -30,14 +31,15 @@ GOOD = {
 class Scripted(OnnxRuntime):
     """Its runner times every model as 1 ms, but prints ``wrong`` for the model ``b``; ``then`` is what it does next."""
 
-    def __init__(self, folder: Path, wrong: str | None, then: str = "") -> None:
+    def __init__(self, folder: Path, wrong: str | None, then: str = "", greets: bool = True) -> None:
         self.path = folder / "scripted_runner.py"
-        hello = {"type": "hello", "protocol": PROTOCOL, "runner": "scripted", "engine_version": "1"}
+        hello = {"type": "hello", "protocol": PROTOCOL, "runner": "scripted", "engine_version": "1"} if greets else None
         good = {**GOOD, "provider": "scripted"}
         self.path.write_text(
             "import json, os, sys\n"
             f"wrong = {wrong!r}\n"
-            f"print(json.dumps({hello!r}), flush=True)\n"
+            f"hello = {hello!r}\n"
+            "if hello: print(json.dumps(hello), flush=True)\n"
             "for model in json.load(open('job.json'))['models']:\n"
             "    if model['id'] == 'b' and wrong is not None:\n"
             "        sys.stdout.write(wrong)\n"
@@ -72,7 +74,20 @@ WRONG = {
     "no sentinel": timing(sentinel_ms=[]),
     "a sentinel that took no time": timing(sentinel_ms=[0.1, 0.0]),
     "a sentinel that is no number": timing(sentinel_ms=[float("nan")]),
-    "negative memory": timing(peak_memory_mib="much"),
+    "memory that is no number": timing(peak_memory_mib="much"),
+    "negative memory": timing(peak_memory_mib=-1.0),
+    "a negative CPU time": timing(cpu_ms=[-1.0] * 60),
+    "a first run that took no time": timing(first_ms=0.0),
+    "a model that loads in negative time": timing(load_ms=-3.0),
+    "no name": timing(id=None),
+    "a name that is a list": timing(id=["b"]),
+    "a field that nobody knows": timing(median_ms=1.0),
+    "an error without a name": '{"type": "error", "message": "unsupported"}\n',
+    "a graph where times were asked for": '{"type": "graph", "id": "b", "path": "b.onnx", "nodes": []}\n',
+    "a graph of nothing": '{"type": "graph", "id": "b"}\n',
+    "a second hello": json.dumps({"type": "hello", "protocol": PROTOCOL, "runner": "scripted", "engine_version": "1"}) + "\n",
+    "a bye too early": '{"type": "bye", "models": 1}\n',
+    "nothing": "",
     "a report of no kind": '{"type": "surprise"}\n',
     "a list": "[1.0, 2.0]\n",
     "an error of the engine": '{"type": "error", "id": "b", "message": "unsupported"}\n',
@@ -104,3 +119,36 @@ def test_a_runner_that_ends_in_the_middle_is_no_whole_sweep(then: str, tmp_path:
         assert "b" not in [entry["model"] for entry in journal.read() if "record" in entry]
         found, _ = measure(MODELS, link, Scripted(tmp_path, None), RunSettings(), PLAN, journal=journal)
     assert found["b"].value_ms == 1.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (timing() + timing(wall_ms=[9.0] * 60), "on b, for the second time"),
+        (timing() + timing(id="c"), "on c, which it was not given"),
+        ("", "without a word on 1 models; the first is b"),
+    ],
+    ids=["twice", "unknown", "left out"],
+)
+def test_a_runner_reports_once_on_each_model_that_it_was_given(wrong: str, words: str, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "rows.jsonl")
+    with find_device("local").open() as link:
+        with pytest.raises(RunnerError, match=words):
+            measure(MODELS, link, Scripted(tmp_path, wrong), RunSettings(), PLAN, journal=journal)
+        assert "c" not in [entry.get("model") for entry in journal.read()]
+        found, _ = measure(MODELS, link, Scripted(tmp_path, None), RunSettings(), PLAN, journal=journal)
+    assert found["b"].value_ms == 1.0
+
+
+def test_a_runner_that_does_not_say_which_engine_it_drives_is_refused(tmp_path: Path) -> None:
+    with find_device("local").open() as link, pytest.raises(RunnerError, match="must say hello first"):
+        measure(MODELS, link, Scripted(tmp_path, None, greets=False), RunSettings(), PLAN)
+
+
+def test_lowering_that_leaves_out_a_model_or_its_nodes_is_refused(tmp_path: Path) -> None:
+    graph = {"type": "graph", "id": "lower000000"}
+    for wrong in ("", json.dumps(graph) + "\n", json.dumps({**graph, "path": 3, "nodes": []}) + "\n"):
+        runner = Scripted(tmp_path, wrong)
+        runner.path.write_text(runner.path.read_text().replace("== 'b'", "!= ''"))
+        with find_device("local").open() as link, pytest.raises(RunnerError):
+            runner.kernels([b""], link, RunSettings())
