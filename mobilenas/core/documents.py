@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import re
 import reprlib
 import stat
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 
@@ -21,6 +23,7 @@ from mobilenas.errors import DocumentError, nearest_hint
 T = TypeVar("T")
 
 MAXIMUM_BYTES = 256 * 1024 * 1024
+MAXIMUM_LINE_BYTES = 16 * 1024 * 1024
 MAXIMUM_TOML_CHARACTERS = 1024 * 1024
 MAXIMUM_VALUES = 1_000_000
 MAXIMUM_DEPTH = 64
@@ -32,14 +35,38 @@ _short = _shortener.repr
 
 def read_text(path: Path) -> str:
     """The UTF-8 text of ``path``; raises ``DocumentError`` if it is missing, no regular file, too large or not UTF-8."""
+    with _opened(path) as file:
+        data = file.read(MAXIMUM_BYTES + 1)
+        if len(data) > MAXIMUM_BYTES:
+            raise DocumentError(f"{path}: larger than {MAXIMUM_BYTES // 2**20} MiB, which no mobilenas document is")
+        return data.decode()
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The whole lines of ``path``, without their ends, one by one; what follows the last end is left out.
+
+    Raises ``DocumentError`` as ``read_text`` does, but for a line that is too large and for too many of them: together they may
+    be larger than any document.
+    """
+    with _opened(path) as file:
+        for number in itertools.count(1):
+            line = file.readline(MAXIMUM_LINE_BYTES + 1)
+            if len(line) > MAXIMUM_LINE_BYTES:
+                raise DocumentError(f"{path}:{number}: longer than {MAXIMUM_LINE_BYTES // 2**20} MiB, which no line of ours is")
+            if not line.endswith(b"\n"):
+                return
+            if number > MAXIMUM_VALUES:
+                raise DocumentError(f"{path}: holds more than {MAXIMUM_VALUES:,} values, which no mobilenas document does")
+            yield line[:-1].decode()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DocumentError(f"{path}: cannot be read: not a regular file")
         with open(path, "rb") as file:
-            data = file.read(MAXIMUM_BYTES + 1)
-        if len(data) > MAXIMUM_BYTES:
-            raise DocumentError(f"{path}: larger than {MAXIMUM_BYTES // 2**20} MiB, which no mobilenas document is")
-        return data.decode()
+            yield file
     except OSError as error:
         raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

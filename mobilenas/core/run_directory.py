@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import mmap
 import os
 import sys
 import tempfile
@@ -73,26 +74,27 @@ class Journal:
 
     def read(self) -> list[dict[str, Any]]:
         """Every whole record written so far; the file is left as it is. Raises ``DocumentError`` for damage before its end."""
+        return list(self.lines())
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The records one by one: a journal may be larger than any other document, its lines may not."""
         if not self.path.exists():
-            return []
-        text = documents.read_text(self.path)
-        documents.check_count(text, "\n", str(self.path))
-        records = []
-        for number, line in enumerate(text.split("\n")[:-1], 1):
+            return
+        for number, line in enumerate(documents.read_lines(self.path), 1):
             where = f"{self.path}:{number}"
             record = documents.parse_json(line, where)
             if not isinstance(record, dict):
                 raise DocumentError(f"{where}: expected a JSON object, found {type(record).__name__}")
-            records.append(record)
-        return records
+            yield record
 
-    def _is_torn(self) -> bool:
-        """Whether the last line was not written to its end."""
+    def _drop_torn_end(self) -> None:
+        """Cut off a last line that was not written to its end."""
         if not self.path.exists() or self.path.stat().st_size == 0:
-            return False
-        with open(self.path, "rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read() != b"\n"
+            return
+        with open(self.path, "rb+") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            whole = content.rfind(b"\n") + 1
+        if whole < self.path.stat().st_size:
+            os.truncate(self.path, whole)
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop the records that are not ``wanted``; raises ``DocumentError`` for one that ``wanted`` cannot read."""
@@ -109,8 +111,7 @@ class Journal:
     def append(self, record: Any) -> None:
         """Write one record and wait until it is on disk; a torn last line of an earlier process is dropped first."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._is_torn():
-            self.keep(lambda record: True)
+        self._drop_torn_end()
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(msgspec.to_builtins(record), allow_nan=False) + "\n")
             file.flush()

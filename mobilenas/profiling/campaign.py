@@ -158,7 +158,7 @@ class Campaign:
         measured_networks = [architecture for _, architecture in self.networks.measured]
         write_atomic(self.folder / "campaign.json", documents.dump_json(self.describe()))
         with self.device.open() as link:
-            environment, doubts = examine(self.runtime, link, self.settings, self.gate)
+            environment, doubts = examine(self.runtime, link, self.settings, self.gate, self.folder)
             kernels = self._lower([*measured_networks, *self.networks.lowered], link, progress)
             distinct = self._chosen(kernels)
             models = self._models(distinct, measured_networks, progress)

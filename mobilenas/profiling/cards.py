@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
 
+from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.environment import Environment, Gate, check_environment, environment_from_hello
 from mobilenas.core.measurement import Estimator, Measurement, MeasurementPlan
+from mobilenas.core.run_directory import Journal
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
@@ -23,6 +26,8 @@ from mobilenas.profiling.networks import NetworkSource
 from mobilenas.runtimes.base import SESSION, RunSettings, Runtime
 from mobilenas.runtimes.measure import SweepLog
 from mobilenas.runtimes.reports import PROTOCOL
+
+STARTS = "starts.jsonl"
 
 
 def key_of(device: Device, runtime: Runtime, settings: RunSettings, plan: MeasurementPlan, log: SweepLog) -> TableKey:
@@ -36,10 +41,20 @@ def key_of(device: Device, runtime: Runtime, settings: RunSettings, plan: Measur
     )
 
 
-def examine(runtime: Runtime, link: Link, settings: RunSettings, gate: Gate) -> tuple[Environment, tuple[str, ...]]:
-    """The device before anything is measured, and what speaks against it; raises ``MeasurementError`` as ``gate`` says."""
+def examine(
+    runtime: Runtime, link: Link, settings: RunSettings, gate: Gate, campaign: Path
+) -> tuple[Environment, tuple[str, ...]]:
+    """The device before anything was measured, and what spoke against it whenever ``campaign`` was begun or gone on with.
+
+    The campaign's folder keeps how it was each time. Raises ``MeasurementError`` as ``gate`` says, for earlier times too.
+    """
     environment = environment_from_hello(runtime.hello(link, settings))
-    return complete(environment), check_environment(environment, gate)
+    check_environment(environment, gate)
+    starts = Journal(campaign / STARTS)
+    starts.append(environment)
+    found = [documents.convert(start, Environment, str(starts.path)) for start in starts.lines()]
+    doubts = dict.fromkeys(doubt for one in found for doubt in check_environment(one, gate))
+    return complete(found[0]), tuple(doubts)
 
 
 def complete(environment: Environment) -> Environment:

@@ -133,7 +133,7 @@ class TransferCampaign:
         """Measure and fit. Raises ``DeviceError`` and ``MeasurementError`` kinds; what was measured stays."""
         networks = [self.pool[row] for row in self.chosen]
         with self.device.open() as link:
-            environment, doubts = examine(self.runtime, link, self.settings, self.gate)
+            environment, doubts = examine(self.runtime, link, self.settings, self.gate, self.folder)
             models = {}
             for index, architecture in enumerate(networks):
                 progress(CampaignProgress("exporting", index, len(networks)))

@@ -68,7 +68,7 @@ class SweepLog:
     def resume(cls, journal: Journal | None) -> SweepLog:
         """Read back what an interrupted run recorded."""
         log = cls(journal)
-        for number, entry in enumerate(journal.read() if journal else [], 1):
+        for number, entry in enumerate(journal.lines() if journal else (), 1):
             where = f"{journal.path if journal else ''}:{number}"
             if "hello" in entry:
                 log.hello = documents.convert(entry["hello"], dict[str, Any], f"{where}: hello")

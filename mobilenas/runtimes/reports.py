@@ -93,11 +93,12 @@ class Conversation:
             raise RunnerError(f"{self.runner} must say hello first, and once; it said {line[:200]!r}")
         if kind not in ("hello", self.answer, "error", "bye"):
             raise RunnerError(f"{self.runner} was asked for a {self.answer} of {model}, and gave a {kind}")
-        if model is not None and model not in self._waiting:
-            why = "for the second time" if model in self._given else "which it was not given"
-            raise RunnerError(f"{self.runner} reported on {model}, {why}")
+        if model is not None:
+            if model not in self._waiting:
+                why = "for the second time" if model in self._given else "which it was not given"
+                raise RunnerError(f"{self.runner} reported on {model}, {why}")
+            del self._waiting[model]
         self._greeted = True
-        self._waiting.pop(model, None)
         self._ended = kind == "bye"
         return report
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mobilenas.core import documents
 from mobilenas.core.run_directory import Journal, RunDirectory, locked, write_atomic, write_together
 from mobilenas.errors import DocumentError, ResourceError, UsageError
 
@@ -70,6 +71,18 @@ def test_a_journal_of_too_many_lines_is_refused(tmp_path: Path) -> None:
     (tmp_path / "j.jsonl").write_text("{}\n" * 1_000_001)
     with pytest.raises(DocumentError, match=r"j\.jsonl: holds more than 1,000,000"):
         Journal(tmp_path / "j.jsonl").read()
+
+
+def test_a_journal_may_be_larger_than_a_document_but_not_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAXIMUM_BYTES", 1000)
+    monkeypatch.setattr(documents, "MAXIMUM_LINE_BYTES", 50)
+    journal = Journal(tmp_path / "j.jsonl")
+    for n in range(200):
+        journal.append({"n": n})
+    assert [record["n"] for record in journal.read()] == list(range(200))
+    journal.append({"long": "x" * 60})
+    with pytest.raises(DocumentError, match=r"j\.jsonl:201: longer than"):
+        journal.read()
 
 
 def test_a_run_that_ends_well(tmp_path: Path) -> None:

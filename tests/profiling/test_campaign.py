@@ -197,3 +197,40 @@ def test_a_folder_that_was_set_aside_while_another_waited_for_it_is_not_worked_i
         list(pool.map(work, range(4)))
     kept = [Journal(aside / "rows.jsonl").read() for aside in tmp_path.iterdir()]
     assert sorted((entry["worker"], entry["turn"]) for [entry] in kept) == [(w, n) for w in range(4) for n in range(turns)]
+
+
+def test_what_spoke_against_the_device_at_any_start_is_in_the_card(tmp_path: Path) -> None:
+    """Begun on a busy host, interrupted, gone on with when it was idle: the numbers are of both."""
+
+    def told(governor: str, load: float) -> FakeRuntime:
+        state = {
+            "machine": "m",
+            "system": "s",
+            "cpu_model": "c",
+            "cpu_count": 2,
+            "governor": governor,
+            "frequencies_mhz": [],
+            "temperatures_celsius": [],
+            "load_average": [load] * 3,
+        }
+
+        class Told(FakeRuntime):
+            def hello(self, link, settings):  # type: ignore[no-untyped-def]
+                return {**super().hello(link, settings), "state": state}
+
+        return Told()
+
+    busy = told("performance", 3.0)
+
+    def interrupt(progress: object) -> None:
+        if busy.sweeps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        campaign(tmp_path, busy).run(interrupt)
+    with pytest.raises(MeasurementError, match=r"load 3\.00"):
+        replace(campaign(tmp_path, told("performance", 0.1)), gate="strict").run()
+    card = campaign(tmp_path, told("performance", 0.1)).run().card
+    [doubt] = card.doubts
+    assert "load 3.00" in doubt
+    assert card.environment.load_average[0] == 3.0, "as it was before anything was measured"
