@@ -11,7 +11,7 @@ from mobilenas.core.measurement import Measurement, SlowDown, Statistic
 from mobilenas.export.verify import Agreement
 from mobilenas.latency.diff import TableDifference
 from mobilenas.latency.kernels import NetworkPrediction
-from mobilenas.latency.network_model import Proxy
+from mobilenas.latency.network_card import Proxy
 from mobilenas.latency.table import ErrorReport
 from mobilenas.search.selection import Selection
 
@@ -63,6 +63,7 @@ class TransferResult(msgspec.Struct, frozen=True):
     """Tables of other targets, the one most believed in first."""
     doubts: tuple[str, ...]
     """What spoke against the environment."""
+    slow_down: SlowDown | None
     duration_s: float
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,6 +54,9 @@ from mobilenas.config import (
 )
 from mobilenas.console import percent
 from mobilenas.errors import BudgetError
+
+if TYPE_CHECKING:
+    from mobilenas.results import ProfileResult, TransferResult
 
 
 def _device_flags(
@@ -146,9 +149,7 @@ def profile(
     if learnt is not None:
         error = f"{percent(learnt.mape_fraction)}, worst {percent(learnt.worst_fraction)}"
         rows.append(("error of the network predictor", f"{error} ({learnt.networks} networks, each without itself)"))
-    rows += [("doubt", doubt) for doubt in result.doubts]
-    if result.slow_down:
-        rows.append(("doubt", slow_down_words(result.slow_down)))
+    rows += _doubt_rows(result)
     if result.since:
         rows.append((f"since {result.since.before_created}", moved_words(result.since)))
     rows.append(("took", f"{result.duration_s:.0f} s"))
@@ -157,6 +158,11 @@ def profile(
         say_next(json, command_line("predict", PredictConfig(device=cfg.device), "MODEL.onnx"))
         return
     say_next(json, _search_after(cfg, "network" if learnt and learnt.mape_fraction < result.table_mape_fraction else "table"))
+
+
+def _doubt_rows(result: ProfileResult | TransferResult) -> list[tuple[str, str]]:
+    slowed = [slow_down_words(result.slow_down)] if result.slow_down else []
+    return [("doubt", doubt) for doubt in (*result.doubts, *slowed)]
 
 
 def _transfer(cfg: ProfileConfig, json: bool, quiet: bool) -> None:
@@ -177,7 +183,7 @@ def _transfer(cfg: ProfileConfig, json: bool, quiet: bool) -> None:
             )
             for p in result.proxies
         ),
-        *(("doubt", doubt) for doubt in result.doubts),
+        *_doubt_rows(result),
         ("took", f"{result.duration_s:.0f} s"),
     ]
     show(result, json, "profile --transfer", rows)

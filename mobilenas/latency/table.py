@@ -120,21 +120,26 @@ NetworkRole = Literal["scale", "test", "learn"]
 """What a measured network is for: the scale is fitted on it, it tests the table, or a predictor learns from it."""
 
 
-class NetworkRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole network of the space, measured."""
+class MeasuredNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole network as the device took it; its interval is the measurement's own."""
 
     architecture: Architecture
-    role: NetworkRole
     measured_ms: ModelMilliseconds
     low_ms: ModelMilliseconds
     high_ms: ModelMilliseconds
-    kernel_sum_ms: ModelMilliseconds
-    madds: int
     sweeps: int
     converged: bool
     median_ms: ModelMilliseconds
     p90_ms: ModelMilliseconds | None
     """The bound that nine runs in ten keep; ``None`` where too few were timed."""
+
+
+class NetworkRow(MeasuredNetwork, frozen=True, forbid_unknown_fields=True):
+    """The same in a table, beside what its kernels take."""
+
+    role: NetworkRole
+    kernel_sum_ms: ModelMilliseconds
+    madds: int
 
 
 class StatisticFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -269,6 +274,17 @@ class LatencyTable:
                 f"the table of {self.card.key.device} does not cover the space {space_key} (it covers: {known}). "
                 f"Profile it: {self.profile_command()} --space ... with the options of your search"
             ) from None
+
+    def costs_ms(self, space_key: str, workloads: Iterable[Workload]) -> dict[Workload, float]:
+        """The fitted cost of each workload of a space, unscaled; raises ``DocumentError`` where one is missing."""
+        known = self.workload_costs[space_key].costs_ms if space_key in self.workload_costs else {}
+        missing = sorted(set(workloads) - known.keys())
+        if missing:
+            raise DocumentError(
+                f"the table of {self.card.key.device} lacks the cost of {len(missing)} workloads of {space_key}, "
+                f"first {missing[0]}: profile the space again"
+            )
+        return {workload: known[workload] for workload in workloads}
 
     def of_statistic(self, statistic: Statistic) -> LatencyTable:
         """The table whose networks take another statistic than the estimator; raises ``IncompatibleError`` without a fit."""

@@ -17,7 +17,16 @@ from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
 from mobilenas.latency.prediction import conformal_factor
-from mobilenas.latency.table import ErrorReport, NetworkRole, NetworkRow, SpaceCard, TableCard, TableKey, TableRow
+from mobilenas.latency.table import (
+    ErrorReport,
+    MeasuredNetwork,
+    NetworkRole,
+    NetworkRow,
+    SpaceCard,
+    TableCard,
+    TableKey,
+    TableRow,
+)
 from mobilenas.profiling import fit
 from mobilenas.profiling.networks import NetworkSource
 from mobilenas.runtimes.base import PROTOCOL, SESSION, RunSettings, Runtime
@@ -81,23 +90,26 @@ def row_counts(rows: Mapping[Kernel, TableRow]) -> dict[str, int]:
     return {"rows": len(rows), "rows_not_converged": sum(not row.converged for row in rows.values())}
 
 
-def network_row(
-    architecture: Architecture, role: NetworkRole, measurement: Measurement, kernel_sum_ms: float, madds: int
-) -> NetworkRow:
-    """A measured network beside the sum of its kernels."""
-    return NetworkRow(
+def measured_network(architecture: Architecture, measurement: Measurement) -> MeasuredNetwork:
+    """What a document keeps of a network's measurement."""
+    return MeasuredNetwork(
         architecture=architecture,
-        role=role,
         measured_ms=measurement.value_ms,
         low_ms=measurement.low_ms,
         high_ms=measurement.high_ms,
-        kernel_sum_ms=kernel_sum_ms,
-        madds=madds,
         sweeps=measurement.sweeps,
         converged=measurement.converged,
         median_ms=measurement.wall_median_ms,
         p90_ms=measurement.wall_p90_bound_ms,
     )
+
+
+def network_row(
+    architecture: Architecture, role: NetworkRole, measurement: Measurement, kernel_sum_ms: float, madds: int
+) -> NetworkRow:
+    """A measured network beside the sum of its kernels."""
+    measured = msgspec.structs.asdict(measured_network(architecture, measurement))
+    return NetworkRow(**measured, role=role, kernel_sum_ms=kernel_sum_ms, madds=madds)
 
 
 def space_card(

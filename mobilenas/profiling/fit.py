@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linprog, lsq_linear, nnls
@@ -15,7 +15,7 @@ from mobilenas.core.measurement import Estimator, Measurement, Statistic
 from mobilenas.core.workload import Kernel, Workload
 from mobilenas.latency.diff import SMALLEST_MS
 from mobilenas.latency.prediction import conformal_factor
-from mobilenas.latency.table import ErrorReport, StatisticFit, TableRow, WorkloadCosts
+from mobilenas.latency.table import ErrorReport, MeasuredNetwork, StatisticFit, TableRow, WorkloadCosts
 
 FEW_COPIES, MANY_COPIES = 2, 8
 """A row is the slope between models of so many copies: what a call costs, whatever it runs, cancels."""
@@ -88,26 +88,16 @@ def fit_madds_baseline(madds: np.ndarray, measured_ms: np.ndarray) -> tuple[floa
     return float(a), float(b)
 
 
-class Measured(Protocol):
-    """A measured network: its value by the estimator, and other statistics of the same runs."""
-
-    @property
-    def measured_ms(self) -> float: ...
-    @property
-    def median_ms(self) -> float: ...
-    @property
-    def p90_ms(self) -> float | None: ...
-
-
 def fit_statistics(
-    fitted: Sequence[Measured], tested: Sequence[Measured], predicted_ms: np.ndarray, estimator: Estimator
+    fitted: Sequence[MeasuredNetwork], tested: Sequence[MeasuredNetwork], predicted_ms: np.ndarray, estimator: Estimator
 ) -> dict[Statistic, StatisticFit]:
     """Median and p90 as multiples of the estimator's value; left out where they are unknown.
 
-    ``predicted_ms`` ``(n,)`` are predictions of ``tested`` by the estimator, made without them.
+    ``predicted_ms`` ``(n,)`` are predictions of ``tested`` by the estimator, made without them. A network that is in both is
+    tested with the multiple of the others.
     """
 
-    def columns(networks: Sequence[Measured]) -> dict[Statistic, list[float | None]]:
+    def columns(networks: Sequence[MeasuredNetwork]) -> dict[Statistic, list[float | None]]:
         return {"median": [n.median_ms for n in networks], "p90": [n.p90_ms for n in networks]}
 
     estimated = np.array([network.measured_ms for network in fitted])
@@ -116,9 +106,12 @@ def fit_statistics(
     for statistic, values in columns(fitted).items():
         if statistic == estimator or None in values or None in truths[statistic]:
             continue
-        factor = float(np.median(np.array(values, dtype=float) / estimated))
-        predicted, truth = factor * predicted_ms, np.array(truths[statistic], dtype=float)
-        found[statistic] = StatisticFit(factor, conformal_factor(predicted, truth), ErrorReport.of(predicted, truth))
+        ratios = np.array(values, dtype=float) / estimated
+        factors = [np.median(ratios[[f.architecture != t.architecture for f in fitted]]) for t in tested]
+        predicted, truth = np.array(factors) * predicted_ms, np.array(truths[statistic], dtype=float)
+        found[statistic] = StatisticFit(
+            float(np.median(ratios)), conformal_factor(predicted, truth), ErrorReport.of(predicted, truth)
+        )
     return found
 
 
