@@ -30,7 +30,10 @@ from mobilenas.cli.output import (
     BEGINS_ANEW,
     GOES_ON,
     budget_rows,
+    flag_words,
+    line_words,
     moved_words,
+    proxy_row,
     repeats_of,
     say_next,
     show,
@@ -137,7 +140,7 @@ def profile(
     rows = [
         ("table", result.table),
         ("kernels", f"{result.kernels} measured, {result.kernels_not_converged} not converged"),
-        ("networks", f"{result.scale:.3f} x the sum of their kernels {1000 * result.offset_ms:+.1f} us"),
+        ("networks", line_words(result.scale, result.offset_ms, result.scale_spread_fraction)),
         ("not converged", f"{result.networks_not_converged} of {result.networks} measured networks"),
         ("error of the table", f"{percent(result.table_mape_fraction)}, worst {percent(result.table_worst_fraction)}"),
         ("error of a * MAdds + b", percent(result.baseline_mape_fraction)),
@@ -149,7 +152,7 @@ def profile(
     if learnt is not None:
         error = f"{percent(learnt.mape_fraction)}, worst {percent(learnt.worst_fraction)}"
         rows.append(("error of the network predictor", f"{error} ({learnt.networks} networks, each without itself)"))
-    rows += _doubt_rows(result)
+    rows += [*_doubt_rows(result), *(("doubt", words) for words in flag_words(result.flags))]
     if result.since:
         rows.append((f"since {result.since.before_created}", moved_words(result.since)))
     rows.append(("took", f"{result.duration_s:.0f} s"))
@@ -176,13 +179,7 @@ def _transfer(cfg: ProfileConfig, json: bool, quiet: bool) -> None:
         ("error", f"{error} (each network without itself)"),
         ("interval", f"within {result.interval_factor:.3f} times"),
         ("linear costs", f"{percent(result.workload_mape_fraction)} off the predictor"),
-        *(
-            (
-                "proxy",
-                f"{p.key.device} {p.key.runtime} {p.key.precision} {p.key.threads} threads: weight {p.weight_fraction:.2f}",
-            )
-            for p in result.proxies
-        ),
+        *(proxy_row(proxy) for proxy in result.proxies),
         *_doubt_rows(result),
         ("took", f"{result.duration_s:.0f} s"),
     ]

@@ -20,6 +20,7 @@ from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.table import (
     ErrorReport,
     MeasuredNetwork,
+    ModelFlags,
     NetworkRole,
     NetworkRow,
     SpaceCard,
@@ -80,8 +81,20 @@ def card_of(
         sentinel_ms=log.sentinel_ms,
         rows=0,
         rows_not_converged=0,
+        flags=_flags(measurements, settings),
         cold_weights_ms_per_mib=0.0,
         spaces={},
+    )
+
+
+def _flags(measurements: Mapping[str, Measurement], settings: RunSettings) -> ModelFlags:
+    found = [measurement for name, measurement in measurements.items() if name != SESSION]
+    return ModelFlags(
+        models=len(found),
+        bimodal=sum(m.is_bimodal for m in found),
+        clocks_disagree=sum(not m.clocks_agree for m in found) if settings.threads == 1 else 0,
+        not_warm=sum(m.warm_fraction <= 0.5 for m in found),
+        disturbed=sum(m.slow_fraction > 0.1 for m in found),
     )
 
 
@@ -115,6 +128,7 @@ def network_row(
 def space_card(
     source: NetworkSource,
     line: fit.NetworkLine,
+    scale_spread_fraction: float,
     networks: Sequence[NetworkRow],
     workload_error: ErrorReport | None,
     estimator: Estimator,
@@ -139,6 +153,7 @@ def space_card(
         options=source.options,
         scale=line.scale,
         offset_ms=line.offset_ms,
+        scale_spread_fraction=scale_spread_fraction,
         interval_factor=conformal_factor(predicted, measured),
         table_error=ErrorReport.of(predicted, measured),
         workload_error=workload_error,

@@ -23,6 +23,7 @@ ROW_TOLERANCE_FRACTION = 0.1
 SPAN_FOR_A_LINE = 1.2
 """How far the sums of the slowest and of the fastest network must be apart for a line to be fitted."""
 LOWEST_SCALE, PRICE_MUST_PAY = 0.5, 0.02
+BOOTSTRAPS = 100
 _FOLDS = 5
 _PRIOR_WEIGHT = 1e-3
 
@@ -79,6 +80,21 @@ def fit_networks(kernel_sums_ms: np.ndarray, weights_mib: np.ndarray, measured_m
     )
     scale, cold_ms, offset_ms = (float(value) for value in found.x[:3])
     return NetworkLine(scale, offset_ms, cold_ms / scale)
+
+
+def line_spread_fraction(kernel_sums_ms: np.ndarray, weights_mib: np.ndarray, measured_ms: np.ndarray) -> float:
+    """Standard deviation of the line's prediction of the median network, relative to it, over lines that are fitted on
+    networks drawn anew from the ``(n,)`` given ones (the bootstrap). Scale and offset alone vary more, against each other.
+    """
+    generator, n = np.random.default_rng(0), len(measured_ms)
+    median = int(np.argsort(measured_ms)[n // 2])
+    predicted = []
+    for _ in range(BOOTSTRAPS):
+        drawn = generator.integers(0, n, n)
+        line = fit_networks(kernel_sums_ms[drawn], weights_mib[drawn], measured_ms[drawn])
+        kernels_ms = kernel_sums_ms[median] + line.cold_weights_ms_per_mib * weights_mib[median]
+        predicted.append(line.scale * kernels_ms + line.offset_ms)
+    return float(np.std(predicted) / np.mean(predicted))
 
 
 def fit_madds_baseline(madds: np.ndarray, measured_ms: np.ndarray) -> tuple[float, float]:

@@ -1,8 +1,10 @@
 """A transfer to an engine whose times are exact, from tables of others; and what is refused."""
 
 import dataclasses
+import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -28,6 +30,7 @@ from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fake_devices import SENTINEL_MS, FakeLink, FakeRuntime
 from mobilenas.testing.fakes import make_lower, make_table
 from mobilenas.workflows import profile, transfer, transfer_from_config
+from tests.conftest import Outcome
 
 SPACE = CellSpace(channels=4, layers=3, image_size=8, image_channels=1)
 PLAN = msgspec.structs.replace(PLANS["quick"], sweeps=3, maximum_sweeps=4, spread_s=0.0)
@@ -242,3 +245,21 @@ def test_what_was_learnt_goes_only_once_the_table_is_written(
     ]  # fmt: skip
     [kept] = (exact_host / HISTORY).iterdir()
     assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
+
+
+def test_a_predictor_is_listed_and_shown(done: Done, home: Path, command: Callable[..., Outcome]) -> None:
+    done[1].save(home / "latency_tables" / "new")
+    listed = json.loads(command("table", "list", "--json").out)
+    assert listed["tables"] == []
+    assert [(Path(p["path"]).name, p["origin"], p["networks"]) for p in listed["predictors"]] == [("new", "transferred", 12)]
+    assert "network predictor (transferred) from 12 networks" in " ".join(command("table", "list").out.split())
+    shown = " ".join(command("table", "show", str(home / "latency_tables" / "new")).out.split())
+    for words in ("the sentinel 100 us", "none: a predictor of whole networks", "proxy c fake fp32 1 threads: weight"):
+        assert words in shown
+    PROXIES[0].save(home / "latency_tables" / "new")
+    shown = " ".join(command("table", "show", str(home / "latency_tables" / "new")).out.split())
+    assert "network predictor transferred" in shown
+    assert "networks take 1.000 x" in shown
+    (home / "latency_tables" / "new" / NETWORK_CARD).write_text("{")
+    assert command("table", "show", str(home / "latency_tables" / "new")).code == 3
+    assert len(json.loads(command("table", "list", "--json").out)["damaged"]) == 1
