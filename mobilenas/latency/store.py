@@ -33,13 +33,13 @@ class FoundTables:
 
 def table_folder(key: TableKey, space_key: str) -> Path:
     """Where ``mobilenas profile`` leaves a table unless told otherwise."""
-    return (
-        user_data_directory()
-        / "latency_tables"
-        / key.device
-        / f"{key.runtime}-{key.precision}-b{key.batch}-t{key.threads}{'' if key.estimator == 'floor' else f'-{key.estimator}'}"
-        / space_key
-    )
+    return user_data_directory() / "latency_tables" / table_layout(key, space_key)
+
+
+def table_layout(key: TableKey, space_key: str) -> Path:
+    """Where a table lies below the folder of all tables."""
+    estimator = "" if key.estimator == "floor" else f"-{key.estimator}"
+    return Path(key.device) / f"{key.runtime}-{key.precision}-b{key.batch}-t{key.threads}{estimator}" / space_key
 
 
 def single_kernels_folder(key: TableKey) -> Path:
