@@ -38,6 +38,7 @@ from mobilenas.runtimes.measure import SweepLog, measure
 from mobilenas.spaces.base import SearchSpace
 
 FEWEST_NETWORKS = 5
+"""The fewest that docs/benchmarks/transfer.md has figures of; each is also predicted from the others."""
 POOL = 300
 """Random networks that those to measure are chosen from."""
 
