@@ -214,7 +214,9 @@ def search(
     latency_model: Annotated[
         str | None, typer.Option("--latency-model", help="What predicts: table, kernel or network.", metavar="NAME")
     ] = None,
-    method: Annotated[str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts or pc-darts.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts, pc-darts or dense-nas.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="Published settings of the method (cifar10, imagenet, ...), or quick.")
     ] = None,
