@@ -11,8 +11,8 @@ from mobilenas.core.measurement import Measurement, SlowDown, Statistic
 from mobilenas.export.verify import Agreement
 from mobilenas.latency.diff import TableDifference
 from mobilenas.latency.kernels import NetworkPrediction
-from mobilenas.latency.network_model import Proxy
-from mobilenas.latency.table import ErrorReport
+from mobilenas.latency.network_card import Proxy
+from mobilenas.latency.table import ErrorReport, ModelFlags
 from mobilenas.search.selection import Selection
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -28,6 +28,8 @@ class ProfileResult(msgspec.Struct, frozen=True):
     kernels_not_converged: int
     scale: float
     offset_ms: float
+    scale_spread_fraction: float
+    """Of the two together, at the median network."""
     table_mape_fraction: float
     table_worst_fraction: float
     baseline_mape_fraction: float
@@ -40,6 +42,7 @@ class ProfileResult(msgspec.Struct, frozen=True):
     doubts: tuple[str, ...]
     """What spoke against the environment."""
     slow_down: SlowDown | None
+    flags: ModelFlags
     since: TableDifference | None
     """What has moved since the table was last made."""
     duration_s: float
@@ -63,6 +66,7 @@ class TransferResult(msgspec.Struct, frozen=True):
     """Tables of other targets, the one most believed in first."""
     doubts: tuple[str, ...]
     """What spoke against the environment."""
+    slow_down: SlowDown | None
     duration_s: float
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,7 +30,10 @@ from mobilenas.cli.output import (
     BEGINS_ANEW,
     GOES_ON,
     budget_rows,
+    flag_words,
+    line_words,
     moved_words,
+    proxy_row,
     repeats_of,
     say_next,
     show,
@@ -54,6 +57,9 @@ from mobilenas.config import (
 )
 from mobilenas.console import percent
 from mobilenas.errors import BudgetError
+
+if TYPE_CHECKING:
+    from mobilenas.results import ProfileResult, TransferResult
 
 
 def _device_flags(
@@ -134,7 +140,7 @@ def profile(
     rows = [
         ("table", result.table),
         ("kernels", f"{result.kernels} measured, {result.kernels_not_converged} not converged"),
-        ("networks", f"{result.scale:.3f} x the sum of their kernels {1000 * result.offset_ms:+.1f} us"),
+        ("networks", line_words(result.scale, result.offset_ms, result.scale_spread_fraction)),
         ("not converged", f"{result.networks_not_converged} of {result.networks} measured networks"),
         ("error of the table", f"{percent(result.table_mape_fraction)}, worst {percent(result.table_worst_fraction)}"),
         ("error of a * MAdds + b", percent(result.baseline_mape_fraction)),
@@ -146,9 +152,7 @@ def profile(
     if learnt is not None:
         error = f"{percent(learnt.mape_fraction)}, worst {percent(learnt.worst_fraction)}"
         rows.append(("error of the network predictor", f"{error} ({learnt.networks} networks, each without itself)"))
-    rows += [("doubt", doubt) for doubt in result.doubts]
-    if result.slow_down:
-        rows.append(("doubt", slow_down_words(result.slow_down)))
+    rows += [*_doubt_rows(result), *(("doubt", words) for words in flag_words(result.flags))]
     if result.since:
         rows.append((f"since {result.since.before_created}", moved_words(result.since)))
     rows.append(("took", f"{result.duration_s:.0f} s"))
@@ -157,6 +161,11 @@ def profile(
         say_next(json, command_line("predict", PredictConfig(device=cfg.device), "MODEL.onnx"))
         return
     say_next(json, _search_after(cfg, "network" if learnt and learnt.mape_fraction < result.table_mape_fraction else "table"))
+
+
+def _doubt_rows(result: ProfileResult | TransferResult) -> list[tuple[str, str]]:
+    slowed = [slow_down_words(result.slow_down)] if result.slow_down else []
+    return [("doubt", doubt) for doubt in (*result.doubts, *slowed)]
 
 
 def _transfer(cfg: ProfileConfig, json: bool, quiet: bool) -> None:
@@ -170,14 +179,8 @@ def _transfer(cfg: ProfileConfig, json: bool, quiet: bool) -> None:
         ("error", f"{error} (each network without itself)"),
         ("interval", f"within {result.interval_factor:.3f} times"),
         ("linear costs", f"{percent(result.workload_mape_fraction)} off the predictor"),
-        *(
-            (
-                "proxy",
-                f"{p.key.device} {p.key.runtime} {p.key.precision} {p.key.threads} threads: weight {p.weight_fraction:.2f}",
-            )
-            for p in result.proxies
-        ),
-        *(("doubt", doubt) for doubt in result.doubts),
+        *(proxy_row(proxy) for proxy in result.proxies),
+        *_doubt_rows(result),
         ("took", f"{result.duration_s:.0f} s"),
     ]
     show(result, json, "profile --transfer", rows)
@@ -211,7 +214,9 @@ def search(
     latency_model: Annotated[
         str | None, typer.Option("--latency-model", help="What predicts: table, kernel or network.", metavar="NAME")
     ] = None,
-    method: Annotated[str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts or pc-darts.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts, pc-darts or dense-nas.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="Published settings of the method (cifar10, imagenet, ...), or quick.")
     ] = None,

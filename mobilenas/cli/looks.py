@@ -1,4 +1,4 @@
-"""The commands that only look: env, describe, table, devices, report."""
+"""The commands that only look: env, describe, table, devices, report; and what copies a table for others."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import math
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mobilenas.cli.options import Channels, DataName, Json, Layers, Sets, SpaceName
-from mobilenas.cli.output import show, slow_down_words
+from mobilenas.cli.output import line_words, moved_words, proxy_row, show, slow_down_words
 from mobilenas.config import DescribeConfig, load_config
 from mobilenas.console import percent
 from mobilenas.errors import UsageError
+
+if TYPE_CHECKING:
+    from mobilenas.latency.diff import Move
+    from mobilenas.latency.network_card import NetworkCard
+    from mobilenas.latency.table import TableCard
 
 
 def env(json: Json = False) -> None:
@@ -122,17 +127,19 @@ def report(run: Annotated[Path, typer.Argument(help="Run directory.", metavar="R
     show(summary.document, json, f"report of {run}", summary.rows)
 
 
-table = typer.Typer(name="table", help="Look at latency tables.", no_args_is_help=True, rich_markup_mode=None)
+table = typer.Typer(name="table", help="Look at latency tables, publish one.", no_args_is_help=True, rich_markup_mode=None)
 TablePath = Annotated[Path, typer.Argument(help="Folder of a latency table.")]
 Top = Annotated[int, typer.Option(help="Kernels to list.", min=0)]
 
 
 @table.command("list")
 def table_list(json: Json = False) -> None:
-    """The tables that a search would find: your own and the shipped ones."""
+    """The tables and network predictors that a search would find: your own and the shipped ones."""
+    from mobilenas.latency.network_card import known_cards
     from mobilenas.latency.store import known_tables
 
-    found, damaged = known_tables()
+    (found, damaged), (predictors, unread) = known_tables(), known_cards()
+    damaged += unread
     rows = [
         (
             str(path),
@@ -140,6 +147,14 @@ def table_list(json: Json = False) -> None:
             f"{t.card.key.runtime} {t.card.key.runtime_version}",
         )
         for path, t in found
+    ]
+    rows += [
+        (
+            str(path),
+            f"{card.created}, {card.space}, network predictor ({card.origin}) from {card.networks} networks, "
+            f"{card.key.device} {card.key.runtime} {card.key.runtime_version}",
+        )
+        for path, card in predictors
     ]
     document = [
         {
@@ -153,34 +168,46 @@ def table_list(json: Json = False) -> None:
     ]
     rows = rows or [("none", "mobilenas profile makes one")]
     rows += [("damaged", str(error)) for error in damaged]
-    show({"tables": document, "damaged": list(map(str, damaged))}, json, "latency tables", rows)
+    learnt = [
+        {"path": str(path), **{name: getattr(card, name) for name in ("created", "origin", "key", "space", "networks")}}
+        for path, card in predictors
+    ]
+    shown = {"tables": document, "predictors": learnt, "damaged": list(map(str, damaged))}
+    show(shown, json, "latency tables", rows)
 
 
 @table.command("show")
 def table_show(path: TablePath, json: Json = False, top: Top = 10) -> None:
-    """Where a table comes from, how far it can be trusted, and its dearest kernels."""
+    """Where a table, or a predictor of networks, comes from, how far it can be trusted, and a table's dearest kernels."""
     from mobilenas.latency.kernels import predictor_beside
+    from mobilenas.latency.network_card import load_card
+    from mobilenas.latency.store import NETWORK_CARD, TABLE_CARD
     from mobilenas.latency.table import LatencyTable
 
+    networks = load_card(path) if (path / NETWORK_CARD).exists() else None
+    if networks and not (path / TABLE_CARD).exists():
+        show({"card": None, "predictor": None, "networks": networks, "dearest": []}, json, str(path), _network_rows(networks))
+        return
     found = LatencyTable.load(path)
     predictor = predictor_beside(path, found)
     card = found.card
     dearest = sorted(found.rows.values(), key=lambda row: -row.value_ms)[:top]
+    flags = card.flags
     rows = [
-        ("of", f"{card.key.device}, {card.key.runtime} {card.key.runtime_version}, {card.key.provider}, {card.key.precision}"),
-        ("threads, batch", f"{card.key.threads}, {card.key.batch}"),
-        ("origin", f"{card.origin}, {card.created}, plan {card.plan.name}, estimator {card.key.estimator}"),
-        ("machine", f"{card.environment.cpu_model}, {card.environment.system}"),
+        *_origin_rows(card),
         ("kernels", f"{card.rows}, {card.rows_not_converged} of them not converged"),
         ("a call", f"{1000 * card.session_ms:.3g} us, the sentinel {1000 * card.sentinel_ms:.4g} us"),
         ("cold weights", f"{1000 * card.cold_weights_ms_per_mib:.3g} us a MiB in a network"),
+        (
+            "of the models",
+            f"{flags.models}: {flags.bimodal} with two modes, {flags.clocks_disagree} whose clocks disagree, "
+            f"{flags.not_warm} not warm, {flags.disturbed} disturbed",
+        ),
+        *_doubt_rows(card),
     ]
-    if card.slow_down:
-        rows.append(("doubt", slow_down_words(card.slow_down)))
-    rows += [("doubt", doubt) for doubt in card.doubts]
     for key, space in card.spaces.items():
         rows += [
-            (key, f"networks take {space.scale:.3f} x the sum of their kernels {1000 * space.offset_ms:+.1f} us"),
+            (key, f"networks take {line_words(space.scale, space.offset_ms, space.scale_spread_fraction)}"),
             ("  error", f"{percent(space.table_error.mape_fraction)}, worst {percent(space.table_error.worst_fraction)}"),
             ("  of a * MAdds + b", percent(space.madds_baseline_error.mape_fraction)),
             ("  repeatability", percent(space.repeatability_fraction)),
@@ -192,8 +219,61 @@ def table_show(path: TablePath, json: Json = False, top: Top = 10) -> None:
         rows.append(("learnt from them", f"{len(families)} families, nine kernels in ten within (best and worst) {named}"))
         rows.append(("  in networks", f"{percent(math.expm1(predictor.common_width_))} off in common"))
     learnt = {"factors": predictor.factors_, "common_width": predictor.common_width_} if predictor else None
+    if networks:
+        rows += [("network predictor", f"{networks.origin}, {networks.created}"), *_error_rows(networks)]
     rows += [(f"{row.value_ms:.5f} ms", row.kernel.key) for row in dearest]
-    show({"card": card, "predictor": learnt, "dearest": dearest}, json, str(path), rows)
+    show({"card": card, "predictor": learnt, "networks": networks, "dearest": dearest}, json, str(path), rows)
+
+
+def _network_rows(card: NetworkCard) -> list[tuple[str, str]]:
+    """Of a predictor without a table."""
+    return [
+        *_origin_rows(card),
+        ("kernels", "none: a predictor of whole networks"),
+        ("the sentinel", f"{1000 * card.sentinel_ms:.4g} us"),
+        *_doubt_rows(card),
+        *_error_rows(card),
+        *(proxy_row(proxy) for proxy in card.proxies),
+    ]
+
+
+def _origin_rows(card: TableCard | NetworkCard) -> list[tuple[str, str]]:
+    return [
+        ("of", f"{card.key.device}, {card.key.runtime} {card.key.runtime_version}, {card.key.provider}, {card.key.precision}"),
+        ("threads, batch", f"{card.key.threads}, {card.key.batch}"),
+        ("origin", f"{card.origin}, {card.created}, plan {card.plan.name}, estimator {card.key.estimator}"),
+        ("machine", f"{card.environment.cpu_model}, {card.environment.system}"),
+    ]
+
+
+def _doubt_rows(card: TableCard | NetworkCard) -> list[tuple[str, str]]:
+    slowed = [slow_down_words(card.slow_down)] if card.slow_down else []
+    return [("doubt", doubt) for doubt in (*slowed, *card.doubts)]
+
+
+def _error_rows(card: NetworkCard) -> list[tuple[str, str]]:
+    error = f"{percent(card.error.mape_fraction)}, worst {percent(card.error.worst_fraction)}"
+    return [
+        (card.space, f"learnt from {card.networks} networks, nine in ten within {card.interval_factor:.3f} times"),
+        ("  error", f"{error} (each network without itself)"),
+    ]
+
+
+@table.command("publish")
+def table_publish(
+    path: TablePath,
+    name: Annotated[str, typer.Option("--name", help="The kind of device, as pixel-6; never a host's name.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of all tables; left out, the checkout's latency_tables.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Copy a measured table, for others to start from, under the name of its kind of device."""
+    from mobilenas.core.resources import in_checkout
+    from mobilenas.latency.publish import publish
+
+    folder = publish(path, name, output or in_checkout("latency_tables"))
+    show({"path": str(folder)}, json, "table publish", [("table", str(folder))])
 
 
 @table.command("diff")
@@ -212,18 +292,29 @@ def table_diff(
     if after is None:
         before, after = last_kept(before), before
     found = difference(before, after)
+    then, now = found.sentinel_ms
     rows = [
         ("key", "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in found.key.items()) or "the same"),
+        *((name, f"{old} -> {new}") for name, (old, new) in found.surroundings.items()),
+        ("the sentinel", f"{1000 * then:.4g} -> {1000 * now:.4g} us: the device was {now / then:.3f} x as slow"),
         ("kernels", f"{found.common} in both, {len(found.only_before)} only before, {len(found.only_after)} only after"),
-        ("median", f"{found.median_ratio:.3f} x"),
-        ("moved over 10 %", f"{percent(found.moved_fraction)} of the kernels"),
+        ("moved", moved_words(found)),
         *((name, f"{old:.4g} -> {new:.4g}") for name, (old, new) in found.scales.items()),
         *(
-            (f"{move.ratio:.2f} x", f"{move.before_ms:.5f} -> {move.after_ms:.5f} ms  {move.kernel}")
+            (f"doubt {when}", words)
+            for when, doubts, slowed in zip(("before", "after"), found.doubts, found.slow_downs, strict=True)
+            for words in (*doubts, *([slow_down_words(slowed)] if slowed else []))
+        ),
+        *(
+            (f"{move.net_ratio:.2f} x net", f"{move.before_ms:.5f} -> {move.after_ms:.5f} ms{_unsure(move)}  {move.kernel}")
             for move in found.moves[:top]
         ),
     ]
     show(found, json, f"{before} -> {after}", rows)
+
+
+def _unsure(move: Move) -> str:
+    return "" if move.moved else " (within the intervals)" if move.converged else " (not converged)"
 
 
 devices = typer.Typer(name="devices", help="Look at devices.", no_args_is_help=True, rich_markup_mode=None)

@@ -19,7 +19,12 @@ Estimator = Annotated[
     str | None,
     typer.Option("--estimator", help="What stands for a latency: floor, or median on an idle device of your own."),
 ]
-SpaceName = Annotated[str | None, typer.Option("--space", help="Search space: cells.")]
+SpaceName = Annotated[
+    str | None,
+    typer.Option(
+        "--space", help="Search space: cells, nas-bench-201, dense-blocks, dense-small, densenas-mbv2 or densenas-resnet."
+    ),
+]
 Channels = Annotated[int | None, typer.Option("--channels", help="Channels of the deployed network.")]
 Layers = Annotated[int | None, typer.Option("--layers", help="Cells of the deployed network.")]
 Plan = Annotated[str | None, typer.Option("--plan", help="How much to measure: quick, standard or strict.")]

@@ -13,6 +13,8 @@ from mobilenas.core import documents
 if TYPE_CHECKING:
     from mobilenas.core.measurement import Measurement, SlowDown
     from mobilenas.latency.diff import TableDifference
+    from mobilenas.latency.network_card import Proxy
+    from mobilenas.latency.table import ModelFlags
     from mobilenas.results import BudgetOutcome
 
 R = TypeVar("R")
@@ -20,6 +22,8 @@ R = TypeVar("R")
 
 GOES_ON = "the same command goes on where it stopped"
 BEGINS_ANEW = "nothing was written; the same command begins anew"
+WORTH_A_DOUBT = 0.1
+"""Share of a table's models with a flag that is told of."""
 WORTH_SAYING = 0.02
 """Change of a device's speed that is told beside a measurement."""
 
@@ -88,7 +92,36 @@ def slow_down_words(found: SlowDown) -> str:
 
 def moved_words(found: TableDifference) -> str:
     """How far a table has moved."""
-    return f"median {found.median_ratio:.3f} x, {percent(found.moved_fraction)} of {found.common} kernels moved by over 10 %"
+    open_rows = len(found.moves) - found.converged
+    return (
+        f"median {found.median_ratio:.3f} x, {found.median_net_ratio:.3f} x net of the device's own speed; "
+        f"{percent(found.moved_fraction)} of {found.converged} kernels moved by over 10 % net"
+        + (f", {open_rows} did not converge" if open_rows else "")
+    )
+
+
+def proxy_row(proxy: Proxy) -> tuple[str, str]:
+    """A table that a transfer started from."""
+    key = proxy.key
+    return "proxy", f"{key.device} {key.runtime} {key.precision} {key.threads} threads: weight {proxy.weight_fraction:.2f}"
+
+
+def line_words(scale: float, offset_ms: float, spread_fraction: float) -> str:
+    """From kernels to a network, and how well that is known."""
+    spread = f"known to {percent(spread_fraction)} at the median network"
+    return f"{scale:.3f} x the sum of their kernels {1000 * offset_ms:+.1f} us, {spread}"
+
+
+def flag_words(flags: ModelFlags) -> list[str]:
+    """What more than a tenth of a table's models were measured with."""
+    named = {
+        "had two modes, as on another core or at another step of the clock": flags.bimodal,
+        "took another time by the wall clock than by the CPU clock": flags.clocks_disagree,
+        "were not warm in half of their sweeps": flags.not_warm,
+        "were disturbed in over a tenth of their runs": flags.disturbed,
+    }
+    limit = WORTH_A_DOUBT * flags.models
+    return [f"{count} of {flags.models} models {words}" for words, count in named.items() if count > limit]
 
 
 def show(result: Any, json: bool, title: str, rows: list[tuple[str, str]]) -> None:

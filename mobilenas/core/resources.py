@@ -7,7 +7,7 @@ from pathlib import Path
 
 import platformdirs
 
-from mobilenas.errors import ResourceError
+from mobilenas.errors import ResourceError, UsageError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -20,6 +20,14 @@ def shipped(folder: str) -> Path:
     raise ResourceError(
         f"the shipped folder {folder!r} is neither inside the installed package nor beside it ({_PACKAGE}): reinstall mobilenas"
     )
+
+
+def in_checkout(folder: str) -> Path:
+    """The checkout's own ``folder``, to write to; raises ``UsageError`` for a package that is installed without one."""
+    found = _PACKAGE.parent / folder
+    if not found.is_dir():
+        raise UsageError(f"mobilenas runs from {_PACKAGE}, which has no {folder} beside it: say where with --output")
+    return found
 
 
 def user_data_directory() -> Path:

@@ -14,7 +14,6 @@ from torch import Tensor
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Statistic
 from mobilenas.core.workload import Kernel
-from mobilenas.errors import DocumentError
 from mobilenas.latency.prediction import Prediction
 from mobilenas.latency.store import find_table
 from mobilenas.latency.table import ErrorReport, LatencyTable, SpaceCard, TableKey, TableRow
@@ -112,14 +111,7 @@ class TableModel:
         return cls(table.of_statistic(sought.statistic), sought.space, sought.lower)
 
     def __post_init__(self) -> None:
-        costs_ms = self.table.workload_costs[self.space.key].costs_ms
-        missing = sorted(self.space.workloads() - costs_ms.keys())
-        if missing:
-            raise DocumentError(
-                f"the table of {self.table.card.key.device} lacks the cost of {len(missing)} workloads of {self.space.key}, "
-                f"first {missing[0]}: profile the space again"
-            )
-        costs = self.space.option_costs(costs_ms)
+        costs = self.space.option_costs(self.table.costs_ms(self.space.key, self.space.workloads()))
         scale = self.card.scale
         self.option_costs = OptionCosts(
             fixed=scale * (costs.fixed + self.table.card.session_ms) + self.card.offset_ms,

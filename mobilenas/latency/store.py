@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from mobilenas.core import documents
 from mobilenas.core.resources import shipped, user_data_directory
 from mobilenas.core.run_directory import write_together
 from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, UsageError
 from mobilenas.latency.table import LatencyTable, TableKey
 
+TABLE_CARD, NETWORK_CARD = "card.json", "network-predictor.json"
+"""Files that say what a folder holds: a table, a predictor of whole networks, or both."""
 HISTORY = "history"
 """Folder, in that of a table, of the tables that it replaced."""
 SINGLE_KERNELS = "kernels"
@@ -28,13 +33,13 @@ class FoundTables:
 
 def table_folder(key: TableKey, space_key: str) -> Path:
     """Where ``mobilenas profile`` leaves a table unless told otherwise."""
-    return (
-        user_data_directory()
-        / "latency_tables"
-        / key.device
-        / f"{key.runtime}-{key.precision}-b{key.batch}-t{key.threads}{'' if key.estimator == 'floor' else f'-{key.estimator}'}"
-        / space_key
-    )
+    return user_data_directory() / "latency_tables" / table_layout(key, space_key)
+
+
+def table_layout(key: TableKey, space_key: str) -> Path:
+    """Where a table lies below the folder of all tables."""
+    estimator = "" if key.estimator == "floor" else f"-{key.estimator}"
+    return Path(key.device) / f"{key.runtime}-{key.precision}-b{key.batch}-t{key.threads}{estimator}" / space_key
 
 
 def single_kernels_folder(key: TableKey) -> Path:
@@ -91,33 +96,56 @@ def target_tables(key: TableKey) -> FoundTables:
     return FoundTables(tuple(t for t in of_target if t[1].card.key == key), (*others, *map(str, unread)))
 
 
+class _Claim(msgspec.Struct):
+    """What a card of any version says that it is about."""
+
+    key: TableKey
+    spaces: dict[str, Any] = msgspec.field(default_factory=dict)
+    """Of a table."""
+    space: str | None = None
+    """Of a predictor of networks."""
+
+
 def check_replaceable(folder: Path, key: TableKey, space_key: str) -> None:
-    """Raise ``UsageError`` if ``folder`` holds a table of another target or space, which a new one would overwrite."""
-    if not (folder / "card.json").exists():
-        return
-    card = LatencyTable.load(folder).card
-    if not (same_target(card.key, key) and set(card.spaces) == {space_key}):
-        raise UsageError(
-            f"{folder} holds the latency table of {words_of(card.key)} with the space {', '.join(card.spaces)}; written would "
-            f"be one of {words_of(key)} with the space {space_key}: name another --output"
-        )
+    """Raise ``UsageError`` if ``folder`` holds a table or predictor of another target or space, which a new one would replace.
+
+    One that cannot be read, or whose card does not say what it is about, may be replaced: ``keep_history`` keeps it.
+    """
+    for name, kind in ((TABLE_CARD, "latency table"), (NETWORK_CARD, "network predictor")):
+        try:
+            card = documents.parse_json(documents.read_text(folder / name), str(folder / name))
+            claim = documents.convert(card, _Claim, str(folder / name))
+        except DocumentError:
+            continue
+        spaces = sorted({*claim.spaces, *([claim.space] if claim.space else [])})
+        if not (same_target(claim.key, key) and spaces == [space_key]):
+            raise UsageError(
+                f"{folder} holds the {kind} of {words_of(claim.key)} with the space {', '.join(spaces) or 'none'}; written "
+                f"would be one of {words_of(key)} with the space {space_key}: name another --output"
+            )
 
 
 def keep_history(folder: Path) -> Path | None:
-    """Copy the table in ``folder``, which is about to be replaced, below ``folder/history``; where to, or ``None`` without one.
+    """Copy what is in ``folder`` and about to be replaced, byte for byte, below ``folder/history``.
 
-    A table that cannot be read is not kept.
+    Where to, or ``None`` if there is neither a table nor a predictor. It need not be readable.
     """
-    if not (folder / "card.json").exists():
+    cards = [folder / name for name in (TABLE_CARD, NETWORK_CARD) if (folder / name).exists()]
+    if not cards:
         return None
-    try:
-        created = LatencyTable.load(folder).card.created
-    except DocumentError:
-        return None
-    kept = folder / HISTORY / created.replace(":", "")
-    contents = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
-    write_together(kept, {**contents, "card.json": contents["card.json"]})
+    kept = folder / HISTORY / max(map(_created, cards)).replace(":", "")
+    files = sorted((file for file in folder.iterdir() if file.is_file()), key=lambda file: file in cards)
+    write_together(kept, {file.name: file.read_bytes() for file in files})
     return kept
+
+
+def _created(card: Path) -> str:
+    """When a card says that it was made, or else when its file was last written."""
+    try:
+        whole = documents.parse_json(documents.read_text(card), str(card))
+        return datetime.fromisoformat(whole["created"]).isoformat(timespec="seconds")
+    except (DocumentError, KeyError, TypeError, ValueError):
+        return datetime.fromtimestamp(card.stat().st_mtime, UTC).isoformat(timespec="seconds")
 
 
 def last_kept(folder: Path) -> Path:

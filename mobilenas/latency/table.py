@@ -21,6 +21,7 @@ from mobilenas.core.environment import Environment
 from mobilenas.core.measurement import Estimator, MeasurementPlan, SlowDown, Statistic
 from mobilenas.core.run_directory import write_together
 from mobilenas.core.workload import Kernel, Workload
+from mobilenas.devices.device import LOCAL
 from mobilenas.errors import DocumentError, IncompatibleError, MissingKernelError, nearest_names
 from mobilenas.latency.prediction import Prediction
 
@@ -32,7 +33,7 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e4)]
 ModelMilliseconds = Annotated[float, msgspec.Meta(ge=1e-4, le=1e6)]
 """A time of a whole model; no call of any runtime takes less than 100 ns."""
 
-SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 4
+SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 5
 MOBILE_NETWORKS = "mobile-networks"
 """What a card calls networks of all kinds; their scale is preferred for a network of none of the known spaces."""
 
@@ -120,21 +121,26 @@ NetworkRole = Literal["scale", "test", "learn"]
 """What a measured network is for: the scale is fitted on it, it tests the table, or a predictor learns from it."""
 
 
-class NetworkRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole network of the space, measured."""
+class MeasuredNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole network as the device took it; its interval is the measurement's own."""
 
     architecture: Architecture
-    role: NetworkRole
     measured_ms: ModelMilliseconds
     low_ms: ModelMilliseconds
     high_ms: ModelMilliseconds
-    kernel_sum_ms: ModelMilliseconds
-    madds: int
     sweeps: int
     converged: bool
     median_ms: ModelMilliseconds
     p90_ms: ModelMilliseconds | None
     """The bound that nine runs in ten keep; ``None`` where too few were timed."""
+
+
+class NetworkRow(MeasuredNetwork, frozen=True, forbid_unknown_fields=True):
+    """The same in a table, beside what its kernels take."""
+
+    role: NetworkRole
+    kernel_sum_ms: ModelMilliseconds
+    madds: int
 
 
 class StatisticFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -163,6 +169,8 @@ class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scale: Annotated[float, msgspec.Meta(gt=0)]
     offset_ms: float
     """A network takes ``scale * (sum of its kernels) + offset_ms``."""
+    scale_spread_fraction: Annotated[float, msgspec.Meta(ge=0)]
+    """Standard deviation of what that line says of the median network, had others been drawn to fit it, by the bootstrap."""
     interval_factor: Annotated[float, msgspec.Meta(ge=1)]
     """Nine networks in ten take between the prediction divided by it and times it."""
     table_error: ErrorReport
@@ -194,6 +202,21 @@ class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+class ModelFlags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Of how many models of kernels and networks a measurement is doubtful, and why."""
+
+    models: int
+    """All of them."""
+    bimodal: int
+    """Whose sweeps fall into two groups."""
+    clocks_disagree: int
+    """Whose wall clock and CPU clock are 10 % apart; none where several threads work, as the CPU clock is of one."""
+    not_warm: int
+    """Whose run times had not settled before they were timed, in at least half of the sweeps."""
+    disturbed: int
+    """Of whose runs more than a tenth took over twice the median."""
+
+
 class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Provenance of a table. ``origin`` is ``"measured"`` only where ``mobilenas profile`` itself measured it."""
 
@@ -216,6 +239,7 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a mebibyte of weights costs more in a network than in a row, whose copies share theirs, warm in the cache."""
     rows: int
     rows_not_converged: int
+    flags: ModelFlags
     sentinel_ms: ModelMilliseconds
     """What the sentinel took meanwhile: the speed of the device that all of a table's times are of."""
     spaces: dict[str, SpaceCard]
@@ -269,6 +293,17 @@ class LatencyTable:
                 f"the table of {self.card.key.device} does not cover the space {space_key} (it covers: {known}). "
                 f"Profile it: {self.profile_command()} --space ... with the options of your search"
             ) from None
+
+    def costs_ms(self, space_key: str, workloads: Iterable[Workload]) -> dict[Workload, float]:
+        """The fitted cost of each workload of a space, unscaled; raises ``DocumentError`` where one is missing."""
+        known = self.workload_costs[space_key].costs_ms if space_key in self.workload_costs else {}
+        missing = sorted(set(workloads) - known.keys())
+        if missing:
+            raise DocumentError(
+                f"the table of {self.card.key.device} lacks the cost of {len(missing)} workloads of {space_key}, "
+                f"first {missing[0]}: profile the space again"
+            )
+        return {workload: known[workload] for workload in workloads}
 
     def of_statistic(self, statistic: Statistic) -> LatencyTable:
         """The table whose networks take another statistic than the estimator; raises ``IncompatibleError`` without a fit."""
@@ -345,8 +380,9 @@ class LatencyTable:
 def _profile_command(key: TableKey) -> str:
     batch = "" if key.batch == 1 else f" --set device.batch={key.batch}"
     estimator = "" if key.estimator == "floor" else f" --estimator {key.estimator}"
+    device = LOCAL if key.device.startswith(f"{LOCAL}-") else key.device
     return (
-        f"mobilenas profile --device {key.device.partition('-')[0]} --runtime {key.runtime} "
+        f"mobilenas profile --device {device} --runtime {key.runtime} "
         f"--precision {key.precision} --threads {key.threads}{estimator} --plan strict{batch}"
     )
 

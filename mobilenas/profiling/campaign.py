@@ -231,14 +231,22 @@ class Campaign:
         weights_mib = np.array([math.fsum(n * kernel.weight_mib for kernel, n in c.items()) for c in whole])
         sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in whole])
         first = len(self.networks.scale)
-        line = fit.fit_networks(sums[:first] + session_ms, weights_mib[:first], measured_ms)
+        fitted_on = (sums[:first] + session_ms, weights_mib[:first], measured_ms)
+        line = fit.fit_networks(*fitted_on)
         sums += line.cold_weights_ms_per_mib * weights_mib
         networks = [
             network_row(a, role, measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
             for (role, a), total in zip(self.networks.measured, sums, strict=False)
         ]
         costs = self.source.workload_costs([architecture for architecture, _ in known], sums)
-        card_of_space = space_card(self.source, line, networks, costs.error if costs else None, self.plan.estimator)
+        card_of_space = space_card(
+            self.source,
+            line,
+            fit.line_spread_fraction(*fitted_on),
+            networks,
+            costs.error if costs else None,
+            self.plan.estimator,
+        )
         card = msgspec.structs.replace(
             card,
             **row_counts(rows),

@@ -20,7 +20,17 @@ from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
 from mobilenas.latency.prediction import conformal_factor
-from mobilenas.latency.table import ErrorReport, NetworkRole, NetworkRow, SpaceCard, TableCard, TableKey, TableRow
+from mobilenas.latency.table import (
+    ErrorReport,
+    MeasuredNetwork,
+    ModelFlags,
+    NetworkRole,
+    NetworkRow,
+    SpaceCard,
+    TableCard,
+    TableKey,
+    TableRow,
+)
 from mobilenas.profiling import fit
 from mobilenas.profiling.networks import NetworkSource
 from mobilenas.runtimes.base import SESSION, RunSettings, Runtime
@@ -87,8 +97,20 @@ def card_of(
         sentinel_ms=log.sentinel_ms,
         rows=0,
         rows_not_converged=0,
+        flags=_flags(measurements, settings),
         cold_weights_ms_per_mib=0.0,
         spaces={},
+    )
+
+
+def _flags(measurements: Mapping[str, Measurement], settings: RunSettings) -> ModelFlags:
+    found = [measurement for name, measurement in measurements.items() if name != SESSION]
+    return ModelFlags(
+        models=len(found),
+        bimodal=sum(m.is_bimodal for m in found),
+        clocks_disagree=sum(not m.clocks_agree for m in found) if settings.threads == 1 else 0,
+        not_warm=sum(m.warm_fraction <= 0.5 for m in found),
+        disturbed=sum(m.slow_fraction > 0.1 for m in found),
     )
 
 
@@ -97,18 +119,13 @@ def row_counts(rows: Mapping[Kernel, TableRow]) -> dict[str, int]:
     return {"rows": len(rows), "rows_not_converged": sum(not row.converged for row in rows.values())}
 
 
-def network_row(
-    architecture: Architecture, role: NetworkRole, measurement: Measurement, kernel_sum_ms: float, madds: int
-) -> NetworkRow:
-    """A measured network beside the sum of its kernels."""
-    return NetworkRow(
+def measured_network(architecture: Architecture, measurement: Measurement) -> MeasuredNetwork:
+    """What a document keeps of a network's measurement."""
+    return MeasuredNetwork(
         architecture=architecture,
-        role=role,
         measured_ms=measurement.value_ms,
         low_ms=measurement.low_ms,
         high_ms=measurement.high_ms,
-        kernel_sum_ms=kernel_sum_ms,
-        madds=madds,
         sweeps=measurement.sweeps,
         converged=measurement.converged,
         median_ms=measurement.wall_median_ms,
@@ -116,9 +133,18 @@ def network_row(
     )
 
 
+def network_row(
+    architecture: Architecture, role: NetworkRole, measurement: Measurement, kernel_sum_ms: float, madds: int
+) -> NetworkRow:
+    """A measured network beside the sum of its kernels."""
+    measured = msgspec.structs.asdict(measured_network(architecture, measurement))
+    return NetworkRow(**measured, role=role, kernel_sum_ms=kernel_sum_ms, madds=madds)
+
+
 def space_card(
     source: NetworkSource,
     line: fit.NetworkLine,
+    scale_spread_fraction: float,
     networks: Sequence[NetworkRow],
     workload_error: ErrorReport | None,
     estimator: Estimator,
@@ -143,6 +169,7 @@ def space_card(
         options=source.options,
         scale=line.scale,
         offset_ms=line.offset_ms,
+        scale_spread_fraction=scale_spread_fraction,
         interval_factor=conformal_factor(predicted, measured),
         table_error=ErrorReport.of(predicted, measured),
         workload_error=workload_error,

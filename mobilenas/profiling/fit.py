@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linprog, lsq_linear, nnls
@@ -15,7 +15,7 @@ from mobilenas.core.measurement import Estimator, Measurement, Statistic
 from mobilenas.core.workload import Kernel, Workload
 from mobilenas.latency.diff import SMALLEST_MS
 from mobilenas.latency.prediction import conformal_factor
-from mobilenas.latency.table import ErrorReport, StatisticFit, TableRow, WorkloadCosts
+from mobilenas.latency.table import ErrorReport, MeasuredNetwork, StatisticFit, TableRow, WorkloadCosts
 
 FEW_COPIES, MANY_COPIES = 2, 8
 """A row is the slope between models of so many copies: what a call costs, whatever it runs, cancels."""
@@ -23,6 +23,7 @@ ROW_TOLERANCE_FRACTION = 0.1
 SPAN_FOR_A_LINE = 1.2
 """How far the sums of the slowest and of the fastest network must be apart for a line to be fitted."""
 LOWEST_SCALE, PRICE_MUST_PAY = 0.5, 0.02
+BOOTSTRAPS = 100
 _FOLDS = 5
 _PRIOR_WEIGHT = 1e-3
 
@@ -81,6 +82,21 @@ def fit_networks(kernel_sums_ms: np.ndarray, weights_mib: np.ndarray, measured_m
     return NetworkLine(scale, offset_ms, cold_ms / scale)
 
 
+def line_spread_fraction(kernel_sums_ms: np.ndarray, weights_mib: np.ndarray, measured_ms: np.ndarray) -> float:
+    """Standard deviation of the line's prediction of the median network, relative to it, over lines that are fitted on
+    networks drawn anew from the ``(n,)`` given ones (the bootstrap). Scale and offset alone vary more, against each other.
+    """
+    generator, n = np.random.default_rng(0), len(measured_ms)
+    median = int(np.argsort(measured_ms)[n // 2])
+    predicted = []
+    for _ in range(BOOTSTRAPS):
+        drawn = generator.integers(0, n, n)
+        line = fit_networks(kernel_sums_ms[drawn], weights_mib[drawn], measured_ms[drawn])
+        kernels_ms = kernel_sums_ms[median] + line.cold_weights_ms_per_mib * weights_mib[median]
+        predicted.append(line.scale * kernels_ms + line.offset_ms)
+    return float(np.std(predicted) / np.mean(predicted))
+
+
 def fit_madds_baseline(madds: np.ndarray, measured_ms: np.ndarray) -> tuple[float, float]:
     """``(a, b)`` of ``a * MAdds + b`` by least squares of relative errors: what every table has to beat."""
     design = np.stack([madds, np.ones(len(madds))], axis=1) / measured_ms[:, None]
@@ -88,26 +104,16 @@ def fit_madds_baseline(madds: np.ndarray, measured_ms: np.ndarray) -> tuple[floa
     return float(a), float(b)
 
 
-class Measured(Protocol):
-    """A measured network: its value by the estimator, and other statistics of the same runs."""
-
-    @property
-    def measured_ms(self) -> float: ...
-    @property
-    def median_ms(self) -> float: ...
-    @property
-    def p90_ms(self) -> float | None: ...
-
-
 def fit_statistics(
-    fitted: Sequence[Measured], tested: Sequence[Measured], predicted_ms: np.ndarray, estimator: Estimator
+    fitted: Sequence[MeasuredNetwork], tested: Sequence[MeasuredNetwork], predicted_ms: np.ndarray, estimator: Estimator
 ) -> dict[Statistic, StatisticFit]:
     """Median and p90 as multiples of the estimator's value; left out where they are unknown.
 
-    ``predicted_ms`` ``(n,)`` are predictions of ``tested`` by the estimator, made without them.
+    ``predicted_ms`` ``(n,)`` are predictions of ``tested`` by the estimator, made without them. A network that is in both is
+    tested with the multiple of the others.
     """
 
-    def columns(networks: Sequence[Measured]) -> dict[Statistic, list[float | None]]:
+    def columns(networks: Sequence[MeasuredNetwork]) -> dict[Statistic, list[float | None]]:
         return {"median": [n.median_ms for n in networks], "p90": [n.p90_ms for n in networks]}
 
     estimated = np.array([network.measured_ms for network in fitted])
@@ -116,9 +122,12 @@ def fit_statistics(
     for statistic, values in columns(fitted).items():
         if statistic == estimator or None in values or None in truths[statistic]:
             continue
-        factor = float(np.median(np.array(values, dtype=float) / estimated))
-        predicted, truth = factor * predicted_ms, np.array(truths[statistic], dtype=float)
-        found[statistic] = StatisticFit(factor, conformal_factor(predicted, truth), ErrorReport.of(predicted, truth))
+        ratios = np.array(values, dtype=float) / estimated
+        factors = [np.median(ratios[[f.architecture != t.architecture for f in fitted]]) for t in tested]
+        predicted, truth = np.array(factors) * predicted_ms, np.array(truths[statistic], dtype=float)
+        found[statistic] = StatisticFit(
+            float(np.median(ratios)), conformal_factor(predicted, truth), ErrorReport.of(predicted, truth)
+        )
     return found
 
 

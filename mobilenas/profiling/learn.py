@@ -11,7 +11,8 @@ from sklearn.base import clone
 from sklearn.model_selection import KFold
 
 from mobilenas.core.architecture import Architecture
-from mobilenas.latency.network_model import NetworkCard, NetworkModel, WorkloadCost, uses_of
+from mobilenas.latency.network_card import NetworkCard, WorkloadCost
+from mobilenas.latency.network_model import NetworkModel, uses_of
 from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.predictors.network import NetworkPredictor
 from mobilenas.latency.table import ErrorReport, LatencyTable, WorkloadCosts
@@ -42,6 +43,8 @@ def learn_network_model(space: SearchSpace, table: LatencyTable, seed: int = 0) 
         plan=table.card.plan,
         environment=table.card.environment,
         doubts=table.card.doubts,
+        slow_down=table.card.slow_down,
+        sentinel_ms=table.card.sentinel_ms,
         networks=len(rows),
         error=ErrorReport.of(held_out_ms, measured_ms),
         interval_factor=conformal_factor(held_out_ms, measured_ms),

@@ -20,22 +20,25 @@ from mobilenas.core.measurement import Measurement, MeasurementPlan
 from mobilenas.core.run_directory import Journal, working_in
 from mobilenas.core.workload import Workload
 from mobilenas.devices.device import Device
-from mobilenas.errors import UsageError
-from mobilenas.latency.network_model import MeasuredNetwork, NetworkCard, NetworkModel, Proxy, WorkloadCost
+from mobilenas.errors import DocumentError, UsageError
+from mobilenas.latency.network_card import NetworkCard, Proxy, WorkloadCost
+from mobilenas.latency.network_model import NetworkModel
 from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.predictors.network import NetworkPredictor
 from mobilenas.latency.predictors.transfer import DeviceTransfer, choose_networks
+from mobilenas.latency.store import words_of
 from mobilenas.latency.table import ErrorReport, LatencyTable
 from mobilenas.profiling import fit
 from mobilenas.profiling.campaign import SECONDS_PER_NETWORK_SWEEP, CampaignProgress
-from mobilenas.profiling.cards import complete, examine, key_of
+from mobilenas.profiling.cards import complete, examine, key_of, measured_network
 from mobilenas.profiling.learn import linear_stand_in, random_networks
 from mobilenas.profiling.networks import network_for_timing
-from mobilenas.runtimes.base import RunSettings, Runtime
+from mobilenas.runtimes.base import PROTOCOL, RunSettings, Runtime
 from mobilenas.runtimes.measure import SweepLog, measure
 from mobilenas.spaces.base import SearchSpace
 
 FEWEST_NETWORKS = 5
+"""The fewest that docs/benchmarks/transfer.md has figures of; each is also predicted from the others."""
 POOL = 300
 """Random networks that those to measure are chosen from."""
 
@@ -67,6 +70,7 @@ class TransferCampaign:
         """Where the campaign keeps what it has measured; named by all that decides which networks are chosen."""
         proxies = sorted(table.digest for table in self.proxies)
         identity = [
+            PROTOCOL,
             self.device.card,
             self.runtime.name,
             self.settings,
@@ -99,8 +103,22 @@ class TransferCampaign:
 
     @cached_property
     def pool(self) -> list[Architecture]:
-        """Random networks of the space."""
-        return list(random_networks(self.space, POOL, self.seed))
+        """Random networks of the space, but for those that the line of some proxy puts at no time at all.
+
+        A line with a negative offset does that to networks far smaller than all that it was fitted on. Raises
+        ``DocumentError`` naming the proxy that leaves the fewest where too few are left.
+        """
+        drawn = list(random_networks(self.space, POOL, self.seed))
+        known = self.proxies_ms(self.counts_of(drawn)) > 0
+        kept = [architecture for architecture, row in zip(drawn, known, strict=True) if row.all()]
+        if len(kept) < self.count:
+            worst = self.proxies[int(known.sum(axis=0).argmin())].card
+            raise DocumentError(
+                f"{len(kept)} of {len(drawn)} networks of {self.space.key} take longer than nothing by all proxies, too few to "
+                f"measure {self.count}; the table of {words_of(worst.key)} has an offset of "
+                f"{worst.spaces[self.space.key].offset_ms:.4g} ms: profile it again or remove it"
+            )
+        return kept
 
     @cached_property
     def proxy_costs(self) -> np.ndarray:
@@ -108,9 +126,8 @@ class TransferCampaign:
         workloads = sorted(self.space.workloads())
         rows = []
         for table in self.proxies:
-            card, costs_ms = table.space_card(self.space.key), table.workload_costs[self.space.key].costs_ms
-            costs = [card.scale * costs_ms[workload] for workload in workloads]
-            rows.append([card.scale * table.card.session_ms + card.offset_ms, *costs])
+            card, costs_ms = table.space_card(self.space.key), table.costs_ms(self.space.key, workloads)
+            rows.append([card.scale * table.card.session_ms + card.offset_ms, *(card.scale * costs_ms[w] for w in workloads)])
         return np.array(rows)
 
     def counts_of(self, architectures: Sequence[Architecture]) -> np.ndarray:
@@ -156,7 +173,7 @@ class TransferCampaign:
         counts = self.counts_of(self.pool)
         proxies_ms = self.proxies_ms(counts)
         measured_ms = np.array([m.value_ms for m in measurements])
-        measured = tuple(_measured(a, m) for a, m in zip(networks, measurements, strict=True))
+        measured = tuple(measured_network(a, m) for a, m in zip(networks, measurements, strict=True))
         transfer = DeviceTransfer().fit(counts, proxies_ms, self.chosen, measured_ms)
         held_out_ms = leave_one_out(counts, proxies_ms, self.chosen, measured_ms)
         predictor = self._added_up(transfer, counts)
@@ -170,6 +187,8 @@ class TransferCampaign:
             plan=self.plan,
             environment=complete(log.environment),
             doubts=(),
+            slow_down=log.slow_down(self.plan),
+            sentinel_ms=log.sentinel_ms,
             networks=len(networks),
             error=ErrorReport.of(held_out_ms, measured_ms),
             interval_factor=conformal_factor(held_out_ms, measured_ms),
@@ -204,19 +223,6 @@ def leave_one_out(counts: np.ndarray, proxies_ms: np.ndarray, measured_rows: np.
         transfer = DeviceTransfer().fit(counts, proxies_ms, measured_rows[others], measured_ms[others])
         predicted[index] = transfer.predict(counts[[row]], proxies_ms[[row]])[0]
     return predicted
-
-
-def _measured(architecture: Architecture, found: Measurement) -> MeasuredNetwork:
-    return MeasuredNetwork(
-        architecture=architecture,
-        measured_ms=found.value_ms,
-        low_ms=found.low_ms,
-        high_ms=found.high_ms,
-        sweeps=found.sweeps,
-        converged=found.converged,
-        median_ms=found.wall_median_ms,
-        p90_ms=found.wall_p90_bound_ms,
-    )
 
 
 def _only(space: SearchSpace, workload: Workload) -> dict[Workload, float]:

@@ -21,6 +21,7 @@ from mobilenas.latency.models import Lower, TableModel
 from mobilenas.latency.table import (
     ErrorReport,
     LatencyTable,
+    ModelFlags,
     NetworkRole,
     NetworkRow,
     SpaceCard,
@@ -161,6 +162,7 @@ def _card(space: SearchSpace, scale: float, rows: int) -> TableCard:
         cold_weights_ms_per_mib=0.0,
         rows=rows,
         rows_not_converged=0,
+        flags=ModelFlags(2 * rows, 0, 0, 0, 0),
         sentinel_ms=SENTINEL_MS,
         spaces={
             space.key: SpaceCard(
@@ -168,6 +170,7 @@ def _card(space: SearchSpace, scale: float, rows: int) -> TableCard:
                 options=space.options,
                 scale=scale,
                 offset_ms=OFFSET_MS,
+                scale_spread_fraction=0.01,
                 interval_factor=1.02,
                 table_error=exact,
                 workload_error=exact,

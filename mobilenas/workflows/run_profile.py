@@ -11,12 +11,13 @@ import numpy as np
 from mobilenas.config import DataSetConfig, ProfileConfig, SpaceConfig
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
-from mobilenas.errors import IncompatibleError, UsageError
+from mobilenas.errors import DocumentError, IncompatibleError, UsageError
 from mobilenas.latency.diff import TableDifference, difference
 from mobilenas.latency.kernels import PREDICTOR, learn
-from mobilenas.latency.network_model import CARD, TENSORS, NetworkModel
+from mobilenas.latency.network_card import TENSORS
+from mobilenas.latency.network_model import NetworkModel
 from mobilenas.latency.predictors.kernel import KernelPredictor
-from mobilenas.latency.store import check_replaceable, keep_history, table_folder
+from mobilenas.latency.store import NETWORK_CARD, check_replaceable, keep_history, table_folder
 from mobilenas.latency.table import LatencyTable
 from mobilenas.profiling.campaign import Campaign
 from mobilenas.profiling.learn import learn_network_model
@@ -88,6 +89,7 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
         kernels_not_converged=table.card.rows_not_converged,
         scale=card.scale,
         offset_ms=card.offset_ms,
+        scale_spread_fraction=card.scale_spread_fraction,
         table_mape_fraction=card.table_error.mape_fraction,
         table_worst_fraction=card.table_error.worst_fraction,
         baseline_mape_fraction=card.madds_baseline_error.mape_fraction,
@@ -97,6 +99,7 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
         networks_not_converged=sum(not row.converged for row in table.networks),
         doubts=table.card.doubts,
         slow_down=table.card.slow_down,
+        flags=table.card.flags,
         since=_since(before, folder) if before else None,
         duration_s=time.monotonic() - begin,
         network_error=learnt.error if learnt else None,
@@ -104,10 +107,10 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
 
 
 def _since(before: Path, after: Path) -> TableDifference | None:
-    """How far a table has moved; ``None`` where it is about other kernels now."""
+    """How far a table has moved; ``None`` where it was unreadable, or is about other kernels now."""
     try:
         return difference(before, after)
-    except IncompatibleError:
+    except (DocumentError, IncompatibleError):
         return None
 
 
@@ -120,13 +123,14 @@ def _save(cfg: ProfileConfig, campaign: Campaign, table: LatencyTable, folder: P
     elif cfg.measure_networks and isinstance(campaign.source, SpaceNetworks):
         told.progress("learning from the networks", 0, 1)
         networks = learn_network_model(campaign.source.space, table, cfg.seed)
-    for name in (PREDICTOR, CARD, TENSORS):
-        (folder / name).unlink(missing_ok=True)
     table.save(folder)
     if kernels is not None:
         kernels.save(folder / PREDICTOR)
     if networks is not None:
         networks.save(folder)
+    learnt_before = [*([] if kernels else [PREDICTOR]), *([] if networks else [NETWORK_CARD, TENSORS])]
+    for name in learnt_before:  # last: a disk that is full leaves the old table whole
+        (folder / name).unlink(missing_ok=True)
     return networks
 
 

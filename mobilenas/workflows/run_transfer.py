@@ -10,9 +10,9 @@ import msgspec
 from mobilenas.config import ProfileConfig
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
-from mobilenas.errors import MissingDataError, UsageError
-from mobilenas.latency.network_model import CARD, load_card
-from mobilenas.latency.store import check_replaceable, known_tables, same_target, table_folder
+from mobilenas.errors import DocumentError, MissingDataError, UsageError
+from mobilenas.latency.network_card import load_card
+from mobilenas.latency.store import check_replaceable, keep_history, known_tables, same_target, table_folder
 from mobilenas.latency.table import LatencyTable, TableKey
 from mobilenas.profiling.transfer_campaign import TransferCampaign
 from mobilenas.results import TransferResult
@@ -53,10 +53,11 @@ def transfer(cfg: ProfileConfig, listener: Listener | None = None) -> TransferRe
     folder = Path(cfg.output) if cfg.output else table_folder(key, campaign.space.key)
     check_writable(folder)
     check_replaceable(folder, key, campaign.space.key)
-    if (folder / CARD).exists() and load_card(folder).origin == "measured":
+    if _holds_more(folder):
         raise UsageError(f"{folder} holds a network predictor that was learnt from more than a transfer: name another --output")
     with campaign.running():
         model = campaign.run(lambda p: told.progress(p.stage, p.done, p.total))
+        keep_history(folder)
         model.save(folder)
     return TransferResult(
         folder=str(folder),
@@ -64,11 +65,20 @@ def transfer(cfg: ProfileConfig, listener: Listener | None = None) -> TransferRe
         networks_not_converged=sum(not network.converged for network in model.card.measured),
         error=model.card.error,
         doubts=model.card.doubts,
+        slow_down=model.card.slow_down,
         interval_factor=model.card.interval_factor,
         workload_mape_fraction=model.card.workload_error.mape_fraction,
         proxies=tuple(sorted(model.card.proxies, key=lambda proxy: -proxy.weight_fraction)),
         duration_s=time.monotonic() - begin,
     )
+
+
+def _holds_more(folder: Path) -> bool:
+    """Whether ``folder`` holds a predictor that was learnt from the target alone; not, where it cannot be read."""
+    try:
+        return load_card(folder).origin == "measured"
+    except DocumentError:
+        return False
 
 
 def _proxies(key: TableKey, space_key: str) -> list[LatencyTable]:

@@ -87,14 +87,13 @@ def counts_of_workloads(codes: np.ndarray, positions: list[int]) -> np.ndarray:
 
 
 def judge(codes: np.ndarray, positions: list[int], latency_ms: np.ndarray, column: int, draws: int) -> dict[str, list[tuple]]:
-    """Per method the ``(Spearman, within 10 %)`` of each number of networks; and the coverage of the intervals."""
+    """Per method the ``(Spearman, within 10 %)`` of each number of networks."""
     truth, proxies = latency_ms[:, column], np.delete(latency_ms, column, axis=1)
     encodings = counts_of_workloads(codes, positions)
     by_latency = POOL + np.argsort(truth[POOL:], kind="stable")
     test = by_latency[TEST // 10 : TEST - TEST // 10]
     pool = slice(0, POOL)
-    everything = np.arange(POOL, POOL + TEST)
-    found: dict[str, list[tuple]] = {method: [] for method in (*METHODS, "coverage")}
+    found: dict[str, list[tuple]] = {method: [] for method in METHODS}
     for count in COUNTS:
         random = [np.random.default_rng(draw).choice(POOL, count, replace=False) for draw in range(draws)]
         choice = {"chosen": [choose_networks(encodings[pool], proxies[pool], count)], "random": random}
@@ -104,9 +103,6 @@ def judge(codes: np.ndarray, positions: list[int], latency_ms: np.ndarray, colum
                 model = DeviceTransfer().fit(encodings[pool], proxies[pool], measured, truth[measured])
                 transfer.append(score(model.predict(encodings[test], proxies[test]), truth[test]))
                 linear.append(score(linear_transfer(proxies, measured, truth[measured])[test], truth[test]))
-                if how == "chosen":
-                    low, high = model.predict_interval(encodings[everything], proxies[everything])
-                    found["coverage"].append((float(((low <= truth[everything]) & (truth[everything] <= high)).mean()),))
             found[f"transfer, {how}"].append(tuple(np.mean(transfer, axis=0)))
             found[f"linear, {how}"].append(tuple(np.mean(linear, axis=0)))
     features = one_hot(codes)
@@ -148,11 +144,6 @@ def print_tables(file: str, results: dict[str, dict[str, list[tuple]]]) -> None:
                 print(
                     f"| {device} | " + " | ".join(" / ".join(text(v, which) for v in cell) for cell in row) + " |", flush=True
                 )
-    covered = np.array([results[device]["coverage"] for device in groups["real-valued"]])[:, :, 0]
-    mean, worst = (" / ".join(f"{share:.0%}" for share in shares) for shares in (covered.mean(axis=0), covered.min(axis=0)))
-    print(
-        f"\nIntervals meant to hold 90 % hold {mean} of the test networks of a real-valued device on average, {worst} at worst."
-    )
     for ours, theirs in (("chosen", "random"), ("random", "random"), ("chosen", "chosen")):
         behind = []
         for device, found in results.items():

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from mobilenas import cli, workflows
 from mobilenas.data import load_data
 from mobilenas.errors import UsageError
+from mobilenas.latency.table import ModelFlags
 from mobilenas.results import ProfileResult
 from tests.conftest import CONFIG, SMALL
 from tests.test_data import image_folder
@@ -131,7 +132,9 @@ def test_printed_commands_name_the_image_folder(command, tmp_path, monkeypatch) 
     trained = command(*printed, "--epochs", "1", "--set", "data.batch=2", "-q")
     assert trained.code == 0, trained.err
 
-    result = ProfileResult("t", 1, 0, 1.0, 0.0, 0.1, 0.1, 0.1, 0.1, 0.1, 25, 0, (), None, None, 1.0)
+    result = ProfileResult(
+        "t", 1, 0, 1.0, 0.0, 0.01, 0.1, 0.1, 0.1, 0.1, 0.1, 25, 0, (), None, ModelFlags(1, 0, 0, 0, 0), None, 1.0
+    )
     monkeypatch.setattr(workflows, "profile", lambda cfg, told: result)
     profiled = command("profile", *data, *SMALL)
     printed = shlex.split(profiled.out.rpartition("next: mobilenas ")[2])

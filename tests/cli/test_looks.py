@@ -11,6 +11,7 @@ import pytest
 
 from mobilenas.console import percent
 from mobilenas.core import documents
+from mobilenas.core.measurement import SlowDown
 from mobilenas.latency.kernels import PREDICTOR
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.store import keep_history
@@ -74,7 +75,7 @@ def test_percents(fraction: float, text: str) -> None:
 
 
 def test_table_list_and_show(table: Path, command: Command, home: Path) -> None:
-    assert one_object(command("table", "list", "--json")) == {"tables": [], "damaged": []}
+    assert one_object(command("table", "list", "--json")) == {"tables": [], "predictors": [], "damaged": []}
     table.rename(_made(home / "latency_tables" / "mine"))
     [listed] = one_object(command("table", "list", "--json"))["tables"]
     shown = one_object(command("table", "show", listed["path"], "--json", "--top", "3"))
@@ -82,6 +83,7 @@ def test_table_list_and_show(table: Path, command: Command, home: Path) -> None:
     assert len(values) == 3
     assert values == sorted(values, reverse=True)
     assert shown["card"]["origin"] == "estimated"
+    assert "known to 1 % at the median network" in command("table", "show", listed["path"]).out
     assert "networks take 1.100 x" in command("table", "show", listed["path"]).out
     assert command("table", "show", listed["path"], "--top", "-1").code == 2
     (Path(listed["path"]) / "card.json").write_text("no card")
@@ -99,7 +101,7 @@ def test_table_diff_names_what_moved(table: Path, command: Command, tmp_path: Pa
     before = LatencyTable.load(table)
     moved, gone, *_ = sorted(before.rows, key=lambda kernel: -before.rows[kernel].value_ms)
     rows = {kernel: row for kernel, row in before.rows.items() if kernel != gone}
-    rows[moved] = msgspec.structs.replace(rows[moved], value_ms=2 * rows[moved].value_ms)
+    rows[moved] = rows[moved].times(2)
     LatencyTable(before.card, rows, before.workload_costs, before.networks).save(tmp_path / "after")
     found = one_object(command("table", "diff", "table", "after", "--json"))
     assert found["moves"][0]["kernel"] == moved.key
@@ -108,8 +110,47 @@ def test_table_diff_names_what_moved(table: Path, command: Command, tmp_path: Pa
     assert found["only_before"] == [gone.key]
     assert found["median_ratio"] == 1
     assert found["moved_fraction"] == pytest.approx(1 / len(found["moves"]))
-    assert "2.00 x" in command("table", "diff", "table", "after").out
+    assert "2.00 x net" in command("table", "diff", "table", "after").out
     assert command("table", "diff", "table", "nowhere").code == 3
+
+
+def test_table_diff_tells_speed_and_noise_from_what_moved(table: Path, command: Command, tmp_path: Path) -> None:
+    """A later campaign on a clock that is 12 % slower, with another engine; one row is open, one is wide, one moved."""
+    before = LatencyTable.load(table)
+    rows = {kernel: row.times(1.12) for kernel, row in before.rows.items()}
+    moved, still_open, wide, *_ = sorted(rows, key=lambda kernel: -rows[kernel].value_ms)
+    rows[moved] = rows[moved].times(1.5)
+    rows[still_open] = msgspec.structs.replace(rows[still_open].times(1.7), converged=False)
+    far = rows[wide].times(1.3)
+    rows[wide] = msgspec.structs.replace(far, low_ms=0.1 * far.low_ms)
+    newer = msgspec.structs.replace(before.card.environment, versions={"engine": "2"}, governor="performance")
+    card = msgspec.structs.replace(
+        before.card,
+        sentinel_ms=1.12 * before.card.sentinel_ms,
+        environment=newer,
+        doubts=("other processes work",),
+        slow_down=SlowDown(1e9, 0.4),
+    )
+    LatencyTable(card, rows, before.workload_costs, before.networks).save(tmp_path / "after")
+    found = one_object(command("table", "diff", "table", "after", "--json"))
+    assert found["median_ratio"] == pytest.approx(1.12)
+    assert found["median_net_ratio"] == pytest.approx(1)
+    assert [move["kernel"] for move in found["moves"] if move["moved"]] == [moved.key]
+    assert found["converged"] == len(rows) - 1
+    assert found["moved_fraction"] == pytest.approx(1 / (len(rows) - 1))
+    assert found["surroundings"] == {"governor": ["None", "performance"], "engine": ["None", "2"]}
+    shown = " ".join(command("table", "diff", "table", "after").out.split())
+    for words in (
+        "100 -> 112 us: the device was 1.120 x as slow",
+        "median 1.120 x, 1.000 x net",
+        "1 did not converge",
+        "engine None -> 2",
+        "doubt after other processes work",
+        "40% slower",
+        "(not converged)",
+        "(within the intervals)",
+    ):
+        assert words in shown, words
 
 
 def test_a_table_is_compared_with_what_it_replaced(table: Path, command: Command) -> None:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), *ROOT.glob("export/*.md"), *ROOT.glob("latency_tables/*.md")]
 )
+GROUPS = {group.typer_instance.info.name for group in cli.app.registered_groups if group.typer_instance}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "examples").glob("*.toml")), ids=lambda p: p.name)
@@ -35,7 +36,8 @@ def test_commands_and_flags_exist(page: Path) -> None:
             words = line.strip().removeprefix("$ ").removeprefix(".venv/bin/").split("#")[0].split()
             if len(words) < 2 or words[0] != "mobilenas" or words[1].startswith("-"):
                 continue
-            shown = CliRunner().invoke(cli.app, [words[1], "--help"], env={"COLUMNS": "200"})
+            named = words[1:3] if words[1] in GROUPS else words[1:2]
+            shown = CliRunner().invoke(cli.app, [*named, "--help"], env={"COLUMNS": "200"})
             assert shown.exit_code == 0, line
             for flag in re.findall(r"(?<!\S)(--[a-z-]+)", " ".join(words)):
                 assert flag in shown.output, line

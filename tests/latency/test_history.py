@@ -1,13 +1,14 @@
+import os
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from mobilenas.core.resources import user_data_directory
-from mobilenas.errors import IncompatibleError, MissingDataError
+from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, UsageError
 from mobilenas.latency.models import TableModel
-from mobilenas.latency.store import HISTORY, keep_history, known_tables, last_kept
-from mobilenas.latency.table import LatencyTable
+from mobilenas.latency.store import HISTORY, check_replaceable, keep_history, known_tables, last_kept
+from mobilenas.latency.table import SCHEMA_VERSION, LatencyTable
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fakes import make_lower, make_table
 
@@ -35,10 +36,25 @@ def test_a_table_that_is_replaced_is_kept_and_not_found_as_a_table(monkeypatch: 
     assert not damaged
 
 
-def test_a_damaged_table_is_replaced_without_history(tmp_path: Path) -> None:
+@pytest.mark.parametrize("card", ["older", "damaged"])
+def test_a_table_that_cannot_be_read_is_kept_byte_for_byte(card: str, tmp_path: Path) -> None:
     made("2026-01-01T00:00:00+00:00").save(tmp_path)
-    (tmp_path / "kernels.csv").write_text("nonsense")
-    assert keep_history(tmp_path) is None
+    text = (tmp_path / "card.json").read_text()
+    schema = f"latency-table@{SCHEMA_VERSION}"
+    (tmp_path / "card.json").write_text(text.replace(schema, "latency-table@1") if card == "older" else text[:-9])
+    os.utime(tmp_path / "card.json", (1e9, 1e9))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(DocumentError):
+        LatencyTable.load(tmp_path)
+    key = made("2026-01-01T00:00:00+00:00").card.key
+    check_replaceable(tmp_path, key, SPACE.key)
+    kept = keep_history(tmp_path)
+    assert kept is not None
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
+    assert kept.name == ("2026-01-01T000000+0000" if card == "older" else "2001-09-09T014640+0000")
+    if card == "older":  # what it is of can still be read
+        with pytest.raises(UsageError, match="holds the latency table of"):
+            check_replaceable(tmp_path, msgspec.structs.replace(key, threads=7), SPACE.key)
 
 
 def test_a_budget_on_another_statistic_sees_every_number_in_it() -> None:

@@ -78,8 +78,8 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     [
         ({"schema": "mobilenas/latency-table@99"}, "upgrade"),
         (
-            {"schema": "mobilenas/latency-table@3"},
-            "older mobilenas; this one reads mobilenas/latency-table@4: profile again: mobilenas profile --device fake",
+            {"schema": "mobilenas/latency-table@4"},
+            "older mobilenas; this one reads mobilenas/latency-table@5: profile again: mobilenas profile --device fake-device",
         ),
         ({"schema": "mobilenas/latency-table@1", "key": "x"}, "older mobilenas"),
         ({"origin": "guessed"}, "origin"),
@@ -207,7 +207,7 @@ def test_a_missing_kernel_names_its_nearest_and_the_command() -> None:
     message = str(error.value)
     assert "fake::sep_conv_3x3 1x4096x8x8 -> 1x4096x8x8" in message
     assert "nearest: fake::sep_conv_3x3 1x" in message
-    assert "mobilenas profile --device fake --runtime fake --precision fp32 --threads 1" in message
+    assert "mobilenas profile --device fake-device --runtime fake --precision fp32 --threads 1" in message
     unknown = msgspec.structs.replace(wide, operator="fake::unknown")
     with pytest.raises(MissingKernelError, match="nearest: none"):
         TABLE.lookup(unknown)

@@ -10,14 +10,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from mobilenas.core.measurement import PLANS
+from mobilenas.cli.output import flag_words
+from mobilenas.core.measurement import PLANS, Measurement
 from mobilenas.core.run_directory import Journal, working_in
 from mobilenas.devices.device import Device, find_device
 from mobilenas.errors import LinkError, MeasurementError, UsageError
+from mobilenas.latency.table import ModelFlags
 from mobilenas.profiling.campaign import Campaign
+from mobilenas.profiling.cards import card_of
 from mobilenas.profiling.learn import learn_network_model
 from mobilenas.profiling.networks import SpaceNetworks
-from mobilenas.runtimes.base import RunSettings
+from mobilenas.runtimes.base import SESSION, RunSettings
+from mobilenas.runtimes.measure import SweepLog
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fake_devices import CALL_MS, SENTINEL_MS, FakeLink, FakeRuntime, kernel_ms
 
@@ -52,6 +56,31 @@ def test_exact_times_make_an_exact_table(tmp_path: Path) -> None:
     assert "governor unknown" in doubt
     assert {row.role for row in table.networks} == {"scale", "test"}
     assert len({row.architecture for row in table.networks}) == 8
+
+
+def test_what_makes_a_model_doubtful_is_counted(tmp_path: Path) -> None:
+    clean = Measurement(
+        "floor", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, None, 1.0, 1.0, 1.0, 0.1, 1.0, 1.0, None, sweeps=4, samples=200,
+        slow_fraction=0.1, warm_fraction=0.75, is_bimodal=False, clocks_agree=True, converged=True,
+    )  # fmt: skip
+    bad = msgspec.structs.replace(clean, slow_fraction=0.11, warm_fraction=0.5, is_bimodal=True, clocks_agree=False)
+    found = {SESSION: bad, "a": clean, "b": bad, "c": msgspec.structs.replace(clean, is_bimodal=True)}
+    begun = campaign(tmp_path)
+    log = SweepLog(None, {"engine_version": "1"}, sentinels=[(0.0, 0.1)])
+    for threads, disagree in ((1, 1), (2, 0)):
+        card = card_of(begun.device, begun.runtime, RunSettings(threads=threads), PLAN, log, found)
+        assert card.flags == ModelFlags(3, bimodal=2, clocks_disagree=disagree, not_warm=1, disturbed=1)
+    assert flag_words(ModelFlags(100, 10, 11, 0, 12)) == [
+        "11 of 100 models took another time by the wall clock than by the CPU clock",
+        "12 of 100 models were disturbed in over a tenth of their runs",
+    ]
+
+
+def test_a_runner_that_does_not_say_that_it_was_warm_leaves_that_in_the_card(tmp_path: Path) -> None:
+    table = campaign(tmp_path).run()
+    models = 2 * len(table.rows) + len(table.networks)
+    assert table.card.flags == ModelFlags(models, 0, 0, not_warm=models, disturbed=0)
+    assert flag_words(table.card.flags) == [f"{models} of {models} models were not warm in half of their sweeps"]
 
 
 def test_networks_that_fit_are_never_those_that_test(tmp_path: Path) -> None:

@@ -172,3 +172,21 @@ def test_cold_weights_are_free_where_nothing_tells_their_price() -> None:
         prices.append(fit.fit_networks(sums, weights, 1.03 * sums * noise).cold_weights_ms_per_mib)
     assert np.median(prices) < 0.001, "noise is worth little of a price"
     assert max(prices) < 0.01, "nor is the worst of twenty worth more than the noise of 2 %"
+
+
+def test_the_spread_of_a_line_is_that_of_lines_from_other_networks() -> None:
+    """Oracle: the networks drawn and measured anew, thirty times."""
+    generator = np.random.default_rng(7)
+
+    def measured(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        sums = generator.uniform(1.0, 5.0, 15)
+        return sums, np.zeros(15), (1.2 * sums - 0.1) * np.exp(noise * generator.standard_normal(15))
+
+    spreads = []
+    for noise in (0.0, 0.02, 0.08):
+        lines = [fit.fit_networks(*measured(noise)) for _ in range(30)]
+        truth = np.std([line.scale * 3.0 + line.offset_ms for line in lines]) / (1.2 * 3.0 - 0.1)
+        spreads.append(np.median([fit.line_spread_fraction(*measured(noise)) for _ in range(5)]))
+        assert 0.5 * truth - 1e-9 <= spreads[-1] <= 2.5 * truth + 1e-9
+    assert spreads[0] < 1e-9
+    assert spreads[2] > 2 * spreads[1]

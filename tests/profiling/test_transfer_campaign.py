@@ -1,7 +1,10 @@
 """A transfer to an engine whose times are exact, from tables of others; and what is refused."""
 
 import dataclasses
+import json
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -11,17 +14,23 @@ import pytest
 from mobilenas.config import ProfileConfig, load_config
 from mobilenas.core.measurement import PLANS
 from mobilenas.devices.device import Device, find_device
-from mobilenas.errors import MissingDataError, UsageError
+from mobilenas.errors import DocumentError, MissingDataError, ResourceError, UsageError
+from mobilenas.latency import table as latency_table
 from mobilenas.latency.models import TableModel
-from mobilenas.latency.network_model import CARD, NetworkModel, load_card
+from mobilenas.latency.network_card import load_card
+from mobilenas.latency.network_model import NetworkModel
 from mobilenas.latency.predictors.transfer import DeviceTransfer
+from mobilenas.latency.store import HISTORY, NETWORK_CARD
 from mobilenas.latency.table import LatencyTable
+from mobilenas.profiling import transfer_campaign
 from mobilenas.profiling.transfer_campaign import TransferCampaign
+from mobilenas.runtimes import RUNTIMES
 from mobilenas.runtimes.base import RunSettings
 from mobilenas.spaces.cells import CellSpace
-from mobilenas.testing.fake_devices import FakeLink, FakeRuntime
+from mobilenas.testing.fake_devices import SENTINEL_MS, FakeLink, FakeRuntime
 from mobilenas.testing.fakes import make_lower, make_table
-from mobilenas.workflows import transfer, transfer_from_config
+from mobilenas.workflows import profile, transfer, transfer_from_config
+from tests.conftest import Outcome
 
 SPACE = CellSpace(channels=4, layers=3, image_size=8, image_channels=1)
 PLAN = msgspec.structs.replace(PLANS["quick"], sweeps=3, maximum_sweeps=4, spread_s=0.0)
@@ -94,6 +103,40 @@ def test_a_proxy_says_what_its_table_says(done: Done) -> None:
         assert said[:, column].tolist() == pytest.approx([model.workload_ms(a) for a in begun.pool[:5]], rel=1e-9)
 
 
+def test_a_device_that_throttles_is_named_in_the_card(tmp_path: Path) -> None:
+    device = FakeRuntime(slowdown=lambda sweeps: 1.4 if sweeps >= 2 else 1.0)
+    model = dataclasses.replace(campaign(tmp_path), runtime=device).run()
+    assert model.card.slow_down is not None
+    assert model.card.slow_down.fraction == pytest.approx(0.4)
+    assert model.describe()["sentinel_ms"] == model.card.sentinel_ms == pytest.approx(SENTINEL_MS)
+
+
+def with_offset(table: LatencyTable, offset_ms: float) -> LatencyTable:
+    card = msgspec.structs.replace(table.space_card(SPACE.key), offset_ms=offset_ms)
+    return dataclasses.replace(table, card=msgspec.structs.replace(table.card, spaces={SPACE.key: card}))
+
+
+def test_networks_that_a_proxy_s_line_puts_below_zero_are_left_out(done: Done, tmp_path: Path) -> None:
+    """A valid table: an offset that is negative for small networks, where the table itself predicts half of their kernels."""
+    begun, _ = done
+    said = begun.proxies_ms(begun.counts_of(begun.pool))[:, 0]
+    spoilt = with_offset(PROXIES[0], PROXIES[0].space_card(SPACE.key).offset_ms - float(np.quantile(said, 0.2)))
+    again = dataclasses.replace(campaign(tmp_path), proxies=[spoilt, *PROXIES[1:]])
+    assert 0.7 * len(begun.pool) < len(again.pool) < 0.9 * len(begun.pool)
+    assert again.run().error.mape_fraction < 0.5
+    nothing = with_offset(PROXIES[0], -10 * float(said.max()))
+    with pytest.raises(DocumentError, match=r"0 of .* the table of a fake FakeProvider .* profile it again"):
+        _ = dataclasses.replace(campaign(tmp_path), proxies=[*PROXIES[1:], nothing]).pool
+
+
+def test_a_proxy_that_lacks_a_workload_is_named(tmp_path: Path) -> None:
+    costs = PROXIES[1].workload_costs[SPACE.key]
+    fewer = msgspec.structs.replace(costs, costs_ms=dict(list(costs.costs_ms.items())[1:]))
+    lacking = dataclasses.replace(PROXIES[1], workload_costs={SPACE.key: fewer})
+    with pytest.raises(DocumentError, match="the table of b lacks the cost of 1 workloads"):
+        _ = dataclasses.replace(campaign(tmp_path), proxies=[lacking]).chosen
+
+
 def test_it_goes_on_where_it_stopped_and_chooses_the_same(done: Done) -> None:
     first, _ = done
     journal = (first.folder / "rows.jsonl").read_text()
@@ -102,6 +145,12 @@ def test_it_goes_on_where_it_stopped_and_chooses_the_same(done: Done) -> None:
     again.run()
     assert (first.folder / "rows.jsonl").read_text() == journal, "nothing was left to measure"
     assert dataclasses.replace(again, proxies=PROXIES[:2]).folder != again.folder
+
+
+def test_records_of_another_protocol_are_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = campaign(tmp_path).folder
+    monkeypatch.setattr(transfer_campaign, "PROTOCOL", transfer_campaign.PROTOCOL + 1)
+    assert campaign(tmp_path).folder != before
 
 
 def test_the_document_claims_no_kernels(done: Done, tmp_path: Path) -> None:
@@ -141,13 +190,76 @@ def test_without_a_proxy_it_says_how_to_get_one(tmp_path: Path, monkeypatch: pyt
         transfer_from_config(config(measure_networks=10))
 
 
-def test_a_predictor_that_was_learnt_from_more_is_kept(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def exact_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This host with an engine whose times are exact, and a table of another target; where ``--output`` may point to."""
     monkeypatch.setenv("MOBILENAS_HOME", str(tmp_path))
     PROXIES[0].save(tmp_path / "latency_tables" / "a")
+    monkeypatch.setitem(RUNTIMES._entries, "onnxruntime", FakeRuntime)
+    monkeypatch.setitem(PLANS, "quick", msgspec.structs.replace(PLAN, scale_networks=4, test_networks=4, lowered_networks=30))
+    return tmp_path / "kept"
+
+
+def test_a_predictor_that_was_learnt_from_more_is_kept(done: Done, exact_host: Path) -> None:
     _, model = done
-    dataclasses.replace(model, card=msgspec.structs.replace(model.card, origin="measured")).save(tmp_path / "kept")
-    before = (tmp_path / "kept" / CARD).read_bytes()
+    dataclasses.replace(model, card=msgspec.structs.replace(model.card, origin="measured")).save(exact_host)
+    before = (exact_host / NETWORK_CARD).read_bytes()
     with pytest.raises(UsageError, match="learnt from more than a transfer"):
-        transfer(config(measure_networks=10, output=str(tmp_path / "kept")))
-    assert (tmp_path / "kept" / CARD).read_bytes() == before
-    assert load_card(tmp_path / "kept").networks == 12
+        transfer(config(measure_networks=10, output=str(exact_host)))
+    assert (exact_host / NETWORK_CARD).read_bytes() == before
+    assert load_card(exact_host).networks == 12
+
+
+def test_a_predictor_of_another_target_is_not_overwritten_and_one_of_the_same_is_kept(exact_host: Path) -> None:
+    wanted = {"measure_networks": 6, "plan": "quick", "output": str(exact_host)}
+    transfer(config("device.threads=4", **wanted))
+    before = {file.name: file.read_bytes() for file in exact_host.iterdir()}
+    with pytest.raises(UsageError, match=r"holds the network predictor of .* 4 1 floor"):
+        transfer(config("device.threads=2", **wanted))
+    with pytest.raises(UsageError, match=r"holds the network predictor of .* 4 1 floor"):
+        profile(config("device.threads=2", **{**wanted, "transfer": False}))
+    assert {file.name: file.read_bytes() for file in exact_host.iterdir()} == before
+    transfer(config("device.threads=4", **wanted))
+    [kept] = (exact_host / HISTORY).iterdir()
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
+
+
+def test_what_was_learnt_goes_only_once_the_table_is_written(
+    done: Done, exact_host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done[1].save(exact_host)
+    before = {file.name: file.read_bytes() for file in exact_host.iterdir()}
+    wanted = config(transfer=False, output=str(exact_host), plan="quick")
+
+    def full(folder: Path, contents: object) -> None:
+        raise ResourceError(f"{folder}: cannot be written: No space left on device")
+
+    with monkeypatch.context() as context, pytest.raises(ResourceError):
+        context.setattr(latency_table, "write_together", full)
+        profile(wanted)
+    assert {file.name: file.read_bytes() for file in exact_host.iterdir() if file.is_file()} == before
+    shutil.rmtree(exact_host / HISTORY)
+    profile(wanted)
+    assert sorted(file.name for file in exact_host.iterdir()) == [
+        "card.json", HISTORY, "kernels.csv", "networks.csv", "workloads.csv"
+    ]  # fmt: skip
+    [kept] = (exact_host / HISTORY).iterdir()
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
+
+
+def test_a_predictor_is_listed_and_shown(done: Done, home: Path, command: Callable[..., Outcome]) -> None:
+    done[1].save(home / "latency_tables" / "new")
+    listed = json.loads(command("table", "list", "--json").out)
+    assert listed["tables"] == []
+    assert [(Path(p["path"]).name, p["origin"], p["networks"]) for p in listed["predictors"]] == [("new", "transferred", 12)]
+    assert "network predictor (transferred) from 12 networks" in " ".join(command("table", "list").out.split())
+    shown = " ".join(command("table", "show", str(home / "latency_tables" / "new")).out.split())
+    for words in ("the sentinel 100 us", "none: a predictor of whole networks", "proxy c fake fp32 1 threads: weight"):
+        assert words in shown
+    PROXIES[0].save(home / "latency_tables" / "new")
+    shown = " ".join(command("table", "show", str(home / "latency_tables" / "new")).out.split())
+    assert "network predictor transferred" in shown
+    assert "networks take 1.000 x" in shown
+    (home / "latency_tables" / "new" / NETWORK_CARD).write_text("{")
+    assert command("table", "show", str(home / "latency_tables" / "new")).code == 3
+    assert len(json.loads(command("table", "list", "--json").out)["damaged"]) == 1

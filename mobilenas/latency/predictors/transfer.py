@@ -7,8 +7,8 @@ networks carry Student-t noise (Tipping and Lawrence, Neurocomputing 2005), sinc
 Every proxy in turn is the centre: the new device is the centre's curve (robust ridge on the encodings), times a slope, plus
 an offset, a share of how the other proxies deviate from the centre, a small cost for each column of the encoding, and a
 share of what the centre's measurements say beyond its curve. All combinations of a centre
-with a few amplitudes and noise levels are fitted and averaged by their evidence: a proxy that orders the measured networks
-as the new device does gets the weight, and next to nothing is left to tune on the few measured networks.
+with a few amplitudes and noise levels are fitted and averaged by their evidence: a proxy under which the measured times, in
+milliseconds, are likely gets the weight, and next to nothing is left to tune on the few measured networks.
 
 The map is linear in milliseconds, not in their logarithm: latencies of operators add up.
 
@@ -22,13 +22,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import gammaln, psi
-from scipy.stats import norm
 
 from mobilenas.errors import DocumentError, UsageError
 
-FEWEST_NETWORKS = 3
-INTERVAL_FRACTION = 0.9
-"""The share of networks that a predicted interval is meant to hold."""
+FEWEST_TO_FIT = 3
+"""Measured networks without which nothing can be said."""
 _AMPLITUDES = ((0.0, 0.0), *itertools.product((0.1, 1.0), (0.03, 0.3, 3.0)))
 """Variances of the proxies' deviations and of the columns' costs; the first is a line of one proxy and no more."""
 _AMPLITUDES_TO_CHOOSE = (1.0, 0.3)
@@ -89,19 +87,6 @@ class DeviceTransfer:
         relative = self.weights_ @ np.array([model.mean(prior) for model in self.models_])
         return np.asarray(np.maximum(self.unit_ms_ * (1 + relative), self.floor_ms_))
 
-    def predict_interval(self, encodings: np.ndarray, proxies_ms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``(low_ms, high_ms)``, each ``(N,)``: the central 90 % of a log-normal with the posterior's mean and variance."""
-        prior, ms = self._prior(encodings, proxies_ms), self.predict(encodings, proxies_ms)
-        noise_factor = self.tail / (self.tail - 2)
-        variance = np.zeros(len(ms))
-        for weight, model in zip(self.weights_, self.models_, strict=True):
-            shift = 1 + model.mean(prior) - ms / self.unit_ms_
-            variance += weight * (shift**2 + model.variance(prior) + model.noise * noise_factor)
-        spread = np.sqrt(np.log1p(variance * (self.unit_ms_ / ms) ** 2))
-        median_ms = ms * np.exp(-(spread**2) / 2)
-        reach = norm.ppf(0.5 + INTERVAL_FRACTION / 2) * spread
-        return median_ms * np.exp(-reach), median_ms * np.exp(reach)
-
     def _models(self, prior: _Prior, centre: int, amplitudes: tuple[float, float], relative: np.ndarray) -> list[_Model]:
         """One model per noise level: variational posterior and its bound on the log evidence."""
         curve, features = prior.features(centre, amplitudes)
@@ -119,10 +104,7 @@ class DeviceTransfer:
                 precision = shape / rate
         gaussian = -0.5 * (dual @ residual) + 0.5 * np.linalg.slogdet(inverse)[1]
         evidence = gaussian + self._noise_evidence(precision, shape, rate).sum(axis=1)
-        return [
-            _Model(centre, amplitudes, float(evidence[k]), dual[k] @ features, features.T @ inverse[k] @ features, noise[k, 0])
-            for k in range(len(_NOISES))
-        ]
+        return [_Model(centre, amplitudes, float(evidence[k]), dual[k] @ features) for k in range(len(_NOISES))]
 
     def _noise_evidence(self, precision: np.ndarray, shape: float, rate: np.ndarray) -> np.ndarray:
         """What the precisions add to the bound: their likelihood terms less the divergence of two gamma distributions."""
@@ -152,8 +134,8 @@ def choose_networks(encodings: np.ndarray, proxies_ms: np.ndarray, count: int) -
     below three or above ``N``, and as ``DeviceTransfer.fit``.
     """
     encodings, proxies_ms = _checked(encodings, proxies_ms)
-    if not FEWEST_NETWORKS <= count <= len(encodings):
-        raise UsageError(f"{count} networks to choose of {len(encodings)}: at least {FEWEST_NETWORKS} and at most all of them")
+    if not FEWEST_TO_FIT <= count <= len(encodings):
+        raise UsageError(f"{count} networks to choose of {len(encodings)}: at least {FEWEST_TO_FIT} and at most all of them")
     curves = _ProxyCurves.fit(encodings, proxies_ms)
     features = curves.at(encodings, proxies_ms).features(None, _AMPLITUDES_TO_CHOOSE)[1]
     noise = _NOISE_TO_CHOOSE * curves.variation**2
@@ -170,26 +152,18 @@ def choose_networks(encodings: np.ndarray, proxies_ms: np.ndarray, count: int) -
 
 @dataclass(frozen=True)
 class _Model:
-    """Posterior under one centre, one set of amplitudes and one noise level (a variance, in squares of the unit)."""
+    """Posterior under one centre, one set of amplitudes and one noise level."""
 
     centre: int
     amplitudes: tuple[float, float]
     log_evidence: float
     coefficients: np.ndarray
     """``(D,)``, of the prior's features."""
-    shrinkage: np.ndarray
-    """``(D, D)``, by how much the measured networks made the coefficients' variance smaller."""
-    noise: float
 
     def mean(self, prior: _Prior) -> np.ndarray:
         """Of the relative latency less one, ``(N,)``."""
         curve, features = prior.features(self.centre, self.amplitudes)
         return np.asarray(curve + features @ self.coefficients)
-
-    def variance(self, prior: _Prior) -> np.ndarray:
-        """Of the same, ``(N,)``, without noise."""
-        _, features = prior.features(self.centre, self.amplitudes)
-        return np.asarray(((features - features @ self.shrinkage) * features).sum(axis=1))
 
 
 @dataclass(frozen=True)
@@ -283,8 +257,8 @@ def _checked_measured(rows: np.ndarray, measured_ms: np.ndarray, architectures: 
         raise UsageError(
             f"rows {rows.shape}, measured latencies {measured_ms.shape}: one latency per measured network is needed"
         )
-    if len(rows) < FEWEST_NETWORKS:
-        raise UsageError(f"{len(rows)} measured networks: at least {FEWEST_NETWORKS} are needed")
+    if len(rows) < FEWEST_TO_FIT:
+        raise UsageError(f"{len(rows)} measured networks: at least {FEWEST_TO_FIT} are needed")
     if not np.issubdtype(rows.dtype, np.integer) or rows.min() < 0 or rows.max() >= architectures:
         raise UsageError(f"rows of measured networks must be whole numbers from 0 to {architectures - 1}")
     _refuse_bad_latencies("measured latencies", measured_ms)

@@ -13,12 +13,16 @@ import torch
 from sklearn.base import clone
 
 from mobilenas.core.architecture import Architecture
+from mobilenas.core.measurement import SlowDown
 from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError
-from mobilenas.latency import LATENCY_MODELS
+from mobilenas.latency import LATENCY_MODELS, network_model
 from mobilenas.latency.models import Sought
-from mobilenas.latency.network_model import CARD, TENSORS, NetworkModel, load_card, uses_of
+from mobilenas.latency.network_card import TENSORS, load_card
+from mobilenas.latency.network_model import NetworkModel, uses_of
 from mobilenas.latency.predictors.network import NetworkPredictor
+from mobilenas.latency.store import NETWORK_CARD
 from mobilenas.latency.table import LatencyTable
+from mobilenas.profiling import fit
 from mobilenas.profiling.learn import learn_network_model
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fakes import make_lower, make_table, workload_ms
@@ -161,7 +165,7 @@ def test_the_files_answer_the_same_and_are_found(home: Path) -> None:
         assert isinstance(again, NetworkModel)
         assert again.digest == model.digest
         assert again.latencies(networks(10, 2)) == model.latencies(networks(10, 2))
-    assert json.loads((home / "latency_tables" / "a" / CARD).read_text())["origin"] == "measured"
+    assert json.loads((home / "latency_tables" / "a" / NETWORK_CARD).read_text())["origin"] == "measured"
 
 
 def test_none_says_how_to_make_one_and_another_target_is_refused(home: Path) -> None:
@@ -173,7 +177,7 @@ def test_none_says_how_to_make_one_and_another_target_is_refused(home: Path) -> 
         NetworkModel.find(other)
 
 
-@pytest.mark.parametrize("name", [CARD, TENSORS])
+@pytest.mark.parametrize("name", [NETWORK_CARD, TENSORS])
 @pytest.mark.parametrize("damage", ["missing", "cut", "edited"])
 def test_a_damaged_file_is_refused(tmp_path: Path, name: str, damage: str) -> None:
     saved(tmp_path)
@@ -183,7 +187,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path, name: str, damage: str) -> No
     elif damage == "cut":
         (tmp_path / name).write_bytes(content[:-9])
     else:
-        (tmp_path / name).write_bytes(content.replace(b'"networks": 80', b'"networks": 81') if name == CARD else content[::-1])
+        spoilt = content.replace(b'"networks": 80', b'"networks": 81') if name == NETWORK_CARD else content[::-1]
+        (tmp_path / name).write_bytes(spoilt)
     with pytest.raises(DocumentError, match=name):
         NetworkModel.load(tmp_path, SPACE)
 
@@ -197,6 +202,40 @@ def test_a_predictor_of_another_table_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_schema_says_upgrade(tmp_path: Path) -> None:
     saved(tmp_path)
-    (tmp_path / CARD).write_text((tmp_path / CARD).read_text().replace("network-predictor@1", "network-predictor@2"))
+    card = tmp_path / NETWORK_CARD
+    card.write_text(card.read_text().replace("network-predictor@2", "network-predictor@3"))
     with pytest.raises(DocumentError, match="upgrade"):
         load_card(tmp_path)
+    card.write_text(card.read_text().replace("network-predictor@3", "network-predictor@1"))
+    with pytest.raises(DocumentError, match="profile the space again"):
+        load_card(tmp_path)
+
+
+def test_the_user_s_own_predictor_comes_before_a_newer_shipped_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = saved(home / "latency_tables" / "mine")
+    shipped = saved(home / "shipped" / "theirs", overlapping_ms)
+    later = dataclasses.replace(shipped, card=msgspec.structs.replace(shipped.card, created="2999-01-01T00:00:00+00:00"))
+    later.save(home / "shipped" / "theirs")
+    monkeypatch.setattr(network_model, "table_roots", lambda: (home / "latency_tables", home / "shipped"))
+    assert NetworkModel.find(sought(mine)).digest == mine.digest
+
+
+def test_a_predictor_says_at_which_speed_of_the_device_it_holds() -> None:
+    """What a search compares a verdict's speed with, as with a table's."""
+    table = table_of(added_ms)
+    throttled = SlowDown(1e9, 0.4)
+    card = msgspec.structs.replace(table.card, slow_down=throttled, sentinel_ms=0.123)
+    model = learn_network_model(SPACE, dataclasses.replace(table, card=card))
+    assert model.card.slow_down == throttled
+    assert model.describe()["sentinel_ms"] == 0.123
+
+
+def test_other_statistics_are_tested_with_the_multiple_of_the_other_networks() -> None:
+    """Each p90 is off by its own factor, so that no network tells of another; by hand, leaving each out."""
+    networks = [
+        msgspec.structs.replace(row, measured_ms=1.0, p90_ms=p90)
+        for row, p90 in zip(table_of(added_ms, 5).networks, (1.0, 2.0, 4.0, 8.0), strict=False)
+    ]
+    fitted = fit.fit_statistics(networks, networks, np.ones(4), "floor")["p90"]
+    assert fitted.factor == 3.0
+    assert fitted.error.mape_fraction == pytest.approx(np.mean([4 / 1 - 1, 4 / 2 - 1, 1 - 2 / 4, 1 - 2 / 8]))
