@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -195,9 +195,14 @@ def derive(
     budget: Budget,
     count: int = 1,
     restrict: Restrict = lambda program: program,
+    *,
+    least_ms: float = 0.0,
+    without: Collection[Architecture] = (),
 ) -> list[Candidate]:
-    """At most ``count`` networks whose predicted bound is within the target, best score first; at least one.
+    """At most ``count`` networks whose predicted bound is within the target, best score first.
 
+    Besides the best only those count whose bound is at least ``least_ms``. At least one is found, but for those ``without``
+    which the choice is to be made.
     The program sees linear costs, and the target less the budget's margin; what counts is the model's own prediction. So the
     program first gets as much room above that as its costs are wrong by in nine of ten networks, and its answers are
     predicted in order of score: the first that fits is the best that the room holds. Where too few of
@@ -211,14 +216,23 @@ def derive(
     linear_ms = budget.target_ms / budget.margin_factor * (1 + model.workload_error.p90_fraction)
     accepted: dict[Architecture, Candidate] = {}
     ratios: list[float] = []
+
+    def fitting(priced: Iterable[Candidate]) -> dict[Architecture, Candidate]:
+        fits = (c for c in priced if c.architecture not in without and budget.bound_ms(c.table) <= budget.target_ms)
+        return {c.architecture: replace(c, score=score_of(program, c.architecture)) for c in fits}
+
+    def ranked() -> list[Candidate]:
+        best_first = sorted(accepted.values(), key=lambda c: -c.score)
+        return best_first[:1] + [c for c in best_first[1:] if budget.bound_ms(c.table) >= least_ms]
+
     for number in range(TARGETS):
         answers = islice(solutions(program, [linear_ms]), LOWERED_PER_TARGET)
-        while len(accepted) < count and (some := list(islice(answers, LOWERED_TOGETHER))):
+        while len(ranked()) < count and (some := list(islice(answers, LOWERED_TOGETHER))):
             priced = [c for c in _sum_up([space.architecture(choice) for choice in some], program, model) if c]
-            accepted |= {c.architecture: c for c in priced if budget.bound_ms(c.table) <= budget.target_ms}
+            accepted |= fitting(priced)
             ratios += [budget.bound_ms(c.table) / c.workload_ms for c in priced]
         last_ms, linear_ms = linear_ms, budget.target_ms / float(np.quantile(ratios, 1.0 if number else 0.5)) if ratios else 0.0
-        if len(accepted) >= count or linear_ms >= last_ms or linear_ms <= program.fixed_costs[0]:
+        if len(ranked()) >= count or linear_ms >= last_ms or linear_ms <= program.fixed_costs[0]:
             break
     if not accepted:
         cheapest = _extremes(space, model, -1.0, restrict)
@@ -229,9 +243,8 @@ def derive(
                 f"no network of {space.name} fits {budget.target_ms:.4g} ms: the fastest found takes "
                 f"{lowest_ms:.4g} ms, the slowest {highest_ms:.4g} ms; raise --latency-budget"
             )
-        fitting = (c for c in cheapest if budget.bound_ms(c.table) <= budget.target_ms)
-        accepted = {c.architecture: replace(c, score=score_of(program, c.architecture)) for c in fitting}
-    return sorted(accepted.values(), key=lambda c: -c.score)[:count]
+        accepted |= fitting(cheapest)
+    return ranked()[:count]
 
 
 def _sum_up(architectures: Sequence[Architecture], program: DerivationProgram, model: LatencyModel) -> list[Candidate | None]:
