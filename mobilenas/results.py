@@ -89,6 +89,12 @@ class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How fast the device was when its table was made: what a small model, the sentinel, took; ``None`` if not known."""
     measured_sentinel_ms: float | None = None
     """What the sentinel took when this network was measured."""
+    predicted_gap_fraction: float | None = None
+    """``table_ms`` over the target, less one; below zero where some of the budget is unused. ``None`` in older results."""
+    measured_gap_fraction: float | None = None
+    """The same of ``measured_ms``."""
+    rounds: int = 0
+    """Rounds of candidates that were measured."""
 
 
 class SearchResult(msgspec.Struct, frozen=True):

@@ -40,12 +40,12 @@ def budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
     if budget.measured_ms is None or budget.measured_repeatability_fraction is None:
         measured = "not verified on target"
     else:
-        over = budget.measured_ms / budget.target_ms - 1
         repeated = repeats(budget.measured_repeatability_fraction, bool(budget.measured_converged))
         if budget.statistic == "p90":
             repeated = "which nine runs in ten keep with 99 % confidence"
-        measured = f"{budget.measured_ms:.4g} ms ({over:+.1%} of the budget), {repeated}"
+        measured = f"{budget.measured_ms:.4g} ms ({_gap(budget.measured_ms, budget)}), {repeated}"
         measured += speed_words(budget.table_sentinel_ms, budget.measured_sentinel_ms)
+        measured += f"; after {budget.rounds} rounds of candidates" if budget.rounds > 1 else ""
     said = budget.text + ("" if budget.quantile == 0.5 else f" at the quantile {budget.quantile:g}")
     return [
         (
@@ -56,10 +56,16 @@ def budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
         ("expected", f"{budget.expected_ms:.4g} ms (supernet, last epoch)"),
         (
             budget.model if budget.model == "table" else f"{budget.model} model",
-            f"{budget.table_ms:.4g} ms ({budget.table_low_ms:.4g} to {budget.table_high_ms:.4g})",
+            f"{budget.table_ms:.4g} ms ({_gap(budget.table_ms, budget)}; {budget.table_low_ms:.4g} to "
+            f"{budget.table_high_ms:.4g})",
         ),
         ("measured", measured),
     ]
+
+
+def _gap(ms: float, budget: BudgetOutcome) -> str:
+    """How far over its budget a latency is, or below zero how much it leaves unused."""
+    return f"{ms / budget.target_ms - 1:+.1%} of the budget"
 
 
 def repeats_of(measured: Measurement) -> str:
