@@ -57,6 +57,8 @@ class TransferResult(msgspec.Struct, frozen=True):
     error: ErrorReport
     """On these networks, each predicted without itself."""
     interval_factor: float
+    coverage_fraction: Fraction
+    """Share of networks that the interval promises to hold."""
     workload_mape_fraction: float
     """Of the linear stand-in against the predictor."""
     proxies: tuple[Proxy, ...]
@@ -95,6 +97,8 @@ class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The same of ``measured_ms``."""
     rounds: int = 0
     """Rounds of candidates that were measured."""
+    coverage_fraction: float = 0.9
+    """Share of networks that the interval from ``table_low_ms`` to ``table_high_ms`` promises to hold."""
 
 
 class SearchResult(msgspec.Struct, frozen=True):

@@ -30,6 +30,7 @@ from mobilenas.cli.output import (
     BEGINS_ANEW,
     GOES_ON,
     budget_rows,
+    coverage_words,
     moved_words,
     repeats_of,
     say_next,
@@ -168,7 +169,7 @@ def _transfer(cfg: ProfileConfig, json: bool, quiet: bool) -> None:
         ("network predictor", result.folder),
         ("measured", f"{result.networks} networks, {result.networks_not_converged} not converged; no kernels"),
         ("error", f"{error} (each network without itself)"),
-        ("interval", f"within {result.interval_factor:.3f} times"),
+        ("interval", f"within {result.interval_factor:.3f} times{coverage_words(result.coverage_fraction)}"),
         ("linear costs", f"{percent(result.workload_mape_fraction)} off the predictor"),
         *(
             (

@@ -20,6 +20,8 @@ R = TypeVar("R")
 
 GOES_ON = "the same command goes on where it stopped"
 BEGINS_ANEW = "nothing was written; the same command begins anew"
+MEANT_COVERAGE = 0.9
+"""What intervals are to hold (``latency.prediction.COVERAGE_FRACTION``, which loads too much to be asked here)."""
 WORTH_SAYING = 0.02
 """Change of a device's speed that is told beside a measurement."""
 
@@ -57,7 +59,7 @@ def budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
         (
             budget.model if budget.model == "table" else f"{budget.model} model",
             f"{budget.table_ms:.4g} ms ({_gap(budget.table_ms, budget)}; {budget.table_low_ms:.4g} to "
-            f"{budget.table_high_ms:.4g})",
+            f"{budget.table_high_ms:.4g}{coverage_words(budget.coverage_fraction)})",
         ),
         ("measured", measured),
     ]
@@ -66,6 +68,11 @@ def budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
 def _gap(ms: float, budget: BudgetOutcome) -> str:
     """How far over its budget a latency is, or below zero how much it leaves unused."""
     return f"{ms / budget.target_ms - 1:+.1%} of the budget"
+
+
+def coverage_words(fraction: float) -> str:
+    """What an interval promises, where it is less than the nine networks in ten that are meant."""
+    return "" if fraction >= MEANT_COVERAGE else f", which promises to hold {fraction:.0%} of networks only"
 
 
 def repeats_of(measured: Measurement) -> str:

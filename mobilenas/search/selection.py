@@ -109,7 +109,7 @@ def select(
         listed = tuple(
             MeasuredCandidate(c.architecture.fingerprint, c.score, c.table.ms, m.value_ms, m.high_ms) for c, m in measured
         )
-        history.append(Round(target_ms, listed, chosen and chosen.architecture.fingerprint, verdict, correction))
+        history.append(Round(target_ms, listed, chosen.architecture.fingerprint if chosen else None, verdict, correction))
         on_round(history)
         if kept is not None and kept[1].value_ms >= (1 - CLOSE_FRACTION) * budget.target_ms:
             break

@@ -26,6 +26,7 @@ from mobilenas.errors import BudgetError, IncompatibleError, UsageError
 from mobilenas.latency import LATENCY_MODELS
 from mobilenas.latency.budget import Budget, LatencyRange, LogCost, latency_range, with_skip_share
 from mobilenas.latency.models import LatencyModel, MeasureKernels, Sought, TableModel
+from mobilenas.latency.prediction import COVERAGE_FRACTION, promised_coverage
 from mobilenas.latency.table import TableRow
 from mobilenas.methods import METHODS
 from mobilenas.methods.base import SearchMethod
@@ -204,6 +205,12 @@ def _budget(
             f"{bounds.lowest.architecture.choices}. Raise the budget, or make the deployed network smaller by its "
             f"space.options ({', '.join(space.options)})"
         )
+    if cfg.budget_quantile != 0.5 and promised_coverage(model.error.networks) < COVERAGE_FRACTION:
+        told.note(
+            f"warning: --budget-quantile {cfg.budget_quantile:g} binds less than it says: the model's interval is from "
+            f"{model.error.networks} networks, and promises to hold {promised_coverage(model.error.networks):.0%} of others, "
+            f"not {COVERAGE_FRACTION:.0%}; measure more"
+        )
     if target_ms > highest_ms:
         told.note(f"warning: the budget does not bind: the slowest network of the space takes {highest_ms:.4g} ms")
     told.note(f"budget {target_ms:.4g} ms; the space's networks take {lowest_ms:.4g} to {highest_ms:.4g} ms")
@@ -365,4 +372,5 @@ def _outcome(
         predicted_gap_fraction=selection.table_ms / budget.target_ms - 1,
         measured_gap_fraction=verdict.value_ms / budget.target_ms - 1 if verdict else None,
         rounds=len(selection.rounds),
+        coverage_fraction=promised_coverage(budget.model.error.networks),
     )
