@@ -60,6 +60,8 @@ class TransferResult(msgspec.Struct, frozen=True):
     error: ErrorReport
     """On these networks, each predicted without itself."""
     interval_factor: float
+    coverage_fraction: Fraction
+    """Share of networks that the interval promises to hold."""
     workload_mape_fraction: float
     """Of the linear stand-in against the predictor."""
     proxies: tuple[Proxy, ...]
@@ -93,6 +95,14 @@ class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How fast the device was when its table was made: what a small model, the sentinel, took; ``None`` if not known."""
     measured_sentinel_ms: float | None = None
     """What the sentinel took when this network was measured."""
+    predicted_gap_fraction: float | None = None
+    """``table_ms`` over the target, less one; below zero where some of the budget is unused. ``None`` in older results."""
+    measured_gap_fraction: float | None = None
+    """The same of ``measured_ms``."""
+    rounds: int = 0
+    """Rounds of candidates that were measured."""
+    coverage_fraction: float = 0.9
+    """Share of networks that the interval from ``table_low_ms`` to ``table_high_ms`` promises to hold."""
 
 
 class SearchResult(msgspec.Struct, frozen=True):

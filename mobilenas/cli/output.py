@@ -24,6 +24,8 @@ GOES_ON = "the same command goes on where it stopped"
 BEGINS_ANEW = "nothing was written; the same command begins anew"
 WORTH_A_DOUBT = 0.1
 """Share of a table's models with a flag that is told of."""
+MEANT_COVERAGE = 0.9
+"""What intervals are to hold (``latency.prediction.COVERAGE_FRACTION``, which loads too much to be asked here)."""
 WORTH_SAYING = 0.02
 """Change of a device's speed that is told beside a measurement."""
 
@@ -44,12 +46,12 @@ def budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
     if budget.measured_ms is None or budget.measured_repeatability_fraction is None:
         measured = "not verified on target"
     else:
-        over = budget.measured_ms / budget.target_ms - 1
         repeated = repeats(budget.measured_repeatability_fraction, bool(budget.measured_converged))
         if budget.statistic == "p90":
             repeated = "which nine runs in ten keep with 99 % confidence"
-        measured = f"{budget.measured_ms:.4g} ms ({over:+.1%} of the budget), {repeated}"
+        measured = f"{budget.measured_ms:.4g} ms ({_gap(budget.measured_ms, budget)}), {repeated}"
         measured += speed_words(budget.table_sentinel_ms, budget.measured_sentinel_ms)
+        measured += f"; after {budget.rounds} rounds of candidates" if budget.rounds > 1 else ""
     said = budget.text + ("" if budget.quantile == 0.5 else f" at the quantile {budget.quantile:g}")
     return [
         (
@@ -60,10 +62,21 @@ def budget_rows(budget: BudgetOutcome) -> list[tuple[str, str]]:
         ("expected", f"{budget.expected_ms:.4g} ms (supernet, last epoch)"),
         (
             budget.model if budget.model == "table" else f"{budget.model} model",
-            f"{budget.table_ms:.4g} ms ({budget.table_low_ms:.4g} to {budget.table_high_ms:.4g})",
+            f"{budget.table_ms:.4g} ms ({_gap(budget.table_ms, budget)}; {budget.table_low_ms:.4g} to "
+            f"{budget.table_high_ms:.4g}{coverage_words(budget.coverage_fraction)})",
         ),
         ("measured", measured),
     ]
+
+
+def _gap(ms: float, budget: BudgetOutcome) -> str:
+    """How far over its budget a latency is, or below zero how much it leaves unused."""
+    return f"{ms / budget.target_ms - 1:+.1%} of the budget"
+
+
+def coverage_words(fraction: float) -> str:
+    """What an interval promises, where it is less than the nine networks in ten that are meant."""
+    return "" if fraction >= MEANT_COVERAGE else f", which promises to hold {fraction:.0%} of networks only"
 
 
 def repeats_of(measured: Measurement) -> str:

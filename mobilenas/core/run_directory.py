@@ -9,7 +9,7 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,6 +139,12 @@ def working_in(folder: Path) -> Iterator[None]:
     """Hold a folder of records alone. Left without an error it is set aside, so that the same command measures anew."""
     with locked(folder):
         yield
+        set_aside(folder)
+
+
+def set_aside(folder: Path) -> None:
+    """Give a folder of records, if it is there, a name with the time, so that nothing goes on from them."""
+    if folder.exists():
         folder.rename(folder.with_name(f"{folder.name}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"))
 
 
@@ -207,16 +213,19 @@ class RunDirectory:
         return documents.parse_json(documents.read_text(self.path / name), str(self.path / name))
 
     @contextmanager
-    def running(self, config: str, environment: Any, inputs: Mapping[str, str]) -> Iterator[RunDirectory]:
+    def running(
+        self, config: str, environment: Any, inputs: Mapping[str, str], may_differ: Collection[str] = ()
+    ) -> Iterator[RunDirectory]:
         """Lock the folder, record what runs, and leave the outcome in STATUS.
 
         ``inputs`` name the content of what the run starts from (a table, images); they lead config.toml as comments. One
-        that is named as a setting stands for it: the same content may lie elsewhere.
+        that is named as a setting stands for it: the same content may lie elsewhere. Settings that ``may_differ`` are those
+        that nothing was done by yet, unless a command ended here with success.
         Raises ``UsageError`` if a process works in the folder, or if it holds another configuration or other inputs.
         """
         config = "".join(f"# {name} {value}\n" for name, value in inputs.items()) + config
         with locked(self.path):
-            self._check_same(config)
+            self._check_same(config, () if self.is_finished else may_differ)
             write_atomic(self.path / "config.toml", config)
             write_atomic(self.path / "command.txt", " ".join(sys.argv) + "\n")
             self.write_document("environment.json", environment)
@@ -231,13 +240,14 @@ class RunDirectory:
                 raise
             self.set_status("ok")
 
-    def _check_same(self, config: str) -> None:
-        """A folder in which nothing was reached yet may take another configuration."""
+    def _check_same(self, config: str, may_differ: Collection[str]) -> None:
+        """A folder in which nothing was reached yet may take another configuration, any other but for what ``may_differ``."""
         present = self.path / "config.toml"
         if not present.exists() or not (self.is_finished or any(self.checkpoints.rglob("*.json"))):
             return
         before, now = _settings(documents.read_text(present), str(present)), _settings(config, "configuration")
-        changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+        compared = sorted((before.keys() | now.keys()) - set(may_differ))
+        changed = [key for key in compared if before.get(key) != now.get(key)]
         if not changed:
             return
         difference = "\n".join(f"  {key}: {before.get(key, 'unset')} -> {now.get(key, 'unset')}" for key in changed)

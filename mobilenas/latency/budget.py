@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -20,6 +20,8 @@ from mobilenas.latency.prediction import Prediction
 from mobilenas.spaces.base import DerivationProgram, OptionCosts, Probabilities, SearchSpace
 from mobilenas.supernet import NO_OPERATOR, SKIP
 
+TARGETS = 8
+"""How many targets a derivation program is given at most before the cheapest networks of the space are looked through."""
 LOWERED_PER_TARGET, LOWERED_TOGETHER = 32, 16
 """How many answers of a derivation program are lowered for one target at most, and how many in one go."""
 EXTREMES_LOWERED = 48
@@ -44,8 +46,8 @@ class Budget:
 
     @property
     def margin_factor(self) -> float:
-        """How far the bound lies above the prediction on average, for what is only an expectation or a linear cost."""
-        return self.bound_ms(Prediction.within(1.0, 1 + self.model.error.p90_fraction))
+        """How far the bound lies above the prediction, for what is only an expectation or a linear cost."""
+        return self.bound_ms(Prediction.within(1.0, self.model.interval_factor))
 
 
 @dataclass
@@ -193,38 +195,56 @@ def derive(
     budget: Budget,
     count: int = 1,
     restrict: Restrict = lambda program: program,
+    *,
+    least_ms: float = 0.0,
+    without: Collection[Architecture] = (),
 ) -> list[Candidate]:
-    """At most ``count`` networks whose predicted bound is within the target, best score first; at least one.
+    """At most ``count`` networks whose predicted bound is within the target, best score first.
 
+    Besides the best only those count whose bound is at least ``least_ms``. At least one is found, but for those ``without``
+    which the choice is to be made.
     The program sees linear costs, and the target less the budget's margin; what counts is the model's own prediction. So the
     program first gets as much room above that as its costs are wrong by in nine of ten networks, and its answers are
     predicted in order of score: the first that fits is the best that the room holds. Where too few of
-    ``LOWERED_PER_TARGET`` fit, the room is cut step by step.
+    ``LOWERED_PER_TARGET`` fit, the next target is the one at which half of the answers so far would have fit, and then the
+    one at which all would have, by the ratio of their bound to their linear cost.
     Networks with a kernel that the model cannot price are passed over. Raises ``BudgetError`` with both bounds if nothing fits,
     ``MissingKernelError`` if nothing could be priced.
     """
-    model, linear_ms = budget.model, budget.target_ms / budget.margin_factor
+    model = budget.model
     program = restrict(space.derivation_program(scores, [model.option_costs]))
+    linear_ms = budget.target_ms / budget.margin_factor * (1 + model.workload_error.p90_fraction)
     accepted: dict[Architecture, Candidate] = {}
-    for share in (1.0, 0.0, -1.0, -2.0, -4.0):
-        room = share * model.workload_error.p90_fraction
-        answers = islice(solutions(program, [linear_ms * (1 + room)]), LOWERED_PER_TARGET)
-        while len(accepted) < count and (some := list(islice(answers, LOWERED_TOGETHER))):
-            summed = _sum_up([space.architecture(choice) for choice in some], program, model)
-            accepted |= {c.architecture: c for c in summed if c and budget.bound_ms(c.table) <= budget.target_ms}
-        if len(accepted) >= count:
+    ratios: list[float] = []
+
+    def fitting(priced: Iterable[Candidate]) -> dict[Architecture, Candidate]:
+        fits = (c for c in priced if c.architecture not in without and budget.bound_ms(c.table) <= budget.target_ms)
+        return {c.architecture: replace(c, score=score_of(program, c.architecture)) for c in fits}
+
+    def ranked() -> list[Candidate]:
+        best_first = sorted(accepted.values(), key=lambda c: -c.score)
+        return best_first[:1] + [c for c in best_first[1:] if budget.bound_ms(c.table) >= least_ms]
+
+    for number in range(TARGETS):
+        answers = islice(solutions(program, [linear_ms]), LOWERED_PER_TARGET)
+        while len(ranked()) < count and (some := list(islice(answers, LOWERED_TOGETHER))):
+            priced = [c for c in _sum_up([space.architecture(choice) for choice in some], program, model) if c]
+            accepted |= fitting(priced)
+            ratios += [budget.bound_ms(c.table) / c.workload_ms for c in priced]
+        last_ms, linear_ms = linear_ms, budget.target_ms / float(np.quantile(ratios, 1.0 if number else 0.5)) if ratios else 0.0
+        if len(ranked()) >= count or linear_ms >= last_ms or linear_ms <= program.fixed_costs[0]:
             break
     if not accepted:
-        bounds = latency_range(space, model, restrict)
-        lowest_ms, highest_ms = budget.bound_ms(bounds.lowest.table), budget.bound_ms(bounds.highest.table)
+        cheapest = _extremes(space, model, -1.0, restrict)
+        lowest_ms = min(budget.bound_ms(c.table) for c in cheapest)
         if lowest_ms > budget.target_ms:
+            highest_ms = max(budget.bound_ms(c.table) for c in _extremes(space, model, 1.0, restrict))
             raise BudgetError(
                 f"no network of {space.name} fits {budget.target_ms:.4g} ms: the fastest found takes "
                 f"{lowest_ms:.4g} ms, the slowest {highest_ms:.4g} ms; raise --latency-budget"
             )
-        lowest = bounds.lowest.architecture
-        accepted[lowest] = replace(bounds.lowest, score=score_of(program, lowest))
-    return sorted(accepted.values(), key=lambda c: -c.score)[:count]
+        accepted |= fitting(cheapest)
+    return ranked()[:count]
 
 
 def _sum_up(architectures: Sequence[Architecture], program: DerivationProgram, model: LatencyModel) -> list[Candidate | None]:
@@ -262,12 +282,15 @@ class LatencyRange:
 
 def latency_range(space: SearchSpace, model: LatencyModel, restrict: Restrict = lambda program: program) -> LatencyRange:
     """Bounds of the space: of the ``EXTREMES_LOWERED`` most extreme networks by linear cost the extreme whole sums."""
-    ends = []
-    for sign in (-1.0, 1.0):
-        program = restrict(extreme_program(space, model.option_costs, sign))
-        found = [space.architecture(choice) for choice in islice(solutions(program), EXTREMES_LOWERED)]
-        summed = [c for c in _sum_up(found, program, model) if c is not None]
-        if not summed:
-            model.latencies(found)  # says which kernel is missing, and how to measure it
-        ends.append(max(summed, key=lambda c: sign * c.table.ms))
-    return LatencyRange(*ends)
+    lowest, highest = _extremes(space, model, -1.0, restrict), _extremes(space, model, 1.0, restrict)
+    return LatencyRange(min(lowest, key=lambda c: c.table.ms), max(highest, key=lambda c: c.table.ms))
+
+
+def _extremes(space: SearchSpace, model: LatencyModel, sign: float, restrict: Restrict) -> list[Candidate]:
+    """The cheapest (``sign=-1``) or the dearest (``+1``) networks by linear cost that the model can price; at least one."""
+    program = restrict(extreme_program(space, model.option_costs, sign))
+    found = [space.architecture(choice) for choice in islice(solutions(program), EXTREMES_LOWERED)]
+    summed = [c for c in _sum_up(found, program, model) if c is not None]
+    if not summed:
+        model.latencies(found)  # says which kernel is missing, and how to measure it
+    return summed

@@ -57,6 +57,11 @@ class KernelModel:
         return self.table.error
 
     @property
+    def interval_factor(self) -> float:
+        """Of the same networks."""
+        return self.table.interval_factor
+
+    @property
     def digest(self) -> str:
         learnt = self.kernels.predictor
         return documents.digest([[t.digest for t in self.kernels.tables], learnt and learnt.learnt_from_])[:16]

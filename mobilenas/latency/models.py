@@ -39,6 +39,11 @@ class LatencyModel(Protocol):
         ...
 
     @property
+    def interval_factor(self) -> float:
+        """By how much predictions may be wrong: no interval reaches less far."""
+        ...
+
+    @property
     def digest(self) -> str:
         """Hexadecimal digits that change when any answer may."""
         ...
@@ -131,6 +136,10 @@ class TableModel:
     @property
     def error(self) -> ErrorReport:
         return self.card.table_error
+
+    @property
+    def interval_factor(self) -> float:
+        return self.card.interval_factor
 
     @property
     def digest(self) -> str:

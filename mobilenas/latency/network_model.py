@@ -116,6 +116,10 @@ class NetworkModel:
         return self.card.error
 
     @property
+    def interval_factor(self) -> float:
+        return self.card.interval_factor
+
+    @property
     def digest(self) -> str:
         return documents.digest([self.card, _sha256(self._tensors())])[:16]
 

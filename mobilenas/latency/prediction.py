@@ -48,6 +48,11 @@ def conformal_factor(predicted_ms: np.ndarray, measured_ms: np.ndarray, coverage
     return math.exp(conformal_quantile(np.abs(np.log(measured_ms / predicted_ms)), coverage))
 
 
+def promised_coverage(networks: int) -> float:
+    """The share of networks that an interval promises to hold which so many were held out for."""
+    return min(COVERAGE_FRACTION, networks / (networks + 1))
+
+
 def conformal_quantile(scores: np.ndarray, coverage: float = COVERAGE_FRACTION) -> float:
     """The ``ceil((n + 1) coverage)``-th smallest of ``scores`` ``(n,)``, or the largest; ``MeasurementError`` for none."""
     if len(scores) == 0:

@@ -58,6 +58,11 @@ def _told(run: Path, name: str, tell: Callable[[Any], list[tuple[str, str]]], do
         raise DocumentError(f"{run}: the document of {name} lacks what it should hold ({error!r})") from error
 
 
+def _beside(budget: dict[str, Any], name: str) -> str:
+    """A latency, and how far over its budget it is."""
+    return f"{budget[name]:.4g} ms ({budget[name] / budget['target_ms'] - 1:+.1%} of the budget)"
+
+
 def _search_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     if result.keys() == {"schema", "budgets"}:
         return [("method", "none: a run made of a network that was there")]
@@ -68,13 +73,11 @@ def _search_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     for budget in result["budgets"]:
         rows += [
             ("budget", f"{budget['target_ms']:.4g} ms ({budget['text']})"),
-            ("table", f"{budget['table_ms']:.4g} ms ({budget['table_low_ms']:.4g} to {budget['table_high_ms']:.4g})"),
             (
-                "measured",
-                "not verified on target"
-                if budget["measured_ms"] is None
-                else f"{budget['measured_ms']:.4g} ms ({budget['measured_ms'] / budget['target_ms'] - 1:+.1%} of the budget)",
+                "table",
+                f"{_beside(budget, 'table_ms')}, within {budget['table_low_ms']:.4g} to {budget['table_high_ms']:.4g} ms",
             ),
+            ("measured", "not verified on target" if budget["measured_ms"] is None else _beside(budget, "measured_ms")),
         ]
     return rows
 

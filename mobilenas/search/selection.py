@@ -14,6 +14,9 @@ from mobilenas.errors import BudgetError
 from mobilenas.latency.budget import Budget, Candidate, Restrict, derive
 from mobilenas.spaces.base import SearchSpace
 
+CLOSE_FRACTION = 0.03
+"""How far below its target a candidate is predicted at most, but for the best one; and what a budget may leave unused."""
+
 MeasureNetworks = Callable[[Sequence[Architecture], str], list[Measurement]]
 """Architectures and a label for the journal -> their measurements on the target device."""
 
@@ -29,12 +32,17 @@ class MeasuredCandidate(msgspec.Struct, frozen=True):
 
 
 class Round(msgspec.Struct, frozen=True):
-    """One round: the target that the derivation was given, its candidates, and the verdict on the one chosen."""
+    """One round: the target that the derivation was given, its candidates, and the verdict on the one chosen.
+
+    ``correction`` is what networks took here over what they were predicted to take: the next target is the budget divided
+    by it.
+    """
 
     derivation_target_ms: float
     candidates: tuple[MeasuredCandidate, ...]
     chosen: str | None
     verdict: Measurement | None
+    correction: float
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -59,72 +67,76 @@ def select(
     candidates: int = 8,
     rounds: int = 3,
     restrict: Restrict = lambda program: program,
+    on_round: Callable[[Sequence[Round]], None] = lambda _: None,
 ) -> Selection:
     """The best-scoring network within the budget; measured on the device if ``measure`` is given.
 
-    Half of the candidates are derived at the budget, half at the budget less the model's error. Of those whose
-    measured interval lies within the budget the best-scoring one is measured again, from the start: that is the verdict.
-    It may exceed the budget by its repeatability, but only where the measurement has converged.
-    A round without a success corrects the target by the measured gap. Raises ``BudgetError`` after the last round.
+    Candidates are the best network that is predicted to be within the target, and the next best of those close below it. Of
+    those that are measured within the budget (``Measurement.is_within``) the best-scoring one is measured again, from the
+    start: that is the verdict, by the same rule. What the device took of all candidates over what was predicted corrects the
+    target, up or down, for another round: after a round without success; and after one that leaves ``CLOSE_FRACTION`` of
+    the budget unused, if a better network fits the corrected target. A network that was measured over the budget is no
+    candidate again. ``on_round`` is told of all rounds after each. Raises ``BudgetError`` if none succeeded.
     """
     if measure is None:
         return _selection(derive(space, scores, budget, restrict=restrict)[0], None, ())
     history: list[Round] = []
+    over: set[Architecture] = set()
+    kept: tuple[Candidate, Measurement] | None = None
     target_ms = budget.target_ms
-    for number in range(rounds):
+    while len(history) < rounds:
+        corrected, least_ms = replace(budget, target_ms=target_ms), (1 - CLOSE_FRACTION) * target_ms
         try:
-            derived = _candidates(space, scores, budget, target_ms, candidates, restrict)
+            derived = derive(space, scores, corrected, candidates, restrict, least_ms=least_ms, without=over)
         except BudgetError:
             if not history:
                 raise
             break  # nothing is left below the corrected target: the error is about the user's own
-        measurements = measure([c.architecture for c in derived], f"round{number}")
+        derived = [c for c in derived if kept is None or c.score > kept[0].score]
+        if not derived:
+            break
+        measured = list(zip(derived, measure([c.architecture for c in derived], f"round{len(history)}"), strict=True))
+        over |= {c.architecture for c, m in measured if not m.is_within(budget.target_ms)}
+        correction = float(np.median([m.value_ms / c.table.ms for c, m in measured]))
+        chosen, verdict = _best_within(measured, budget.target_ms), None
+        if chosen is not None:
+            [verdict] = measure([chosen.architecture], f"verdict{len(history)}")
+            if verdict.is_within(budget.target_ms):
+                kept = chosen, verdict
+            else:
+                over.add(chosen.architecture)
+                correction = max(correction, verdict.value_ms / chosen.table.ms)
         listed = tuple(
-            MeasuredCandidate(c.architecture.fingerprint, c.score, c.table.ms, m.value_ms, m.high_ms)
-            for c, m in zip(derived, measurements, strict=True)
+            MeasuredCandidate(c.architecture.fingerprint, c.score, c.table.ms, m.value_ms, m.high_ms) for c, m in measured
         )
-        fitting = [c for c, m in zip(derived, measurements, strict=True) if m.high_ms <= budget.target_ms]
-        if not fitting:
-            history.append(Round(target_ms, listed, None, None))
-            gaps = [m.value_ms / budget.bound_ms(c.table) for c, m in zip(derived, measurements, strict=True)]
-            target_ms = min(target_ms, budget.target_ms / float(np.median(gaps))) * 0.99
-            continue
-        best = max(fitting, key=lambda c: c.score)
-        [verdict] = measure([best.architecture], f"verdict{number}")
-        history.append(Round(target_ms, listed, best.architecture.fingerprint, verdict))
-        if verdict.is_within(budget.target_ms):
-            return _selection(best, verdict, tuple(history))
-        target_ms *= 0.99 * budget.target_ms / verdict.value_ms
-    last = history[-1]
-    closest = min(c.measured_ms for c in last.candidates)
-    raise BudgetError(
-        f"after {len(history)} rounds no network was measured within {budget.target_ms:.4g} ms; the closest of the last "
-        f"round took {closest:.4g} ms; raise --latency-budget, or profile again if the device has changed"
-    )
+        history.append(Round(target_ms, listed, chosen.architecture.fingerprint if chosen else None, verdict, correction))
+        on_round(history)
+        if kept is not None and kept[1].value_ms >= (1 - CLOSE_FRACTION) * budget.target_ms:
+            break
+        target_ms = budget.target_ms / correction
+    if kept is None:
+        raise BudgetError(
+            f"after {len(history)} rounds no network was measured within {budget.target_ms:.4g} ms: {_closest(history[-1])}; "
+            "raise --latency-budget, or profile again if the device has changed"
+        )
+    return _selection(*kept, tuple(history))
 
 
-def _candidates(
-    space: SearchSpace,
-    scores: Mapping[str, np.ndarray],
-    budget: Budget,
-    target_ms: float,
-    count: int,
-    restrict: Restrict,
-) -> list[Candidate]:
-    """Networks at ``target_ms`` and, so that not all of them are on the edge, below it by the model's own error."""
-    margin = budget.model.error.p90_fraction
-    found: dict[Architecture, Candidate] = {}
-    for target, wanted in ((target_ms, -(-count // 2)), (target_ms * (1 - margin), count // 2)):
-        if not wanted:
-            continue
-        try:
-            derived = derive(space, scores, replace(budget, target_ms=target), wanted, restrict)
-        except BudgetError:
-            if found:
-                continue
-            raise
-        found |= {candidate.architecture: candidate for candidate in derived}
-    return sorted(found.values(), key=lambda c: -c.score)
+def _best_within(measured: Sequence[tuple[Candidate, Measurement]], target_ms: float) -> Candidate | None:
+    """The best-scoring candidate within the budget; one that exceeds it by its repeatability only where no other is."""
+    fitting = [(m.value_ms <= target_ms, c.score, c) for c, m in measured if m.is_within(target_ms)]
+    return max(fitting, key=lambda found: found[:2])[2] if fitting else None
+
+
+def _closest(last: Round) -> str:
+    """What the last round came to, by the numbers that it was judged by."""
+    if last.verdict is not None:
+        repeats = f"repeatable within {last.verdict.repeatability_fraction:.1%}"
+        settled = "" if last.verdict.converged else ", which is not yet settled"
+        return f"the one chosen took {last.verdict.value_ms:.4g} ms when it was measured again, {repeats}{settled}"
+    closest = min(last.candidates, key=lambda c: c.measured_ms)
+    repeats = f"repeatable within {closest.measured_high_ms / closest.measured_ms - 1:.1%}"
+    return f"the closest of the last round took {closest.measured_ms:.4g} ms, {repeats}"
 
 
 def _selection(candidate: Candidate, verdict: Measurement | None, rounds: tuple[Round, ...]) -> Selection:

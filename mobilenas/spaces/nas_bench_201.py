@@ -220,7 +220,10 @@ class NasBench201Space(SearchSpace):
         }
 
     def decode(self, probabilities: Probabilities) -> Architecture:
-        """Per edge the likeliest operator, ``none`` included, as in the authors' search code; ties go to the earlier."""
+        """Per edge the likeliest operator, ``none`` included, as in the authors' search code; ties go to the earlier.
+
+        As there, nothing sees to it that a way leads from the cell's input to its output: that is the derivation's rule.
+        """
         rows = {edge: probabilities[edge].detach().cpu().double().tolist() for edge in EDGES}
         return self.architecture((edge, self.operators[row.index(max(row))]) for edge, row in rows.items())
 
@@ -268,7 +271,7 @@ class NasBench201Space(SearchSpace):
         return total
 
     def derivation_program(self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()) -> DerivationProgram:
-        """One operator an edge; the costs are those of what is built."""
+        """One operator an edge, with a way from the cell's input to its output; the costs are those of what is built."""
         rules = rules_of(self.operators, self.unread)
         sources = {**{built(edge): edge for edge in EDGES}, **{arriving(node): arriving(node) for node in INCOMING}}
         blank = {name: np.zeros(sum(name == other for other, _ in rules.variables)) for name, _ in rules.variables}

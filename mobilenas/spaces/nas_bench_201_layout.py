@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -81,7 +82,10 @@ class Rules:
 
 
 def rules_of(operators: Sequence[str], unread: str) -> Rules:
-    """One of ``operators`` an edge, and everything in ``FOLLOWING`` as it follows from that."""
+    """One of ``operators`` an edge, a way from the input to the output, and everything in ``FOLLOWING`` as it follows.
+
+    There is a way if and only if wherever the nodes are cut in two, input here and output there, an edge crosses over.
+    """
     options = dict.fromkeys([*EDGES, *map(built, EDGES)], tuple(operators))
     options |= {arriving(node): tuple(map(str, range(node + 1))) for node in INCOMING}
     options |= {built(node): ("yes",) for node in INCOMING}
@@ -98,6 +102,10 @@ def rules_of(operators: Sequence[str], unread: str) -> Rules:
     def operator_of(edge: str, sign: float = 1.0) -> dict[tuple[str, str], float]:
         return {(built(edge), operator): sign for operator in operators if operator != NO_OPERATOR}
 
+    inner = [node for node in INCOMING if node != OUTPUT]
+    for here in ({0, *some} for size in range(len(inner) + 1) for some in combinations(inner, size)):
+        across = [edge for edge in EDGES if ends_of(edge)[0] in here and ends_of(edge)[1] not in here]
+        rule(1, len(across), {(edge, operator): 1.0 for edge in across for operator in operators if operator != NO_OPERATOR})
     for edge in EDGES:
         rule(1, 1, one_of(edge))
         rule(0, 0, one_of(built(edge)), one_of(built(ends_of(edge)[1]), -1.0))

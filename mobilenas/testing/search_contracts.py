@@ -85,6 +85,7 @@ class LatencyModelContract(ABC):
             prediction = model.latency(architecture)
             assert 0 < prediction.ms < math.inf
             assert prediction.low_ms <= prediction.ms <= prediction.high_ms
+            assert prediction.high_ms >= prediction.ms * model.interval_factor * (1 - 1e-9), "narrower than the model's own"
             assert again.latency(architecture) == prediction
 
     def test_latency_tells_networks_apart(self) -> None:

@@ -6,7 +6,8 @@ import inspect
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_type_hints
 
@@ -17,7 +18,7 @@ from mobilenas.config import DataSetConfig, LogCostConfig, ProfileConfig, Search
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Measurement, MeasurementPlan, Statistic
-from mobilenas.core.run_directory import Journal, RunDirectory
+from mobilenas.core.run_directory import Journal, RunDirectory, set_aside
 from mobilenas.core.units import parse_latency_target
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
@@ -25,6 +26,7 @@ from mobilenas.errors import BudgetError, IncompatibleError, UsageError
 from mobilenas.latency import LATENCY_MODELS
 from mobilenas.latency.budget import Budget, LatencyRange, LogCost, latency_range, with_skip_share
 from mobilenas.latency.models import LatencyModel, MeasureKernels, Sought, TableModel
+from mobilenas.latency.prediction import COVERAGE_FRACTION, promised_coverage
 from mobilenas.latency.table import TableRow
 from mobilenas.methods import METHODS
 from mobilenas.methods.base import SearchMethod
@@ -34,7 +36,7 @@ from mobilenas.results import BudgetOutcome, SearchResult
 from mobilenas.runtimes.measure import measure
 from mobilenas.search.checkpoints import save_tensors
 from mobilenas.search.engine import LOWEST_TEMPERATURE, AdamSettings, EngineSettings, EpochReport, SearchEngine
-from mobilenas.search.selection import Selection, select
+from mobilenas.search.selection import Round, Selection, select
 from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace, SupernetSize
 from mobilenas.workflows.naming import (
@@ -55,6 +57,10 @@ from mobilenas.workflows.naming import (
     tell_sweep,
     typed_options,
 )
+
+OF_THE_SELECTION = ("candidates", "measure", "plan", "rounds")
+"""Settings that only the choice at the end depends on: a search that did not end well may go on with others."""
+MEASUREMENTS, ROUNDS = "measurements", "rounds.json"
 
 
 def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | None = None) -> SearchResult:
@@ -98,10 +104,11 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
             on_note=told.note,
         )
         engine.check()
-        with directory.running(config.dump_config(cfg), run_environment(), inputs):
+        with directory.running(config.dump_config(cfg), run_environment(), inputs, may_differ=OF_THE_SELECTION):
             told.note(f"run directory {directory.path}")
             parameters = engine.run()
             probabilities = {name: row.detach() for name, row in parameters.softmax().items()}
+            save_tensors(directory.path / "logits.safetensors", probabilities)
             selection = None
             if budget is None:
                 architecture = method.decode(space, parameters)
@@ -111,15 +118,17 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
                     sentinel_ms = budget.model.table.card.sentinel_ms
                     budget.model.measure_kernels = _measure_kernels(plan, target, link, directory, told, sentinel_ms)
                 measure_networks = _measure_networks(plan, statistic, space, target, link, directory, told)
-                selection = select(
-                    space,
-                    method.scores(space, parameters),
-                    budget,
-                    measure=measure_networks if cfg.measure else None,
-                    candidates=cfg.candidates,
-                    rounds=cfg.rounds,
-                    restrict=method.restrict,
-                )
+                with _set_aside_where_in_vain(directory):
+                    selection = select(
+                        space,
+                        method.scores(space, parameters),
+                        budget,
+                        measure=measure_networks if cfg.measure else None,
+                        candidates=cfg.candidates,
+                        rounds=cfg.rounds,
+                        restrict=method.restrict,
+                        on_round=lambda rounds: _write_rounds(directory, rounds),
+                    )
                 architecture = selection.architecture
             result = SearchResult(
                 run=str(directory.path),
@@ -143,7 +152,6 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
                 epochs=cfg.epochs,
                 duration_s=time.monotonic() - begin,
             )
-            save_tensors(directory.path / "logits.safetensors", parameters.softmax())
             directory.write_document(ARCHITECTURE, documents.parse_json(architecture.to_json(), ARCHITECTURE))
             directory.write_document(RESULT, {"schema": "mobilenas/search-result@1", **msgspec.to_builtins(result)})
     return result
@@ -196,6 +204,12 @@ def _budget(
             f"to {highest_ms:.4g} ms on {target.device.card.name} by the {cfg.latency_model} model; the fastest is "
             f"{bounds.lowest.architecture.choices}. Raise the budget, or make the deployed network smaller by its "
             f"space.options ({', '.join(space.options)})"
+        )
+    if cfg.budget_quantile != 0.5 and promised_coverage(model.error.networks) < COVERAGE_FRACTION:
+        told.note(
+            f"warning: --budget-quantile {cfg.budget_quantile:g} binds less than it says: the model's interval is from "
+            f"{model.error.networks} networks, and promises to hold {promised_coverage(model.error.networks):.0%} of others, "
+            f"not {COVERAGE_FRACTION:.0%}; measure more"
         )
     if target_ms > highest_ms:
         told.note(f"warning: the budget does not bind: the slowest network of the space takes {highest_ms:.4g} ms")
@@ -263,6 +277,25 @@ def _tell_epoch(told: Listener, report: EpochReport) -> None:
     )
 
 
+def _write_rounds(directory: RunDirectory, rounds: Sequence[Round]) -> None:
+    directory.write_document(ROUNDS, {"schema": "mobilenas/search-rounds@1", "rounds": msgspec.to_builtins(rounds)})
+
+
+@contextmanager
+def _set_aside_where_in_vain(directory: RunDirectory) -> Iterator[None]:
+    """Left with a ``BudgetError``, what was measured is set aside: another attempt asks the device, not the same journals."""
+    try:
+        yield
+    except BudgetError:
+        set_aside(directory.path / MEASUREMENTS)
+        raise
+
+
+def _journal(directory: RunDirectory, plan: MeasurementPlan, label: str) -> Journal:
+    """The records of one plan: those of another do not count towards it."""
+    return Journal(directory.path / MEASUREMENTS / plan.name / f"{label}.jsonl")
+
+
 def _measure_kernels(
     plan: MeasurementPlan, target: Target, link: Link, directory: RunDirectory, told: Listener, sentinel_ms: float
 ) -> MeasureKernels:
@@ -277,7 +310,7 @@ def _measure_kernels(
             target.runtime,
             target.settings,
             plan,
-            Journal(directory.path / "measurements" / f"kernels{next(numbers)}.jsonl"),
+            _journal(directory, plan, f"kernels{next(numbers)}"),
             lambda p: tell_sweep(told, "measuring kernels", p),
             sentinel_ms,
         )
@@ -307,7 +340,7 @@ def _measure_networks(
             target.runtime,
             target.settings,
             plan,
-            journal=Journal(directory.path / "measurements" / f"{label}.jsonl"),
+            journal=_journal(directory, plan, label),
             progress=lambda p: tell_sweep(told, "measuring candidates" if "round" in label else "final measurement", p),
         )
         return [measurements[a.fingerprint].of_statistic(statistic) for a in architectures]
@@ -336,4 +369,8 @@ def _outcome(
         model=cfg.latency_model,
         table_sentinel_ms=budget.model.describe().get("sentinel_ms"),
         measured_sentinel_ms=verdict.sentinel_ms if verdict else None,
+        predicted_gap_fraction=selection.table_ms / budget.target_ms - 1,
+        measured_gap_fraction=verdict.value_ms / budget.target_ms - 1 if verdict else None,
+        rounds=len(selection.rounds),
+        coverage_fraction=promised_coverage(budget.model.error.networks),
     )

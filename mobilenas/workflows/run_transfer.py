@@ -12,6 +12,7 @@ from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
 from mobilenas.errors import DocumentError, MissingDataError, UsageError
 from mobilenas.latency.network_card import load_card
+from mobilenas.latency.prediction import promised_coverage
 from mobilenas.latency.store import check_replaceable, keep_history, known_tables, same_target, table_folder
 from mobilenas.latency.table import LatencyTable, TableKey
 from mobilenas.profiling.transfer_campaign import TransferCampaign
@@ -67,6 +68,7 @@ def transfer(cfg: ProfileConfig, listener: Listener | None = None) -> TransferRe
         doubts=model.card.doubts,
         slow_down=model.card.slow_down,
         interval_factor=model.card.interval_factor,
+        coverage_fraction=promised_coverage(model.card.error.networks),
         workload_mape_fraction=model.card.workload_error.mape_fraction,
         proxies=tuple(sorted(model.card.proxies, key=lambda proxy: -proxy.weight_fraction)),
         duration_s=time.monotonic() - begin,

@@ -176,6 +176,7 @@ def test_report_tells_what_there_is(run: Path, command: Command) -> None:
     plain = command("report", "run").out
     assert "test accuracy 50.00%" in plain
     assert "4.8 ms (-4.0% of the budget)" in plain
+    assert "4.9 ms (-2.0% of the budget)" in plain
     (run / "result.json").write_text("{}")
     outcome = command("report", "run")
     assert outcome.code == 3

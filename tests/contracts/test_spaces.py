@@ -1,3 +1,4 @@
+from mobilenas.core.architecture import Architecture
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.spaces.dense_blocks import DenseBlockSpace
@@ -53,16 +54,23 @@ class TestTheSmallestDenseSpace(SpaceContract):
         return DenseBlockSpace("mbconv", blocks((4, 6), (1, 2), (0, 1), (0, 0)), 8, image_size=8, classes=3)
 
 
-class TestNasBench201(SpaceContract):
+WAYS = (("0-3",), ("0-1", "1-3"), ("0-2", "2-3"), ("0-1", "1-2", "2-3"))
+"""From the input of a cell of NAS-Bench-201 to its output."""
+
+
+class NasBench201Contract(SpaceContract):
     heeds_temperature = False  # all decisions are always made: nothing to sharpen
 
+    def may_be_derived(self, architecture: Architecture) -> bool:
+        return any(all(architecture.choices[edge] != "none" for edge in way) for way in WAYS)
+
+
+class TestNasBench201(NasBench201Contract):
     def make(self) -> SearchSpace:
         return NasBench201Space(channels=4, cells_per_stage=2, image_size=8, image_channels=1)
 
 
-class TestOddNasBench201(SpaceContract):
-    heeds_temperature = False
-
+class TestOddNasBench201(NasBench201Contract):
     def make(self) -> SearchSpace:
         return NasBench201Space(channels=3, cells_per_stage=1, image_size=9, classes=3)
 
@@ -75,15 +83,12 @@ class TestNasBench201WithoutNone(SpaceContract):
         return NasBench201Space(channels=4, cells_per_stage=1, image_size=8, operators=operators)
 
 
-class TestNasBench201WithAllItsEdges(SpaceContract):
-    heeds_temperature = False
-
+class TestNasBench201WithAllItsEdges(NasBench201Contract):
     def make(self) -> SearchSpace:
         return NasBench201Space(channels=4, cells_per_stage=1, image_size=8, unread="kept")
 
 
-class TestPublishedNasBench201(SpaceContract):
-    heeds_temperature = False
+class TestPublishedNasBench201(NasBench201Contract):
     samples = 4
 
     def make(self) -> SearchSpace:

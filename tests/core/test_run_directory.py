@@ -146,6 +146,24 @@ def test_a_setting_that_has_its_content_among_the_inputs_is_compared_by_it(tmp_p
     assert str(error.value).splitlines()[1:] == ["  table (content): abc -> abd"]
 
 
+def test_settings_that_nothing_was_done_by_yet_may_differ_until_the_run_is_finished(tmp_path: Path) -> None:
+    def go_on(config: str, error: Exception | None = None) -> None:
+        with RunDirectory(tmp_path).running(config, {}, {}, may_differ=("rounds",)):
+            write_atomic(tmp_path / "checkpoints" / "000001.json", "{}")
+            if error:
+                raise error
+
+    with pytest.raises(ValueError):
+        go_on("a = 1\nrounds = 3\n", ValueError())
+    with pytest.raises(UsageError) as refused:
+        go_on("a = 2\nrounds = 6\n")
+    assert str(refused.value).splitlines()[1:] == ["  a: 1 -> 2"]
+    go_on("a = 1\nrounds = 6\n")
+    assert (tmp_path / "config.toml").read_text() == "a = 1\nrounds = 6\n"
+    with pytest.raises(UsageError, match="rounds: 6 -> 3"):
+        go_on("a = 1\nrounds = 3\n")
+
+
 def test_a_difference_always_shows(tmp_path: Path) -> None:
     with RunDirectory(tmp_path).running("a = 1\n", {}, {"table": "abc"}):
         pass

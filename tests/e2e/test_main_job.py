@@ -40,7 +40,9 @@ def test_profile_search_train_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     searched = json.loads(run("search", "--latency-budget", "40%", *tiny, "-o", "run", "--json").stdout)
     budget = searched["budgets"][0]
-    assert budget["table_ms"] <= budget["target_ms"]
+    assert budget["predicted_gap_fraction"] == budget["table_ms"] / budget["target_ms"] - 1
+    assert 1 <= budget["rounds"] == len(searched["selection"]["rounds"]) <= 3
+    assert budget["table_ms"] <= max(r["derivation_target_ms"] for r in searched["selection"]["rounds"])
     assert searched["verified_on_target"]
     assert budget["measured_ms"] <= budget["target_ms"] * (1 + budget["measured_repeatability_fraction"])
     assert Path("run/STATUS").read_text() == "ok\n"

@@ -14,8 +14,9 @@ from mobilenas.core.workload import Kernel
 from mobilenas.errors import BudgetError
 from mobilenas.latency.budget import Budget, derive, latency_range, score_of
 from mobilenas.latency.models import TableModel
-from mobilenas.latency.prediction import Prediction
-from mobilenas.latency.table import LatencyTable, TableRow
+from mobilenas.latency.prediction import Prediction, conformal_factor
+from mobilenas.latency.table import ErrorReport, LatencyTable, TableRow, WorkloadCosts
+from mobilenas.spaces.base import OptionCosts
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing import fakes
 
@@ -170,6 +171,50 @@ def test_a_quantile_that_no_network_reaches_is_a_budget_error(model: TableModel,
     assert derive(SPACE, scores, Budget(wide, target_ms))
     with pytest.raises(BudgetError, match="the fastest found takes"):
         derive(SPACE, scores, Budget(wide, target_ms, quantile=0.95))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_one_outlier_among_ten_networks_does_not_end_in_the_fastest(
+    everything: dict[Architecture, float], share: float
+) -> None:
+    """The interval is that of the outlier, the 90th percentile of the errors hardly sees it; linear costs are exact."""
+    off = np.array([1.01, 0.99, 1.02, 0.98, 1.0, 1.015, 0.985, 1.005, 0.995, 1.3])
+    exact = fakes.make_model(SPACE)
+    card = msgspec.structs.replace(
+        exact.card, interval_factor=conformal_factor(off, np.ones(10)), table_error=ErrorReport.of(off, np.ones(10))
+    )
+    costs = {SPACE.key: replace_error(exact.table.workload_costs[SPACE.key])}
+    whole = msgspec.structs.replace(exact.table.card, spaces={SPACE.key: card})
+    model = TableModel(replace(exact.table, card=whole, workload_costs=costs), SPACE, exact.lower)
+    assert_best_within(model, everything, share, quantile=0.9)
+
+
+def replace_error(costs: WorkloadCosts) -> WorkloadCosts:
+    return msgspec.structs.replace(costs, error=ErrorReport.none())
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_linear_costs_that_are_further_off_than_they_say_are_followed(
+    everything: dict[Architecture, float], share: float
+) -> None:
+    model = fakes.make_model(SPACE)
+    costs = model.option_costs
+    model.option_costs = OptionCosts(0.7 * costs.fixed, {name: 0.7 * row for name, row in costs.options.items()})
+    assert_best_within(model, everything, share, quantile=0.5)
+
+
+def assert_best_within(model: TableModel, everything: dict[Architecture, float], share: float, quantile: float) -> None:
+    """Oracle: the best score of all networks whose bound fits."""
+    budget = Budget(model, 1.0, quantile=quantile)
+    bounds_ms = dict(zip(everything, map(budget.bound_ms, model.latencies(list(everything))), strict=True))
+    low, high = min(bounds_ms.values()), max(bounds_ms.values())
+    budget = replace(budget, target_ms=low + share * (high - low))
+    scores = {d.name: np.log(np.random.default_rng(1).dirichlet(np.ones(len(d.options)))) for d in SPACE.decisions}
+    program = SPACE.derivation_program(scores)
+    fitting = [score_of(program, a) for a, ms in bounds_ms.items() if ms <= budget.target_ms]
+    [found] = derive(SPACE, scores, budget)
+    assert budget.bound_ms(found.table) <= budget.target_ms
+    assert found.score == pytest.approx(max(fitting), abs=1e-6)
 
 
 def _with_interval(model: TableModel, factor: float) -> LatencyTable:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mobilenas.errors import MeasurementError
-from mobilenas.latency.prediction import Prediction, conformal_factor, network_width
+from mobilenas.latency.prediction import Prediction, conformal_factor, conformal_quantile, network_width, promised_coverage
 
 
 def test_the_rank_is_the_one_that_the_theorem_asks_for() -> None:
@@ -58,3 +58,12 @@ def test_quantiles_are_those_of_a_log_normal_error_whose_interval_is_known() -> 
     assert prediction.at_quantile(0.95) == pytest.approx(prediction.high_ms, rel=1e-9)
     for quantile in (0.6, 0.9, 0.99):
         assert np.mean(measured < prediction.at_quantile(quantile)) == pytest.approx(quantile, abs=0.003)
+
+
+@pytest.mark.parametrize("networks", [1, 5, 8, 9, 30])
+def test_an_interval_promises_what_its_networks_can(networks: int) -> None:
+    """Oracle: how often the next draw lies within the conformal quantile of the ones before, over many draws."""
+    scores = np.random.default_rng(networks).random((20_000, networks + 1))
+    held = np.mean([row[-1] <= conformal_quantile(row[:-1]) for row in scores])
+    assert promised_coverage(networks) - 0.01 <= held
+    assert networks > 8 or held <= promised_coverage(networks) + 0.01

@@ -186,6 +186,38 @@ def test_expected_cost_is_the_mean_over_all_architectures(seed: int, unread: str
         assert math.isclose(weighted_sum(space.workloads_of(architecture), cost), costs[index], rel_tol=1e-9)
 
 
+def has_way(codes: np.ndarray) -> np.ndarray:
+    """``(n,)``: whether a way without ``none`` leads from node 0 to node 3 in each of ``codes (n, 6)``."""
+    is_on = {edge: codes[:, column] != NONE for column, edge in enumerate(EDGES)}
+    through_1, through_2 = is_on["0-1"] & is_on["1-3"], is_on["0-2"] & is_on["2-3"]
+    return is_on["0-3"] | through_1 | through_2 | (is_on["0-1"] & is_on["1-2"] & is_on["2-3"])
+
+
+@pytest.mark.parametrize("unread", ["dropped", "kept"])
+def test_all_networks_that_read_the_images_can_be_derived_and_no_others(unread: str) -> None:
+    """Oracle: all networks of two operators, of which 64 choices of edges there are."""
+    space = NasBench201Space(channels=4, cells_per_stage=1, image_size=8, operators=("none", "skip_connect"), unread=unread)
+    program = space.derivation_program(log_scores(random_probabilities(space, 0)))
+    codes = np.array([space.codes_of(space.architecture(choice)) for choice in solutions(program)])
+    every = np.array(list(itertools.product((NONE, SKIP), repeat=6)))
+    assert sorted(map(tuple, codes.tolist())) == sorted(map(tuple, every[has_way(every)].tolist()))
+    assert (~has_way(ALL_CODES)).sum() == 341
+
+
+def test_a_decode_that_ignores_the_images_is_not_what_is_derived() -> None:
+    """``none`` is likeliest on every edge: ``decode`` says so, as published; the derivation's best has one way at least."""
+    space = NasBench201Space(channels=4, cells_per_stage=1, image_size=8)
+    probabilities = {edge: torch.tensor([0.4, 0.1, 0.1, 0.3, 0.1], dtype=torch.float64) for edge in EDGES}
+    assert set(space.decode(probabilities).choices.values()) == {"none"}
+    costs = space.option_costs(random_costs(space, 0))
+    for targets in ((), (1e9,)):
+        program = space.derivation_program(log_scores(probabilities), [costs] if targets else [])
+        found = space.architecture(next(solutions(program, targets)))
+        assert space.codes_of(found) == (NONE, NONE, NONE, CONV3, NONE, NONE)
+    cheapest = space.architecture(next(solutions(extreme_program(space, costs, -1.0))))
+    assert has_way(np.array([space.codes_of(cheapest)])).all()
+
+
 @pytest.mark.parametrize("unread", ["dropped", "kept"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_derivation_within_two_budgets_is_brute_force_over_all_architectures(seed: int, unread: str) -> None:
@@ -199,7 +231,7 @@ def test_derivation_within_two_budgets_is_brute_force_over_all_architectures(see
     free = space.derivation_program(scores)
     for share in (0.1, 20, 60):
         targets = np.percentile(sums, share, axis=1)
-        fits = np.all(sums <= targets[:, None], axis=0)
+        fits = np.all(sums <= targets[:, None], axis=0) & has_way(ALL_CODES)
         found = next(solutions(space.derivation_program(scores, option_costs), targets), None)
         if not fits.any():
             assert found is None
@@ -209,7 +241,8 @@ def test_derivation_within_two_budgets_is_brute_force_over_all_architectures(see
         place = int(np.flatnonzero((space.codes_of(architecture) == ALL_CODES).all(axis=1))[0])
         assert fits[place]
         assert math.isclose(score_of(free, architecture), float(np.max(total[fits])), rel_tol=1e-9)
-    for sign, extreme in ((-1.0, sums[0].min()), (1.0, sums[0].max())):
+    reading = sums[0][has_way(ALL_CODES)]
+    for sign, extreme in ((-1.0, reading.min()), (1.0, reading.max())):
         choice = space.architecture(next(solutions(extreme_program(space, option_costs[0], sign))))
         assert math.isclose(weighted_sum(space.workloads_of(choice), both[0]), float(extreme), rel_tol=1e-9)
 

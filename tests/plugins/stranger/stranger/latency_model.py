@@ -39,11 +39,15 @@ class MaddsModel:
         return self._error
 
     @property
+    def interval_factor(self) -> float:
+        return 1 + self._error.p90_fraction
+
+    @property
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
 
     def latency(self, architecture: Architecture) -> Prediction:
-        return Prediction.within(self.workload_ms(architecture), 1 + self._error.p90_fraction)
+        return Prediction.within(self.workload_ms(architecture), self.interval_factor)
 
     def latencies(self, architectures: Sequence[Architecture]) -> list[Prediction]:
         return [self.latency(architecture) for architecture in architectures]
