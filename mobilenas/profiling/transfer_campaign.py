@@ -33,8 +33,9 @@ from mobilenas.profiling.campaign import SECONDS_PER_NETWORK_SWEEP, CampaignProg
 from mobilenas.profiling.cards import complete, examine, key_of, measured_network
 from mobilenas.profiling.learn import linear_stand_in, random_networks
 from mobilenas.profiling.networks import network_for_timing
-from mobilenas.runtimes.base import PROTOCOL, RunSettings, Runtime
+from mobilenas.runtimes.base import RunSettings, Runtime
 from mobilenas.runtimes.measure import SweepLog, measure
+from mobilenas.runtimes.reports import PROTOCOL
 from mobilenas.spaces.base import SearchSpace
 
 FEWEST_NETWORKS = 5
