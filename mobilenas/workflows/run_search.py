@@ -127,7 +127,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
                         candidates=cfg.candidates,
                         rounds=cfg.rounds,
                         restrict=method.restrict,
-                        on_round=lambda rounds: _write_rounds(directory, rounds),
+                        on_round=lambda rounds: _write_rounds(directory, budget, rounds),
                     )
                 architecture = selection.architecture
             result = SearchResult(
@@ -277,8 +277,9 @@ def _tell_epoch(told: Listener, report: EpochReport) -> None:
     )
 
 
-def _write_rounds(directory: RunDirectory, rounds: Sequence[Round]) -> None:
-    directory.write_document(ROUNDS, {"schema": "mobilenas/search-rounds@1", "rounds": msgspec.to_builtins(rounds)})
+def _write_rounds(directory: RunDirectory, budget: Budget, rounds: Sequence[Round]) -> None:
+    told = {"target_ms": budget.target_ms, "rounds": msgspec.to_builtins(rounds)}
+    directory.write_document(ROUNDS, {"schema": "mobilenas/search-rounds@1", **told})
 
 
 @contextmanager
