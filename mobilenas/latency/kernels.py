@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -115,15 +116,20 @@ class TargetKernels:
         return sorted(kernel for kernel in kernels if kernel not in self.rows)
 
     def predict(
-        self, kernels: Counter[Kernel], extrapolate: bool = False, calibration: Calibration | None = None
+        self,
+        kernels: Counter[Kernel],
+        extrapolate: bool = False,
+        calibration: Calibration | None = None,
+        tried: Mapping[Kernel, str] = MappingProxyType({}),
     ) -> NetworkPrediction:
         """A network's latency, where the target ``is_calibrated`` or a table with its card of similar networks is given.
 
-        Raises ``MissingKernelError`` for kernels that were not measured and cannot be predicted.
+        ``tried`` are the kernels that were measured just now, with the engine's complaint of those that it refused. Raises
+        ``MissingKernelError`` for kernels that were not measured and cannot be predicted.
         """
         table, card, sums_ms = calibration or self._calibration
         cold_ms_per_mib = table.card.cold_weights_ms_per_mib
-        shares = sorted(self._shares(kernels, cold_ms_per_mib, extrapolate), key=lambda share: -share.ms)
+        shares = sorted(self._shares(kernels, cold_ms_per_mib, extrapolate, tried), key=lambda share: -share.ms)
         session_ms = table.card.session_ms
         total_ms = math.fsum([session_ms, *(share.ms for share in shares)])
         predicted = math.fsum(share.ms for share in shares if share.source != "measured") / total_ms
@@ -151,20 +157,23 @@ class TargetKernels:
             kernels=tuple(shares),
         )
 
-    def _shares(self, kernels: Counter[Kernel], cold_ms_per_mib: float, extrapolate: bool) -> list[KernelShare]:
+    def _shares(
+        self, kernels: Counter[Kernel], cold_ms_per_mib: float, extrapolate: bool, tried: Mapping[Kernel, str]
+    ) -> list[KernelShare]:
         missing = self.missing(kernels)
         predictor = self.predictor if missing else None
         known = [k for k in missing if predictor and predictor.knows(k)]
         learnt = dict(zip(known, predictor.predict(known), strict=True)) if predictor else {}
-        refused = [k for k in missing if k not in learnt or not (learnt[k].is_seen or extrapolate)]
-        if refused:
-            beyond = sum(k in learnt for k in refused)
+        unknown = [k for k in missing if k not in learnt or not (learnt[k].is_seen or extrapolate)]
+        if unknown:
+            beyond = sum(k in learnt for k in unknown)
+            named = [f"{k.key}{f' ({tried[k]})' if tried.get(k) else ''}" for k in unknown[:LISTED]]
             unused = f". Not used: {'; '.join(self.left_out)}" if self.left_out else ""
             raise MissingKernelError(
-                f"{len(refused)} of {len(kernels)} kernels were not measured and cannot be predicted"
+                f"{len(unknown)} of {len(kernels)} kernels were not measured and cannot be predicted"
                 f"{f', {beyond} of them since they lie beyond the shapes that were learnt from' if beyond else ''}: "
-                f"{'; '.join(k.key for k in refused[:LISTED])}{'; ...' if len(refused) > LISTED else ''}. Say "
-                f"--profile-missing to measure them{', or --extrapolate' if beyond == len(refused) else ''}{unused}"
+                f"{'; '.join(named)}{'; ...' if len(unknown) > LISTED else ''}. "
+                f"{_what_to_do(unknown, tried, can_extrapolate=beyond == len(unknown))}{unused}"
             )
         shares = []
         for kernel, n in kernels.items():
@@ -201,6 +210,24 @@ class TargetKernels:
             interval_factor=conformal_factor(scale * sums, measured),
         )
         return calibrating, pooled, [row.kernel_sum_ms for row in networks]
+
+
+def _what_to_do(unknown: Sequence[Kernel], tried: Mapping[Kernel, str], can_extrapolate: bool) -> str:
+    """About kernels that cannot be predicted; ``tried`` as in ``TargetKernels.predict``."""
+    if any(kernel not in tried for kernel in unknown):
+        return f"Say --profile-missing to measure them{', or --extrapolate' if can_extrapolate else ''}"
+    unused = [kernel for kernel in unknown if not tried[kernel]]
+    parts = []
+    if unused:
+        parts.append(
+            f"{len(unused)} of them were measured just now, but not while the device was as fast as when the networks were: "
+            "these rows are not used, and each try measures anew until it is"
+        )
+    if len(unused) < len(unknown):
+        parts.append(f"{len(unknown) - len(unused)} of them the engine refuses to run alone: no measuring helps")
+    if can_extrapolate:
+        parts.append("Say --extrapolate to predict them all the same")
+    return ". ".join(parts)
 
 
 def predictor_beside(folder: Path, table: LatencyTable) -> KernelPredictor | None:

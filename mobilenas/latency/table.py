@@ -207,7 +207,7 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment_after: Environment
     """The device in the last sweep."""
     doubts: tuple[str, ...]
-    """What spoke against the environment when the measuring began."""
+    """What spoke against the environment when the measuring began, and what was left out."""
     slow_down: SlowDown | None
     """When the device became slower for good, as one does that throttles."""
     session_ms: Milliseconds

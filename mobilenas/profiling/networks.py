@@ -30,6 +30,8 @@ class NetworkSource(ABC):
     options: dict[str, OptionValue]
     key: str
     """What a table's card calls the source."""
+    may_lack_kernels = False
+    """Whether a table of it serves without the networks that have a kernel which the engine refuses to run alone."""
 
     @abstractmethod
     def draw(self, generator: random.Random) -> Architecture:
@@ -122,6 +124,7 @@ class MobileNetworks(NetworkSource):
     """
 
     name = MOBILE_NETWORKS
+    may_lack_kernels = True
 
     def __init__(self, batch: int = 1) -> None:
         self.options: dict[str, OptionValue] = {"batch": batch, "generator": GENERATOR}
