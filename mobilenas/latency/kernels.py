@@ -19,7 +19,7 @@ from mobilenas.errors import MissingKernelError
 from mobilenas.latency.prediction import Prediction, conformal_factor, conformal_quantile, network_width
 from mobilenas.latency.predictors.kernel import BEYOND, FOLDS, KernelPredictor, shape_of
 from mobilenas.latency.store import FoundTables
-from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, SpaceCard, TableRow
+from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, SpaceCard, TableCard, TableRow
 
 PREDICTOR = "kernel-predictor.skops"
 """File name of a predictor, beside the table that it was learnt from."""
@@ -84,15 +84,21 @@ class TargetKernels:
     """Tables of the target that are not among them, and why."""
 
     @classmethod
-    def of(cls, found: FoundTables) -> TargetKernels:
-        """The tables that were found with the newest predictor that lies beside one of them. All rows are brought to the speed
-        that the device had when the networks were measured; tables of a much faster or slower one are left out.
+    def of(cls, found: FoundTables, calibrating: LatencyTable | None = None) -> TargetKernels:
+        """The tables that were found with the newest predictor that lies beside one of them. All rows and learnt times are
+        brought to the speed that the device had when ``calibrating`` was measured, by default the networks that are; tables of
+        a much faster or slower one are left out.
         """
-        tables, left_out = _as_fast(found.tables)
+        calibrating = calibrating or _calibrating(table for _, table in found.tables)
+        if calibrating is None:
+            return cls([table for _, table in found.tables], left_out=found.left_out)
+        tables, left_out = _as_fast(found.tables, calibrating.card)
 
         def load_predictor() -> KernelPredictor | None:
-            kept = (predictor_beside(folder, table) for folder, table in found.tables if folder in tables)
-            return next(filter(None, kept), None)
+            for folder, table in found.tables:
+                if folder in tables and (learnt := predictor_beside(folder, table)):
+                    return learnt.times(calibrating.card.sentinel_ms / table.card.sentinel_ms)
+            return None
 
         return cls(list(tables.values()), load_predictor, (*found.left_out, *left_out))
 
@@ -270,15 +276,14 @@ def _calibrating(tables: Iterable[LatencyTable]) -> LatencyTable | None:
     return next(iter((*of_all_kinds, *with_networks)), None)
 
 
-def _as_fast(tables: Sequence[tuple[Path, LatencyTable]]) -> tuple[dict[Path, LatencyTable], list[str]]:
+def _as_fast(tables: Sequence[tuple[Path, LatencyTable]], calibrating: TableCard) -> tuple[dict[Path, LatencyTable], list[str]]:
     """The tables with their rows at the speed that the device had during the calibrating one.
 
     Those during which it was much slower or faster are left out, with the reason: not all kernels move by the same factor.
+    Rows that are medians are brought there too: within a table they are as they were timed, and from one table to another the
+    device's speed moves them as it moves floors.
     """
-    calibrating = _calibrating(table for _, table in tables)
-    if calibrating is None:
-        return dict(tables), []
-    usual_ms, limit = calibrating.card.sentinel_ms, 1 + calibrating.card.plan.drift_fraction
+    usual_ms, limit = calibrating.sentinel_ms, 1 + calibrating.plan.drift_fraction
     kept, left_out = dict[Path, LatencyTable](), []
     for folder, table in tables:
         ratio = table.card.sentinel_ms / usual_ms
@@ -288,6 +293,6 @@ def _as_fast(tables: Sequence[tuple[Path, LatencyTable]]) -> tuple[dict[Path, La
             left_out.append(
                 f"{folder} was measured while the device was {'slower' if ratio > 1 else 'faster'}: its sentinel took "
                 f"{table.card.sentinel_ms:.4g} ms, {usual_ms:.4g} ms when the networks were measured ({ratio:.2f} times; "
-                f"the plan {calibrating.card.plan.name} allows {limit:.2f}): measure again when it is as fast"
+                f"the plan {calibrating.plan.name} allows {limit:.2f}): measure again when it is as fast"
             )
     return kept, left_out
