@@ -54,6 +54,8 @@ class NetworkPrediction(msgspec.Struct, frozen=True):
     kernel_sum_ms: float
     scale: float
     offset_ms: float
+    sentinel_ms: float
+    """How fast the device is taken to be: what the sentinel took when the networks were measured that gave the scale."""
     calibrated_on: str
     """The networks whose measurements gave scale and interval."""
     calibrated_from_ms: float
@@ -153,6 +155,7 @@ class TargetKernels:
             kernel_sum_ms=total_ms,
             scale=card.scale,
             offset_ms=card.offset_ms,
+            sentinel_ms=table.card.sentinel_ms,
             calibrated_on=card.space,
             calibrated_from_ms=min(sums_ms),
             calibrated_to_ms=max(sums_ms),

@@ -217,8 +217,8 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: int
     rows_not_converged: int
     sentinel_ms: ModelMilliseconds
-    """What the sentinel took when the device was as fast as it usually was meanwhile. Floors are of that speed; medians are as they
-    were timed around it, and move with it from one table to another.
+    """What the sentinel took when the device was as fast as it usually was meanwhile. Floors are of that speed; medians are as
+    they were timed around it, and move with it from one table to another.
     """
     spaces: dict[str, SpaceCard]
 

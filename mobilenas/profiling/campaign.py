@@ -40,9 +40,10 @@ from mobilenas.profiling.networks import NetworkSource
 from mobilenas.runtimes.base import PROTOCOL, SESSION, PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress
 
-SECONDS_PER_NETWORK_SWEEP, SECONDS_PER_KERNEL_SWEEP = 0.15, 0.03
-"""For the estimate of a dry run only: loading and timing one network, and the two models of one kernel."""
-EXPECTED_KERNELS = 150
+SECONDS_PER_NETWORK_SWEEP, LIKELY_SWEEPS = 0.15, 1.5
+"""For the estimate of a dry run only: loading and timing one network, and how many times the plan's sweeps there will be, with
+those of what has not converged.
+"""
 
 
 @dataclass(frozen=True)
@@ -131,17 +132,18 @@ class Campaign:
     def describe(self) -> dict[str, Any]:
         """The plan in numbers, for a dry run; kernels are known only after lowering, so their number is typical."""
         measured = self.plan.scale_networks + self.plan.test_networks + self.learnt_networks
-        sweep_s = measured * SECONDS_PER_NETWORK_SWEEP + (self.maximum_kernels or EXPECTED_KERNELS) * SECONDS_PER_KERNEL_SWEEP
+        kernels = max(self.maximum_kernels or 0, self.source.likely_kernels(measured))
+        lowered_s = self.source.lowering_s * (measured + self.plan.lowered_networks) + 0.5 * measured
+        sweep_s = SECONDS_PER_NETWORK_SWEEP * measured + self.source.kernel_sweep_s * kernels
         return {
             "campaign": str(self.folder),
             "networks_of": self.source.key,
             "networks_measured": measured,
             "networks_lowered": self.plan.lowered_networks,
+            "kernels_likely": kernels,
             "sweeps": self.plan.sweeps,
             "maximum_sweeps": self.plan.maximum_sweeps,
-            "estimated_s": round(
-                0.06 * self.plan.lowered_networks + 0.5 * measured + max(self.plan.spread_s, sweep_s * self.plan.sweeps)
-            ),
+            "estimated_s": round(lowered_s + max(self.plan.spread_s, LIKELY_SWEEPS * self.plan.sweeps * sweep_s)),
         }
 
     @contextmanager

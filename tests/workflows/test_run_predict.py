@@ -1,6 +1,8 @@
 """``predict`` with the real engine and synthetic tables: which tables count, and what is said of the others."""
 
 import functools
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -175,6 +177,15 @@ class TestOtherSpeeds:
         [folder] = single_kernels_folder(key()).iterdir()
         assert f"Not used: {folder} was measured while the device was slower" in str(error.value)
         assert "--profile-missing" not in str(error.value)
+
+    def test_a_model_that_is_measured_at_another_speed_says_so(self, tmp_path: Path, command: Callable[..., Outcome]) -> None:
+        table = table_of(lowered("Relu"), 0.5)
+        save(replace(table, card=msgspec.structs.replace(table.card, sentinel_ms=3 * sentinel_ms())), "ours")
+        path = str(written(tmp_path, "Relu"))
+        shown = " ".join(command("predict", path, "--measure", "--plan", "tiny").out.split())
+        assert re.search(r"; the device was [0-9.]+% faster than when its table was made", shown)
+        found = json.loads(command("predict", path, "--measure", "--plan", "tiny", "--json").out)
+        assert found["predicted"]["sentinel_ms"] > 1.5 * found["measured"]["sentinel_ms"]
 
     def test_what_is_measured_says_how_fast_the_device_was(self, tmp_path: Path) -> None:
         save(table_of(lowered("Relu"), 0.5), "ours")
