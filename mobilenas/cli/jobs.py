@@ -82,8 +82,8 @@ def profile(
         int | None,
         typer.Option(
             "--kernels",
-            help="Not a space: about so many kernels of mobile networks, for predict. At least the some 1,000 of the whole "
-            "networks that are measured.",
+            help="Not a space: about so many kernels of mobile networks, for predict; at least those of the whole "
+            "networks that are measured, some 1,000.",
         ),
     ] = None,
     measure_networks: Annotated[
