@@ -149,7 +149,9 @@ class ProfileConfig(Strict):
     data: DataSetConfig = DataSetConfig()
     """Without a name, the options of the space say all."""
     kernels: Count | None = None
-    """Instead of a space, about so many kernels of random mobile networks: a table for any network."""
+    """Instead of a space, about so many kernels of random mobile networks, those of the measured ones at least: a table for any
+    network.
+    """
     measure_networks: Count | None = None
     """Whole networks that are measured besides the plan's, to learn a network predictor from."""
     transfer: bool = False

@@ -16,10 +16,9 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from torch import Tensor, nn
 
 from mobilenas import ops
-from mobilenas.core.workload import Blueprint, Layer, Workload
+from mobilenas.core.workload import OPSET, Blueprint, Layer, Workload
 from mobilenas.errors import DocumentError
 
-OPSET = 17
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 
@@ -205,9 +204,9 @@ def _renamed_weight(tensor: onnx.TensorProto, prefix: str, rng: np.random.Genera
     return numpy_helper.from_array(array, f"{prefix}/{tensor.name}")
 
 
-def make_model(graph: onnx.GraphProto, extra_domains: Sequence[str] = ()) -> onnx.ModelProto:
-    """A model of this package's opset and of the ONNX file version that runtimes of the last years read."""
-    opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in extra_domains)]
+def make_model(graph: onnx.GraphProto, extra_domains: Sequence[str] = (), opset: int = OPSET) -> onnx.ModelProto:
+    """A model of one opset, this package's, and of the ONNX file version that runtimes of the last years read."""
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in extra_domains)]
     model: Any = helper.make_model(graph, opset_imports=opsets)
     model.ir_version = 8
     return cast(onnx.ModelProto, model)

@@ -86,7 +86,12 @@ def profile(
     layers: Layers = None,
     data: DataName = None,
     kernels: Annotated[
-        int | None, typer.Option("--kernels", help="Not a space: so many kernels of mobile networks, for predict.")
+        int | None,
+        typer.Option(
+            "--kernels",
+            help="Not a space: about so many kernels of mobile networks, for predict; at least those of the whole "
+            "networks that are measured, some 1,000.",
+        ),
     ] = None,
     measure_networks: Annotated[
         int | None, typer.Option("--measure-networks", help="So many more whole networks, for search --latency-model network.")
@@ -455,7 +460,8 @@ def predict(
         rows.append(("newly measured", f"{result.newly_measured} kernels, kept in {result.table}"))
     if result.measured:
         error = percent(abs(ms.ms / result.measured.value_ms - 1))
-        rows.append(("measured", f"{result.measured.value_ms:.4g} ms: off by {error}, {repeats_of(result.measured)}"))
+        speed = speed_words(found.sentinel_ms, result.measured.sentinel_ms)
+        rows.append(("measured", f"{result.measured.value_ms:.4g} ms: off by {error}, {repeats_of(result.measured)}{speed}"))
     rows += [
         (
             f"{share.ms:.4f} ms",

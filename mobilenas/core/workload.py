@@ -92,7 +92,9 @@ class Blueprint(msgspec.Struct, frozen=True):
 
 
 class TensorSpec(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
-    """Shape, element type and constancy of one tensor of a kernel; ``values`` only for scalars and small whole constants."""
+    """Shape, element type and constancy of one tensor of a kernel; ``values`` only for scalars, sizes and small whole
+    constants.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -104,7 +106,11 @@ _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "u
 """Of one element, for the types that weights are kept in."""
 
 
-class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
+OPSET = 17
+"""Of ONNX's own operators: that of the models which are made here, and of kernels that name none."""
+
+
+class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a runtime executes after its own fusion: one node of its optimised graph. The key of a table's rows.
 
     ``operator`` carries its domain (``com.microsoft.nchwc::Conv``), which with ONNX Runtime also tells the layout.
@@ -116,6 +122,8 @@ class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True
     inputs: tuple[TensorSpec | None, ...]
     outputs: tuple[TensorSpec, ...]
     provider: str
+    opset: int = OPSET
+    """Of ONNX's own operators, where this one does not mean the same in ``OPSET``; written down only then."""
 
     @property
     def weights(self) -> tuple[TensorSpec, ...]:
@@ -137,7 +145,8 @@ class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True
         """A readable summary for people; not unique (the attributes are left out)."""
         inputs = " ".join("x".join(map(str, spec.shape)) or "scalar" for spec in self.inputs if spec)
         outputs = " ".join("x".join(map(str, spec.shape)) or "scalar" for spec in self.outputs)
-        return f"{self.operator} {inputs} -> {outputs}"
+        opset = "" if self.opset == OPSET else f" (opset {self.opset})"
+        return f"{self.operator} {inputs} -> {outputs}{opset}"
 
 
 def weighted_sum(counts: Mapping[Workload, int], cost: Mapping[Workload, float]) -> float:

@@ -23,8 +23,8 @@ from mobilenas.spaces.base import OptionCosts, Probabilities
 class KernelModel:
     """The rows of all ``kernels``' tables, and where there is none their predictor.
 
-    Scale, offset and the linear stand-in are those of the space's ``table``; the interval is the wider the more of a
-    network's time is predicted. Nothing is measured while searching.
+    Scale, offset, the linear stand-in and the speed of the device are those of the space's ``table``; the interval is the wider
+    the more of a network's time is predicted. Nothing is measured while searching.
     """
 
     table: TableModel
@@ -35,11 +35,12 @@ class KernelModel:
     def find(cls, sought: Sought) -> KernelModel:
         """On the space's table and the newest predictor of the target; raises ``DocumentError`` kinds where one is missing."""
         table = TableModel.find(sought)
-        known = TargetKernels.of(target_tables(table.table.card.key))
+        known = TargetKernels.of(target_tables(table.table.card.key), table.table)
         if known.predictor is None:
+            unused = f". Not used: {'; '.join(known.left_out)}" if known.left_out else ""
             raise MissingDataError(
                 f"no kernels of {sought.key.device}, {sought.key.runtime} were learnt from: make a predictor with mobilenas "
-                "profile --kernels 1500, or say --latency-model table"
+                f"profile --kernels 1500, or say --latency-model table{unused}"
             )
         return cls(table, replace(known, tables=[table.table, *known.tables]))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -18,7 +19,7 @@ from mobilenas.errors import MissingKernelError
 from mobilenas.latency.prediction import Prediction, conformal_factor, conformal_quantile, network_width
 from mobilenas.latency.predictors.kernel import BEYOND, FOLDS, KernelPredictor, shape_of
 from mobilenas.latency.store import FoundTables
-from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, SpaceCard, TableRow
+from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, SpaceCard, TableCard, TableRow
 
 PREDICTOR = "kernel-predictor.skops"
 """File name of a predictor, beside the table that it was learnt from."""
@@ -53,6 +54,8 @@ class NetworkPrediction(msgspec.Struct, frozen=True):
     kernel_sum_ms: float
     scale: float
     offset_ms: float
+    sentinel_ms: float
+    """How fast the device is taken to be: what the sentinel took when the networks were measured that gave the scale."""
     calibrated_on: str
     """The networks whose measurements gave scale and interval."""
     calibrated_from_ms: float
@@ -83,15 +86,21 @@ class TargetKernels:
     """Tables of the target that are not among them, and why."""
 
     @classmethod
-    def of(cls, found: FoundTables) -> TargetKernels:
-        """The tables that were found with the newest predictor that lies beside one of them. All rows are brought to the speed
-        that the device had when the networks were measured; tables of a much faster or slower one are left out.
+    def of(cls, found: FoundTables, calibrating: LatencyTable | None = None) -> TargetKernels:
+        """The tables that were found with the newest predictor that lies beside one of them. All rows and learnt times are
+        brought to the speed that the device had when ``calibrating`` was measured, by default the networks that are; tables of
+        a much faster or slower one are left out.
         """
-        tables, left_out = _as_fast(found.tables)
+        calibrating = calibrating or _calibrating(table for _, table in found.tables)
+        if calibrating is None:
+            return cls([table for _, table in found.tables], left_out=found.left_out)
+        tables, left_out = _as_fast(found.tables, calibrating.card)
 
         def load_predictor() -> KernelPredictor | None:
-            kept = (predictor_beside(folder, table) for folder, table in found.tables if folder in tables)
-            return next(filter(None, kept), None)
+            for folder, table in found.tables:
+                if folder in tables and (learnt := predictor_beside(folder, table)):
+                    return learnt.times(calibrating.card.sentinel_ms / table.card.sentinel_ms)
+            return None
 
         return cls(list(tables.values()), load_predictor, (*found.left_out, *left_out))
 
@@ -115,15 +124,20 @@ class TargetKernels:
         return sorted(kernel for kernel in kernels if kernel not in self.rows)
 
     def predict(
-        self, kernels: Counter[Kernel], extrapolate: bool = False, calibration: Calibration | None = None
+        self,
+        kernels: Counter[Kernel],
+        extrapolate: bool = False,
+        calibration: Calibration | None = None,
+        tried: Mapping[Kernel, str] = MappingProxyType({}),
     ) -> NetworkPrediction:
         """A network's latency, where the target ``is_calibrated`` or a table with its card of similar networks is given.
 
-        Raises ``MissingKernelError`` for kernels that were not measured and cannot be predicted.
+        ``tried`` are the kernels that were measured just now, with the engine's complaint of those that it refused. Raises
+        ``MissingKernelError`` for kernels that were not measured and cannot be predicted.
         """
         table, card, sums_ms = calibration or self._calibration
         cold_ms_per_mib = table.card.cold_weights_ms_per_mib
-        shares = sorted(self._shares(kernels, cold_ms_per_mib, extrapolate), key=lambda share: -share.ms)
+        shares = sorted(self._shares(kernels, cold_ms_per_mib, extrapolate, tried), key=lambda share: -share.ms)
         session_ms = table.card.session_ms
         total_ms = math.fsum([session_ms, *(share.ms for share in shares)])
         predicted = math.fsum(share.ms for share in shares if share.source != "measured") / total_ms
@@ -141,6 +155,7 @@ class TargetKernels:
             kernel_sum_ms=total_ms,
             scale=card.scale,
             offset_ms=card.offset_ms,
+            sentinel_ms=table.card.sentinel_ms,
             calibrated_on=card.space,
             calibrated_from_ms=min(sums_ms),
             calibrated_to_ms=max(sums_ms),
@@ -151,20 +166,23 @@ class TargetKernels:
             kernels=tuple(shares),
         )
 
-    def _shares(self, kernels: Counter[Kernel], cold_ms_per_mib: float, extrapolate: bool) -> list[KernelShare]:
+    def _shares(
+        self, kernels: Counter[Kernel], cold_ms_per_mib: float, extrapolate: bool, tried: Mapping[Kernel, str]
+    ) -> list[KernelShare]:
         missing = self.missing(kernels)
         predictor = self.predictor if missing else None
         known = [k for k in missing if predictor and predictor.knows(k)]
         learnt = dict(zip(known, predictor.predict(known), strict=True)) if predictor else {}
-        refused = [k for k in missing if k not in learnt or not (learnt[k].is_seen or extrapolate)]
-        if refused:
-            beyond = sum(k in learnt for k in refused)
+        unknown = [k for k in missing if k not in learnt or not (learnt[k].is_seen or extrapolate)]
+        if unknown:
+            beyond = sum(k in learnt for k in unknown)
+            named = [f"{k.key}{f' ({tried[k]})' if tried.get(k) else ''}" for k in unknown[:LISTED]]
             unused = f". Not used: {'; '.join(self.left_out)}" if self.left_out else ""
             raise MissingKernelError(
-                f"{len(refused)} of {len(kernels)} kernels were not measured and cannot be predicted"
+                f"{len(unknown)} of {len(kernels)} kernels were not measured and cannot be predicted"
                 f"{f', {beyond} of them since they lie beyond the shapes that were learnt from' if beyond else ''}: "
-                f"{'; '.join(k.key for k in refused[:LISTED])}{'; ...' if len(refused) > LISTED else ''}. Say "
-                f"--profile-missing to measure them{', or --extrapolate' if beyond == len(refused) else ''}{unused}"
+                f"{'; '.join(named)}{'; ...' if len(unknown) > LISTED else ''}. "
+                f"{_what_to_do(unknown, tried, can_extrapolate=beyond == len(unknown))}{unused}"
             )
         shares = []
         for kernel, n in kernels.items():
@@ -201,6 +219,24 @@ class TargetKernels:
             interval_factor=conformal_factor(scale * sums, measured),
         )
         return calibrating, pooled, [row.kernel_sum_ms for row in networks]
+
+
+def _what_to_do(unknown: Sequence[Kernel], tried: Mapping[Kernel, str], can_extrapolate: bool) -> str:
+    """About kernels that cannot be predicted; ``tried`` as in ``TargetKernels.predict``."""
+    if any(kernel not in tried for kernel in unknown):
+        return f"Say --profile-missing to measure them{', or --extrapolate' if can_extrapolate else ''}"
+    unused = [kernel for kernel in unknown if not tried[kernel]]
+    parts = []
+    if unused:
+        parts.append(
+            f"{len(unused)} of them were measured just now, but not while the device was as fast as when the networks were: "
+            "these rows are not used, and each try measures anew until it is"
+        )
+    if len(unused) < len(unknown):
+        parts.append(f"{len(unknown) - len(unused)} of them the engine refuses to run alone: no measuring helps")
+    if can_extrapolate:
+        parts.append("Say --extrapolate to predict them all the same")
+    return ". ".join(parts)
 
 
 def predictor_beside(folder: Path, table: LatencyTable) -> KernelPredictor | None:
@@ -243,15 +279,14 @@ def _calibrating(tables: Iterable[LatencyTable]) -> LatencyTable | None:
     return next(iter((*of_all_kinds, *with_networks)), None)
 
 
-def _as_fast(tables: Sequence[tuple[Path, LatencyTable]]) -> tuple[dict[Path, LatencyTable], list[str]]:
+def _as_fast(tables: Sequence[tuple[Path, LatencyTable]], calibrating: TableCard) -> tuple[dict[Path, LatencyTable], list[str]]:
     """The tables with their rows at the speed that the device had during the calibrating one.
 
     Those during which it was much slower or faster are left out, with the reason: not all kernels move by the same factor.
+    Rows that are medians are brought there too: within a table they are as they were timed, and from one table to another the
+    device's speed moves them as it moves floors.
     """
-    calibrating = _calibrating(table for _, table in tables)
-    if calibrating is None:
-        return dict(tables), []
-    usual_ms, limit = calibrating.card.sentinel_ms, 1 + calibrating.card.plan.drift_fraction
+    usual_ms, limit = calibrating.sentinel_ms, 1 + calibrating.plan.drift_fraction
     kept, left_out = dict[Path, LatencyTable](), []
     for folder, table in tables:
         ratio = table.card.sentinel_ms / usual_ms
@@ -261,6 +296,6 @@ def _as_fast(tables: Sequence[tuple[Path, LatencyTable]]) -> tuple[dict[Path, La
             left_out.append(
                 f"{folder} was measured while the device was {'slower' if ratio > 1 else 'faster'}: its sentinel took "
                 f"{table.card.sentinel_ms:.4g} ms, {usual_ms:.4g} ms when the networks were measured ({ratio:.2f} times; "
-                f"the plan {calibrating.card.plan.name} allows {limit:.2f}): measure again when it is as fast"
+                f"the plan {calibrating.plan.name} allows {limit:.2f}): measure again when it is as fast"
             )
     return kept, left_out

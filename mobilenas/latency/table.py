@@ -230,7 +230,7 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment_after: Environment
     """The device in the last sweep."""
     doubts: tuple[str, ...]
-    """What spoke against the environment when the measuring began."""
+    """What spoke against the environment when the measuring began, and what was left out."""
     slow_down: SlowDown | None
     """When the device became slower for good, as one does that throttles."""
     session_ms: Milliseconds
@@ -241,7 +241,9 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows_not_converged: int
     flags: ModelFlags
     sentinel_ms: ModelMilliseconds
-    """What the sentinel took meanwhile: the speed of the device that all of a table's times are of."""
+    """What the sentinel took when the device was as fast as it usually was meanwhile. Floors are of that speed; medians are as
+    they were timed around it, and move with it from one table to another.
+    """
     spaces: dict[str, SpaceCard]
 
 

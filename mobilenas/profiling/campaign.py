@@ -7,7 +7,7 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,22 +26,25 @@ from mobilenas.core.run_directory import Journal, working_in, write_atomic
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
+from mobilenas.errors import RunnerError
 from mobilenas.latency.table import (
     LatencyTable,
     NetworkRole,
     TableCard,
+    TableRow,
 )
 from mobilenas.profiling import fit
 from mobilenas.profiling.cards import card_of, examine, network_row, row_counts, space_card
-from mobilenas.profiling.kernels import kernel_models, row_of
+from mobilenas.profiling.kernels import allow_none, measure_accepted, row_of, words_of_refused
 from mobilenas.profiling.networks import NetworkSource
 from mobilenas.runtimes.base import SESSION, PreparedModel, RunSettings, Runtime
-from mobilenas.runtimes.measure import MeasureProgress, measure
+from mobilenas.runtimes.measure import MeasureProgress
 from mobilenas.runtimes.reports import PROTOCOL
 
-SECONDS_PER_NETWORK_SWEEP, SECONDS_PER_KERNEL_SWEEP = 0.15, 0.03
-"""For the estimate of a dry run only: loading and timing one network, and the two models of one kernel."""
-EXPECTED_KERNELS = 150
+SECONDS_PER_NETWORK_SWEEP, LIKELY_SWEEPS = 0.15, 1.5
+"""For the estimate of a dry run only: loading and timing one network, and how many times the plan's sweeps there will be, with
+those of what has not converged.
+"""
 
 
 @dataclass(frozen=True)
@@ -130,17 +133,18 @@ class Campaign:
     def describe(self) -> dict[str, Any]:
         """The plan in numbers, for a dry run; kernels are known only after lowering, so their number is typical."""
         measured = self.plan.scale_networks + self.plan.test_networks + self.learnt_networks
-        sweep_s = measured * SECONDS_PER_NETWORK_SWEEP + (self.maximum_kernels or EXPECTED_KERNELS) * SECONDS_PER_KERNEL_SWEEP
+        kernels = max(self.maximum_kernels or 0, self.source.likely_kernels(measured))
+        lowered_s = self.source.lowering_s * (measured + self.plan.lowered_networks) + 0.5 * measured
+        sweep_s = SECONDS_PER_NETWORK_SWEEP * measured + self.source.kernel_sweep_s * kernels
         return {
             "campaign": str(self.folder),
             "networks_of": self.source.key,
             "networks_measured": measured,
             "networks_lowered": self.plan.lowered_networks,
+            "kernels_likely": kernels,
             "sweeps": self.plan.sweeps,
             "maximum_sweeps": self.plan.maximum_sweeps,
-            "estimated_s": round(
-                0.06 * self.plan.lowered_networks + 0.5 * measured + max(self.plan.spread_s, sweep_s * self.plan.sweeps)
-            ),
+            "estimated_s": round(lowered_s + max(self.plan.spread_s, LIKELY_SWEEPS * self.plan.sweeps * sweep_s)),
         }
 
     @contextmanager
@@ -161,9 +165,9 @@ class Campaign:
             environment, doubts = examine(self.runtime, link, self.settings, self.gate, self.folder)
             kernels = self._lower([*measured_networks, *self.networks.lowered], link, progress)
             distinct = self._chosen(kernels)
-            models = self._models(distinct, measured_networks, progress)
-            measurements, log = measure(
-                models,
+            measurements, log, refused = measure_accepted(
+                distinct,
+                self._whole_models(measured_networks, progress),
                 link,
                 self.runtime,
                 self.settings,
@@ -171,10 +175,26 @@ class Campaign:
                 journal=Journal(self.folder / "rows.jsonl"),
                 seed=self.seed,
                 progress=lambda p: progress(CampaignProgress.of_sweep(p)),
+                on_refused=(lambda _: None) if self.source.may_lack_kernels else allow_none,
             )
+        if refused:
+            doubts = (*doubts, self._left_out(refused, kernels))
         card = card_of(self.device, self.runtime, self.settings, self.plan, log, measurements)
         card = msgspec.structs.replace(card, environment=environment, doubts=doubts)
-        return self._table(card, distinct, kernels, measurements)
+        rows = {kernel: row_of(kernel, measurements) for kernel in distinct if kernel not in refused}
+        return self._table(card, rows, kernels, measurements)
+
+    def _left_out(self, refused: Mapping[Kernel, str], kernels: Sequence[Counter[Kernel]]) -> str:
+        """What is said of the networks with kernels that have no rows; raises ``RunnerError`` where half of them have some."""
+        measured = kernels[: len(self.networks.measured)]
+        lacking = sum(not refused.keys().isdisjoint(network) for network in measured)
+        told = (
+            f"the engine refuses to run {len(refused)} kernels alone, and {lacking} of the {len(measured)} measured networks, "
+            f"which have some of them, are left out: {words_of_refused(refused)}"
+        )
+        if 2 * lacking >= len(measured):
+            raise RunnerError(f"{told}. Too few are left to tell how far sums of kernels are off")
+        return told
 
     def _chosen(self, kernels: Sequence[Counter[Kernel]]) -> list[Kernel]:
         """The kernels to measure, of those of the measured networks and of the others in their order."""
@@ -204,13 +224,10 @@ class Campaign:
         write_atomic(path, documents.dump_json(LoweredNetworks.from_counts(networks, kernels)))
         return kernels
 
-    def _models(
-        self,
-        kernels: Sequence[Kernel],
-        networks: Sequence[Architecture],
-        progress: Callable[[CampaignProgress], None],
+    def _whole_models(
+        self, networks: Sequence[Architecture], progress: Callable[[CampaignProgress], None]
     ) -> dict[str, PreparedModel]:
-        models = {SESSION: self.runtime.session_model(), **kernel_models(kernels, self.runtime)}
+        models = {SESSION: self.runtime.session_model()}
         for index, architecture in enumerate(networks):
             progress(CampaignProgress("exporting", index, len(networks)))
             models[architecture.fingerprint] = self.runtime.prepare(self.source.model_for_timing(architecture), self.settings)
@@ -219,24 +236,25 @@ class Campaign:
     def _table(
         self,
         card: TableCard,
-        distinct: Sequence[Kernel],
+        rows: dict[Kernel, TableRow],
         kernels: Sequence[Counter[Kernel]],
         measurements: dict[str, Measurement],
     ) -> LatencyTable:
-        rows = {kernel: row_of(kernel, measurements) for kernel in distinct}
+        """Networks with a kernel that has no row tell nothing."""
         session_ms = card.session_ms
-        measured_ms = np.array([measurements[a.fingerprint].value_ms for a in self.networks.scale])
         known = [(a, c) for a, c in zip(itertools.chain(*self.networks), kernels, strict=True) if c.keys() <= rows.keys()]
-        whole = [counts for _, counts in known]
-        weights_mib = np.array([math.fsum(n * kernel.weight_mib for kernel, n in c.items()) for c in whole])
-        sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for c in whole])
-        first = len(self.networks.scale)
-        fitted_on = (sums[:first] + session_ms, weights_mib[:first], measured_ms)
+        roles = {architecture: role for role, architecture in self.networks.measured}
+        weights_mib = np.array([math.fsum(n * kernel.weight_mib for kernel, n in c.items()) for _, c in known])
+        sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for _, c in known])
+        scaling = np.array([roles.get(a) == "scale" for a, _ in known])
+        measured_ms = np.array([measurements[a.fingerprint].value_ms for a, _ in known if roles.get(a) == "scale"])
+        fitted_on = (sums[scaling] + session_ms, weights_mib[scaling], measured_ms)
         line = fit.fit_networks(*fitted_on)
         sums += line.cold_weights_ms_per_mib * weights_mib
         networks = [
-            network_row(a, role, measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
-            for (role, a), total in zip(self.networks.measured, sums, strict=False)
+            network_row(a, roles[a], measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
+            for (a, _), total in zip(known, sums, strict=True)
+            if a in roles
         ]
         costs = self.source.workload_costs([architecture for architecture, _ in known], sums)
         card_of_space = space_card(

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -14,13 +15,65 @@ from mobilenas.core.run_directory import Journal, working_in
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
-from mobilenas.errors import MissingKernelError, RunnerError
+from mobilenas.errors import RunnerError
 from mobilenas.latency.table import LatencyTable, TableRow
 from mobilenas.profiling import fit
 from mobilenas.profiling.cards import card_of, row_counts
 from mobilenas.runtimes.base import SESSION, PreparedModel, RunSettings, Runtime
-from mobilenas.runtimes.measure import MeasureProgress, measure
+from mobilenas.runtimes.measure import MeasureProgress, SweepLog, measure
 from mobilenas.runtimes.reports import PROTOCOL
+
+
+class MeasuredKernels(NamedTuple):
+    """What was measured, the log that it comes from, and of kernels that the engine would not run alone its complaint."""
+
+    measurements: dict[str, Measurement]
+    log: SweepLog
+    refused: dict[Kernel, str]
+
+
+def measure_accepted(
+    kernels: Sequence[Kernel],
+    others: Mapping[str, PreparedModel],
+    link: Link,
+    runtime: Runtime,
+    settings: RunSettings,
+    plan: MeasurementPlan,
+    *,
+    journal: Journal,
+    seed: int = 0,
+    progress: Callable[[MeasureProgress], None] = lambda _: None,
+    on_refused: Callable[[Mapping[Kernel, str]], None] = lambda _: None,
+) -> MeasuredKernels:
+    """Measure ``others`` and the kernels but for those that the engine refuses to run alone; nothing where it refuses all.
+
+    ``on_refused`` is told of these at once, and may raise.
+    """
+    refused: dict[Kernel, str] = {}
+    while True:
+        accepted = [kernel for kernel in kernels if kernel not in refused]
+        models = {**others, **kernel_models(accepted, runtime)}
+        try:
+            measurements, log = measure(models, link, runtime, settings, plan, journal=journal, seed=seed, progress=progress)
+            return MeasuredKernels(measurements, log, refused)
+        except RunnerError as error:
+            found = _refused_kernels(accepted, error)
+            if not found:
+                raise
+            on_refused(found)
+            refused |= found
+            if len(refused) == len(kernels):
+                return MeasuredKernels({}, SweepLog.resume(journal), refused)
+
+
+def allow_none(refused: Mapping[Kernel, str]) -> None:
+    """Raise ``RunnerError`` that names kernels which the engine refuses to run alone, for those who need them all."""
+    raise RunnerError(f"the engine refuses to run {len(refused)} kernels alone: {words_of_refused(refused)}")
+
+
+def words_of_refused(refused: Mapping[Kernel, str]) -> str:
+    """Kernels, each with the engine's complaint."""
+    return "; ".join(f"{kernel.key}: {complaint}" for kernel, complaint in refused.items())
 
 
 def measure_kernels(
@@ -34,10 +87,11 @@ def measure_kernels(
     sentinel_ms: float | None = None,
 ) -> dict[Kernel, TableRow]:
     """Rows of single kernels, measured as a campaign does it, at the speed of the device at which the sentinel takes
-    ``sentinel_ms``; by default that which it has.
+    ``sentinel_ms``; by default that which it has. Raises ``RunnerError`` naming kernels that the engine refuses to run alone.
     """
-    models = kernel_models(kernels, runtime)
-    measurements, log = measure(models, link, runtime, settings, plan, journal=journal, progress=progress)
+    measurements, log, _ = measure_accepted(
+        kernels, {}, link, runtime, settings, plan, journal=journal, progress=progress, on_refused=allow_none
+    )
     factor = sentinel_ms / log.sentinel_ms if sentinel_ms else 1.0
     return {kernel: row_of(kernel, measurements).times(factor) for kernel in kernels}
 
@@ -52,38 +106,25 @@ def keep_kernels(
     settings: RunSettings,
     plan: MeasurementPlan,
     progress: Callable[[MeasureProgress], None] = lambda _: None,
-) -> None:
+) -> dict[Kernel, str]:
     """Measure single kernels into a new table below ``folder``: what one measuring found is never mixed with another's.
 
-    Interrupted, the same kernels go on from ``records``. Raises ``MissingKernelError`` naming the kernels that the engine
-    refuses to run alone, once the others are kept.
+    Interrupted, the same kernels go on from ``records``. Returns the kernels that the engine refuses to run alone, of which
+    nothing is kept, with its complaint.
     """
     identity = [PROTOCOL, device.card, runtime.name, settings, plan, [k.identifier for k in kernels]]
     name = hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:12]
     with working_in(records / f"kernels-{name}"):
-        accepted, refused = list(kernels), dict[Kernel, str]()
         journal = Journal(records / f"kernels-{name}" / "rows.jsonl")
-        while True:
-            models = {SESSION: runtime.session_model(), **kernel_models(accepted, runtime)}
-            try:
-                measurements, log = measure(models, link, runtime, settings, plan, journal=journal, progress=progress)
-                break
-            except RunnerError as error:
-                found = _refused_kernels(accepted, error)
-                if not found:
-                    raise
-                refused |= found
-                accepted = [kernel for kernel in accepted if kernel not in found]
-        if accepted:
-            rows = {kernel: row_of(kernel, measurements) for kernel in accepted}
+        others = {SESSION: runtime.session_model()}
+        measurements, log, refused = measure_accepted(
+            kernels, others, link, runtime, settings, plan, journal=journal, progress=progress
+        )
+        rows = {kernel: row_of(kernel, measurements) for kernel in kernels if kernel not in refused}
+        if rows:
             card = msgspec.structs.replace(card_of(device, runtime, settings, plan, log, measurements), **row_counts(rows))
             LatencyTable(card, rows, {}, ()).save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{name}")
-    if refused:
-        raise MissingKernelError(
-            f"{runtime.name} refuses to run {len(refused)} of {len(kernels)} kernels alone, so that nothing tells their time "
-            f"(the rows of the others are kept): {'; '.join(f'{kernel.key}: {why}' for kernel, why in refused.items())}. "
-            "Without --profile-missing they are predicted where there were others to learn from"
-        )
+    return refused
 
 
 def _refused_kernels(kernels: Sequence[Kernel], error: RunnerError) -> dict[Kernel, str]:

@@ -30,6 +30,14 @@ class NetworkSource(ABC):
     options: dict[str, OptionValue]
     key: str
     """What a table's card calls the source."""
+    may_lack_kernels = False
+    """Whether a table of it serves without the networks that have a kernel which the engine refuses to run alone."""
+    lowering_s, kernel_sweep_s = 0.06, 0.03
+    """For the estimate of a dry run only: lowering one network, and timing the two models of one kernel."""
+
+    def likely_kernels(self, networks: int) -> int:
+        """How many that many networks are made of, about."""
+        return 150
 
     @abstractmethod
     def draw(self, generator: random.Random) -> Architecture:
@@ -113,6 +121,10 @@ GENERATOR = 1
 """Raised whenever ``random_network`` draws other networks from the same seeds: campaigns of two are never joined."""
 
 
+KERNELS_PER_NETWORK = 40
+"""That no other network had, of the first twenty or so, on average."""
+
+
 class MobileNetworks(NetworkSource):
     """Random networks of the blocks that mobile networks are made of, at their shapes: what a table for any network is of.
 
@@ -122,10 +134,15 @@ class MobileNetworks(NetworkSource):
     """
 
     name = MOBILE_NETWORKS
+    may_lack_kernels = True
+    lowering_s, kernel_sweep_s = 0.5, 0.06
 
     def __init__(self, batch: int = 1) -> None:
         self.options: dict[str, OptionValue] = {"batch": batch, "generator": GENERATOR}
         self.key = self.name if batch == 1 else f"{self.name}-b{batch}"
+
+    def likely_kernels(self, networks: int) -> int:
+        return KERNELS_PER_NETWORK * networks
 
     def draw(self, generator: random.Random) -> Architecture:
         return Architecture(self.name, {**self.options, "seed": generator.randrange(2**31)}, {})

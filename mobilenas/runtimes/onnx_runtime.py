@@ -16,10 +16,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mobilenas import onnx_model
-from mobilenas.core.workload import Kernel, TensorSpec
+from mobilenas.core.workload import OPSET, Kernel, TensorSpec
 from mobilenas.devices.links import Link
 from mobilenas.errors import DocumentError, RunnerError
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime, numbered
+from mobilenas.runtimes.onnx_opsets import attribute_value, in_own_opset
 
 _DTYPES = {
     "float": "float32",
@@ -42,6 +43,8 @@ _STORED_VALUES = 64
 """Whole constants up to this many elements are part of a kernel: they are shapes, axes and paddings. Of fractions only scalars
 are, as an exponent of 2 is quicker than another; what has a dimension is trained, be it one bias: its value changes no time.
 """
+_SCALED_BY = ("Resize", "Upsample")
+"""Operators whose constants are sizes, be they fractions with a dimension: none is trained."""
 
 
 class OnnxRuntime(Runtime):
@@ -117,7 +120,7 @@ class OnnxRuntime(Runtime):
         ]
         graph = helper.make_graph(nodes, "kernel", inputs, outputs, initializers)
         domains = [domain] if domain else []
-        return PreparedModel(onnx_model.make_model(graph, domains).SerializeToString(), optimise=False)
+        return PreparedModel(onnx_model.make_model(graph, domains, kernel.opset).SerializeToString(), optimise=False)
 
     def session_model(self) -> PreparedModel:
         graph = helper.make_graph(
@@ -134,8 +137,10 @@ def kernels_from_graph(model: bytes, nodes: Sequence[Mapping[str, Any]]) -> Coun
 
     Raises ``RunnerError`` if the report does not cover a node of the graph.
     """
-    graph = onnx_model.parse_model(model, "optimised graph").graph
-    constants = {tensor.name: _constant_spec(tensor) for tensor in graph.initializer}
+    parsed = onnx_model.parse_model(model, "optimised graph")
+    graph = parsed.graph
+    opset = next((entry.version for entry in parsed.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     specs = {value.name: _input_spec(value) for value in graph.input if value.name not in constants}
     reports = _reports_by_node(graph.node, nodes)
     for node, report in zip(graph.node, reports, strict=True):
@@ -146,25 +151,38 @@ def kernels_from_graph(model: bytes, nodes: Sequence[Mapping[str, Any]]) -> Coun
                 )
             if output:
                 specs[name] = TensorSpec(tuple(output[1]), _DTYPES[output[0]])
-    return Counter(
-        Kernel(
-            operator=f"{node.domain}::{node.op_type}" if node.domain else node.op_type,
-            attributes=_canonical_attributes(node),
-            inputs=tuple(_spec_of(name, constants, specs, node) if name else None for name in node.input),
-            outputs=tuple(specs[name] for name in node.output if name in specs),
-            provider=report["provider"],
-        )
-        for node, report in zip(graph.node, reports, strict=True)
-    )
+    found: Counter[Kernel] = Counter()
+    for node, report in zip(graph.node, reports, strict=True):
+        inputs = tuple(_spec_of(name, constants, specs, node) if name else None for name in node.input)
+        outputs = tuple(specs[name] for name in node.output if name in specs)
+        found[_kernel(node, inputs, outputs, opset, report["provider"])] += 1
+    return found
+
+
+def _kernel(
+    node: onnx.NodeProto,
+    inputs: tuple[TensorSpec | None, ...],
+    outputs: tuple[TensorSpec, ...],
+    opset: int,
+    provider: str,
+) -> Kernel:
+    attributes = _attributes(node)
+    if node.domain:
+        operator, opset = f"{node.domain}::{node.op_type}", OPSET
+    else:
+        operator = node.op_type
+        opset, attributes, inputs = in_own_opset(operator, attributes, inputs, opset)
+    return Kernel(operator, json.dumps(attributes, sort_keys=True), inputs, outputs, provider, opset)
 
 
 def _spec_of(
-    name: str, constants: Mapping[str, TensorSpec], specs: Mapping[str, TensorSpec], node: onnx.NodeProto
+    name: str, constants: Mapping[str, onnx.TensorProto], specs: Mapping[str, TensorSpec], node: onnx.NodeProto
 ) -> TensorSpec:
-    spec = constants.get(name) or specs.get(name)
-    if spec is None:
+    if name in constants:
+        return _constant_spec(constants[name], is_size=node.op_type in _SCALED_BY)
+    if name not in specs:
         raise DocumentError(f"the node {node.name!r} ({node.op_type}) reads {name!r}, whose shape the engine did not tell")
-    return spec
+    return specs[name]
 
 
 def _reports_by_node(graph_nodes: Sequence[onnx.NodeProto], reports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -185,29 +203,23 @@ def _reports_by_node(graph_nodes: Sequence[onnx.NodeProto], reports: Sequence[Ma
     return found
 
 
-def _canonical_attributes(node: onnx.NodeProto) -> str:
-    values = {}
-    for attribute in node.attribute:
-        value = helper.get_attribute_value(attribute)
-        if isinstance(value, bytes):
-            value = value.decode()
-        elif not isinstance(value, int | float):
-            try:
-                value = [item.decode() if isinstance(item, bytes) else item for item in value]
-                json.dumps(value)
-            except TypeError:
-                raise DocumentError(
-                    f"the node {node.name!r} ({node.op_type}) has the attribute {attribute.name!r}, which no kernel can hold"
-                ) from None
-        values[attribute.name] = value
-    return json.dumps(values, sort_keys=True)
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    values = {attribute.name: attribute_value(attribute) for attribute in node.attribute}
+    for name, value in values.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise DocumentError(
+                f"the node {node.name!r} ({node.op_type}) has the attribute {name!r}, which no kernel can hold"
+            ) from None
+    return values
 
 
-def _constant_spec(tensor: onnx.TensorProto) -> TensorSpec:
+def _constant_spec(tensor: onnx.TensorProto, is_size: bool) -> TensorSpec:
     dtype = numpy_helper.to_array(tensor).dtype if tensor.data_type != TensorProto.FLOAT else np.dtype("float32")
     count = int(np.prod(tensor.dims)) if tensor.dims else 1
     values = None
-    if not tensor.dims or (dtype.kind in "iub" and count <= _STORED_VALUES):
+    if not tensor.dims or (count <= _STORED_VALUES and (dtype.kind in "iub" or (is_size and count))):
         values = tuple(numpy_helper.to_array(tensor).reshape(-1).tolist())
     return TensorSpec(tuple(tensor.dims), str(dtype), is_constant=True, values=values)
 

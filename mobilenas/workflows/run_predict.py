@@ -39,10 +39,11 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
         kernels, key = _lower(model, content, target, link)
         known = _known(cfg, key)
         folder = single_kernels_folder(key)
-        missing = known.missing(kernels)
-        if missing and cfg.profile_missing:
+        tried: dict[Kernel, str] = {}
+        missing = known.missing(kernels) if cfg.profile_missing else []
+        if missing:
             told.note(f"{len(missing)} of {len(kernels)} kernels are in no table: measuring them")
-            keep_kernels(
+            refused = keep_kernels(
                 missing,
                 folder,
                 user_data_directory() / "campaigns",
@@ -53,14 +54,18 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
                 plan,
                 lambda p: tell_sweep(told, "measuring kernels", p),
             )
+            if refused:
+                told.note(f"{target.runtime.name} refuses to run {len(refused)} of them alone")
+            tried = dict.fromkeys(missing, "") | refused
             known = _known(cfg, key)
+    newly_measured = sum(not complaint for complaint in tried.values())
     return PredictResult(
         model=str(model),
         device=target.device.card.name,
         runtime=target.runtime.name,
-        predicted=known.predict(kernels, cfg.extrapolate),
-        newly_measured=len(missing) if cfg.profile_missing else 0,
-        table=str(folder) if missing and cfg.profile_missing else None,
+        predicted=known.predict(kernels, cfg.extrapolate, tried=tried),
+        newly_measured=newly_measured,
+        table=str(folder) if newly_measured else None,
         measured=target.measure("model", content, plan, told, "measuring the model") if cfg.measure else None,
     )
 

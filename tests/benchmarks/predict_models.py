@@ -99,7 +99,8 @@ def _measured(models: list[Path], target: Target, plan: MeasurementPlan, folder:
         if missing:
             print(f"measuring {len(missing)} of {len(kernels)} kernels", flush=True)
             place = single_kernels_folder(key)
-            keep_kernels(missing, place, folder, target.device, link, target.runtime, target.settings, plan)
+            refused = keep_kernels(missing, place, folder, target.device, link, target.runtime, target.settings, plan)
+            print(f"the engine refuses to run {len(refused)} of them alone", flush=True)
         print(f"measuring {len(models)} models", flush=True)
         prepared = {name: target.runtime.prepare(content, target.settings) for name, content in contents.items()}
         journal = Journal(folder / "models.jsonl")

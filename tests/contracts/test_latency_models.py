@@ -1,6 +1,7 @@
 """The conformance kit on every latency model, over synthetic tables."""
 
 import random
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mobilenas.latency.kernels import PREDICTOR, TargetKernels, learn
 from mobilenas.latency.models import LatencyModel, Sought, TableModel
 from mobilenas.latency.network_model import NetworkModel
 from mobilenas.latency.predictors.kernel import KernelPredictor
-from mobilenas.latency.table import LatencyTable
+from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable
 from mobilenas.profiling.learn import learn_network_model
 from mobilenas.spaces import SPACES
 from mobilenas.spaces.base import SearchSpace
@@ -46,6 +47,21 @@ def learnt_kernels() -> tuple[LatencyTable, KernelPredictor]:
     lowered = make_lower(space)([row.architecture for row in whole.networks])
     measured = np.array([row.measured_ms for row in whole.networks])
     return whole, learn(whole, lowered, measured)
+
+
+def at_speed(table: LatencyTable, factor: float) -> LatencyTable:
+    """The table as it comes out while the device is so much slower."""
+    card = msgspec.structs.replace(
+        table.card,
+        sentinel_ms=factor * table.card.sentinel_ms,
+        session_ms=factor * table.card.session_ms,
+        spaces={key: msgspec.structs.replace(c, offset_ms=factor * c.offset_ms) for key, c in table.card.spaces.items()},
+    )
+    networks = tuple(
+        msgspec.structs.replace(n, kernel_sum_ms=factor * n.kernel_sum_ms, measured_ms=factor * n.measured_ms)
+        for n in table.networks
+    )
+    return replace(table, card=card, rows={k: row.times(factor) for k, row in table.rows.items()}, networks=networks)
 
 
 class TestKernelModel(LatencyModelContract):
@@ -86,6 +102,50 @@ class TestKernelModel(LatencyModelContract):
         architecture = space.random_architecture(random.Random(3))
         assert found.latency(architecture).ms == pytest.approx(model.latency(architecture).ms, rel=0.05)
         assert found.digest != model.digest, "it also knows the rows of the other table"
+
+    @pytest.mark.parametrize("space_factor", [1.1, 0.9])
+    def test_rows_and_learnt_times_are_brought_to_the_speed_of_the_space(
+        self, space_factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The same device, measured ``space_factor`` times as slow in the space's campaign as in that of mobile networks."""
+        monkeypatch.setenv("MOBILENAS_HOME", str(tmp_path))
+        model, space = self.make()
+        assert isinstance(model, KernelModel)
+        architecture = space.random_architecture(random.Random(3))
+        before, after = (
+            KernelModel.find(self.saved(tmp_path, at_speed(model.table.table, factor))) for factor in (1.0, space_factor)
+        )
+        [kernels] = make_lower(space)([architecture])
+        assert kernels.keys() - after.table.table.rows.keys(), "some are learnt"
+        assert after.latency(architecture).ms == pytest.approx(space_factor * before.latency(architecture).ms, rel=1e-6)
+
+    @pytest.mark.parametrize("space_factor", [1.4, 0.6])
+    def test_what_was_learnt_at_another_speed_is_not_used(
+        self, space_factor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MOBILENAS_HOME", str(tmp_path))
+        model, _ = self.make()
+        assert isinstance(model, KernelModel)
+        word = "faster" if space_factor > 1 else "slower"
+        with pytest.raises(MissingDataError, match=f"Not used: .*/mobile was measured while the device was {word}"):
+            KernelModel.find(self.saved(tmp_path, at_speed(model.table.table, space_factor)))
+
+    def saved(self, home: Path, table: LatencyTable) -> Sought:
+        """``table`` as that of the space, and what was learnt as of mobile networks, which calibrate unless asked not to."""
+        [card] = self.whole.card.spaces.values()
+        cards = {MOBILE_NETWORKS: msgspec.structs.replace(card, space=MOBILE_NETWORKS)}
+        mobile = replace(
+            self.whole,
+            card=msgspec.structs.replace(self.whole.card, spaces=cards),
+            rows={k: r for k, r in self.whole.rows.items() if k not in make_table(self.space).rows},
+            workload_costs={},
+        )
+        learnt = copy(self.learnt)
+        learnt.learnt_from_ = mobile.digest
+        table.save(home / "latency_tables" / "space")
+        mobile.save(home / "latency_tables" / "mobile")
+        learnt.save(home / "latency_tables" / "mobile" / PREDICTOR)
+        return Sought(self.space, table.card.key, None, make_lower(self.space), "mobilenas profile")
 
     def test_what_is_learnt_widens_the_interval(self) -> None:
         model, space = self.make()

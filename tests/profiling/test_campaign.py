@@ -13,14 +13,15 @@ import pytest
 from mobilenas.cli.output import flag_words
 from mobilenas.core.measurement import PLANS, Measurement
 from mobilenas.core.run_directory import Journal, working_in
+from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device, find_device
-from mobilenas.errors import LinkError, MeasurementError, UsageError
+from mobilenas.errors import LinkError, MeasurementError, RunnerError, UsageError
 from mobilenas.latency.table import ModelFlags
 from mobilenas.profiling.campaign import Campaign
 from mobilenas.profiling.cards import card_of
 from mobilenas.profiling.learn import learn_network_model
-from mobilenas.profiling.networks import SpaceNetworks
-from mobilenas.runtimes.base import SESSION, RunSettings
+from mobilenas.profiling.networks import MobileNetworks, SpaceNetworks
+from mobilenas.runtimes.base import SESSION, PreparedModel, RunSettings
 from mobilenas.runtimes.measure import SweepLog
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fake_devices import CALL_MS, SENTINEL_MS, FakeLink, FakeRuntime, kernel_ms
@@ -153,6 +154,40 @@ def test_a_device_that_is_slow_for_half_a_sweep_leaves_no_trace(tmp_path: Path) 
     table = campaign(tmp_path, FakeRuntime(slowdown=lambda sweeps: 1.4 if 1.4 <= sweeps < 2.1 else 1.0)).run()
     for kernel, row in table.rows.items():
         assert row.value_ms == pytest.approx(kernel_ms(kernel), rel=1e-9)
+
+
+class Refusing(FakeRuntime):
+    """Runs no kernel of an operator alone."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.operator = operator
+
+    def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
+        return PreparedModel(b"refused") if kernel.operator == self.operator else super().kernel_model(kernel, copies)
+
+
+def test_mobile_networks_with_a_kernel_that_is_refused_are_left_out(tmp_path: Path) -> None:
+    mobile = replace(
+        campaign(tmp_path, Refusing("Sigmoid")),
+        source=MobileNetworks(),
+        plan=msgspec.structs.replace(PLAN, scale_networks=6, test_networks=4, lowered_networks=1),
+        maximum_kernels=1,
+    )
+    table = mobile.run()
+    lowered = mobile.lowered_kernels()
+    has_some = {a for _, a in mobile.networks.measured if any(k.operator == "Sigmoid" for k in lowered[a.fingerprint])}
+    assert 0 < len(has_some) < 5
+    assert {row.architecture for row in table.networks} == {a for _, a in mobile.networks.measured} - has_some
+    assert all(kernel.operator != "Sigmoid" for kernel in table.rows)
+    assert table.space_card(mobile.source.key).scale == pytest.approx(1, rel=1e-6)
+    doubt = table.card.doubts[-1]
+    assert f"{len(has_some)} of the 10 measured networks, which have some of them, are left out: Sigmoid" in doubt
+
+
+def test_a_space_needs_all_its_kernels(tmp_path: Path) -> None:
+    with pytest.raises(RunnerError, match="refuses to run 1 kernels alone: Gemm 1x"):
+        campaign(tmp_path, Refusing("Gemm")).run()
 
 
 def test_an_interrupted_campaign_measures_only_what_is_missing(tmp_path: Path) -> None:

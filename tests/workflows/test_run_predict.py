@@ -1,9 +1,12 @@
 """``predict`` with the real engine and synthetic tables: which tables count, and what is said of the others."""
 
 import functools
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,9 +17,10 @@ from onnx import TensorProto, helper
 from mobilenas import onnx_model, workflows
 from mobilenas.config import DeviceConfig, PredictConfig
 from mobilenas.core.measurement import PLANS
-from mobilenas.core.workload import Kernel
+from mobilenas.core.workload import Kernel, TensorSpec
 from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, MissingKernelError, UsageError
 from mobilenas.latency.kernels import PREDICTOR
+from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.store import single_kernels_folder, table_folder
 from mobilenas.latency.table import LatencyTable, TableKey, TableRow
 from mobilenas.runtimes.measure import measure
@@ -165,6 +169,24 @@ class TestOtherSpeeds:
         assert tanh.ms == pytest.approx(relu.ms / 1.25)
         assert (tanh.low_ms, tanh.high_ms) == (pytest.approx(relu.low_ms / 1.25), pytest.approx(relu.high_ms / 1.25))
 
+    def test_kernels_that_were_measured_while_it_was_slower_say_so(self, tmp_path: Path) -> None:
+        table = table_of(lowered("Relu"), 0.5)
+        save(replace(table, card=msgspec.structs.replace(table.card, sentinel_ms=sentinel_ms() / 25)), "ours")
+        with pytest.raises(MissingKernelError, match="1 of them were measured just now, but not while the device") as error:
+            workflows.predict(written(tmp_path, "Tanh"), PredictConfig(profile_missing=True, plan="tiny"))
+        [folder] = single_kernels_folder(key()).iterdir()
+        assert f"Not used: {folder} was measured while the device was slower" in str(error.value)
+        assert "--profile-missing" not in str(error.value)
+
+    def test_a_model_that_is_measured_at_another_speed_says_so(self, tmp_path: Path, command: Callable[..., Outcome]) -> None:
+        table = table_of(lowered("Relu"), 0.5)
+        save(replace(table, card=msgspec.structs.replace(table.card, sentinel_ms=3 * sentinel_ms())), "ours")
+        path = str(written(tmp_path, "Relu"))
+        shown = " ".join(command("predict", path, "--measure", "--plan", "tiny").out.split())
+        assert re.search(r"; the device was [0-9.]+% faster than when its table was made", shown)
+        found = json.loads(command("predict", path, "--measure", "--plan", "tiny", "--json").out)
+        assert found["predicted"]["sentinel_ms"] > 1.5 * found["measured"]["sentinel_ms"]
+
     def test_what_is_measured_says_how_fast_the_device_was(self, tmp_path: Path) -> None:
         save(table_of(lowered("Relu"), 0.5), "ours")
         workflows.predict(written(tmp_path, "Tanh"), PredictConfig(profile_missing=True, plan="tiny"))
@@ -201,27 +223,68 @@ class TestUnreadableTables:
             workflows.predict(written(tmp_path, "Relu"), PredictConfig())
 
 
-def test_a_kernel_that_the_engine_refuses_alone_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
-    """A Reshape whose shape is computed while the network runs: alone it is given zeros."""
-    save(table_of(lowered("Relu"), 0.5), "ours")
-    nodes = [
-        helper.make_node("Tanh", ["x"], ["t"], name="tanh"),
-        helper.make_node("Add", ["given", "wanted"], ["shape"], name="add"),
-        helper.make_node("Reshape", ["t", "shape"], ["y"], name="reshape"),
+class TestRefusedKernels:
+    """A Reshape whose shape is computed while the network runs: alone it is given zeros, which the engine refuses."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        nodes = [
+            helper.make_node("Tanh", ["x"], ["t"], name="tanh"),
+            helper.make_node("Add", ["given", "wanted"], ["shape"], name="add"),
+            helper.make_node("Reshape", ["t", "shape"], ["y"], name="reshape"),
+        ]
+        inputs = [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8)),
+            helper.make_tensor_value_info("given", TensorProto.INT64, (2,)),
+        ]
+        wanted = helper.make_tensor("wanted", TensorProto.INT64, (2,), (1, 192))
+        made = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+        path = tmp_path / "reshape.onnx"
+        path.write_bytes(onnx_model.make_model(helper.make_graph(nodes, "g", inputs, made, [wanted])).SerializeToString())
+        return path
+
+    def test_they_are_named_and_the_others_are_kept(self, path: Path) -> None:
+        save(table_of(lowered("Relu"), 0.5), "ours")
+        said = r"1 of 3 kernels were not measured and cannot be predicted: Reshape 1x3x8x8 2 -> 1x192 \(.*ReshapeHelper"
+        for _ in range(2):  # of which the second has none but the refused one to measure
+            with pytest.raises(MissingKernelError, match=said) as error:
+                workflows.predict(path, PredictConfig(profile_missing=True, plan="tiny"))
+            assert "Tanh" not in str(error.value)
+            assert "--profile-missing" not in str(error.value), "it was just said"
+        [folder] = single_kernels_folder(key()).iterdir()
+        assert sorted(kernel.operator for kernel in LatencyTable.load(folder).rows) == ["Add", "Tanh"]
+        with pytest.raises(MissingKernelError, match="--profile-missing"):
+            workflows.predict(path, PredictConfig())
+
+    def test_they_are_predicted_where_there_were_others_to_learn_from(self, path: Path) -> None:
+        table = table_of([*lowered("Relu"), *reshapes()], 0.5)
+        learnt = KernelPredictor().fit(table.rows.values())
+        learnt.learnt_from_, learnt.common_width_ = table.digest, 0.1
+        learnt.save(save(table, "ours") / PREDICTOR)
+        result = workflows.predict(path, PredictConfig(profile_missing=True, plan="tiny"))
+        assert {share.kernel.operator: share.source for share in result.predicted.kernels} == {
+            "Tanh": "measured",
+            "Add": "measured",
+            "Reshape": "predicted",
+        }
+        assert result.newly_measured == 2
+
+
+def reshapes() -> list[Kernel]:
+    """As that of the fixture, at sizes around its."""
+    shape = TensorSpec((2,), "int64")
+    return [
+        Kernel(
+            "Reshape",
+            "{}",
+            (TensorSpec((1, channels, size, size), "float32"), shape),
+            (TensorSpec((1, channels * size * size), "float32"),),
+            "CPUExecutionProvider",
+        )
+        for channels in (1, 2, 3, 4, 6)
+        for size in (4, 8, 16)
+        if (channels, size) != (3, 8)
     ]
-    inputs = [
-        helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8)),
-        helper.make_tensor_value_info("given", TensorProto.INT64, (2,)),
-    ]
-    wanted = helper.make_tensor("wanted", TensorProto.INT64, (2,), (1, 192))
-    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [wanted])
-    path = tmp_path / "reshape.onnx"
-    path.write_bytes(onnx_model.make_model(graph).SerializeToString())
-    with pytest.raises(MissingKernelError, match=r"1 of 3 kernels alone.*Reshape 1x3x8x8 2 -> 1x192: .*ReshapeHelper") as error:
-        workflows.predict(path, PredictConfig(profile_missing=True, plan="tiny"))
-    assert "Tanh" not in str(error.value)
-    [folder] = single_kernels_folder(key()).iterdir()
-    assert sorted(kernel.operator for kernel in LatencyTable.load(folder).rows) == ["Add", "Tanh"]
 
 
 def test_a_damaged_predictor_stops_only_what_needs_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ FEWEST_ROWS = 8
 """Of a family, to say anything of it."""
 LEAST_MS = 1e-5
 """Rows below are noise around nothing; their kernels count as this."""
+ROOF_ERROR = 0.1
+"""How far times are from a roofline, about: rows that were measured worse than this count less for it."""
+NOTHING_KNOWN = 1e6
+"""The relative error of a time that is noise around nothing, about which its logarithm says nothing."""
 FOLDS = 5
 BEYOND = math.log(1.25)
 """How far over the largest work seen, and under the least, still counts as seen."""
@@ -62,8 +67,10 @@ class FamilyPredictor(RegressorMixin, BaseEstimator):
         ``like`` was learnt from similar rows: its length scales are where the search for ours begins, which is quicker.
         """
         features, work = X[:, : len(FEATURES)], X[:, len(FEATURES) :]
+        errors = np.zeros(len(y)) if relative_error is None else relative_error
         unit = np.maximum(work.max(axis=0), 1.0)
-        self.roofline_, _ = nnls(work / unit / np.exp(y)[:, None], np.ones(len(y)))
+        weights = 1 / np.hypot(errors, ROOF_ERROR)
+        self.roofline_, _ = nnls(work / unit * (weights / np.exp(y))[:, None], weights)
         self.roofline_ = self.roofline_ / unit
         self.lowest_, self.highest_ = features.min(axis=0), features.max(axis=0)
         self.activations_ = np.unique(features[:, ACTIVATION])
@@ -71,7 +78,7 @@ class FamilyPredictor(RegressorMixin, BaseEstimator):
         self.used_ = spread > 1e-9
         self.spread_ = np.where(self.used_, spread, 1.0)
         rest = y - self._roof(work)
-        self.rest_ = float(rest.mean())
+        self.rest_ = float(np.average(rest, weights=weights))
         self.process_: GaussianProcessRegressor | None = None
         if not self.used_.any():
             return self
@@ -80,7 +87,6 @@ class FamilyPredictor(RegressorMixin, BaseEstimator):
         else:
             scales = np.full(self.used_.sum(), self.length_scale)
             kernel = ConstantKernel(0.1) * Matern(scales, (0.3, 50.0), nu=2.5) + WhiteKernel(self.noise, (1e-4, 0.1))
-        errors = np.zeros(len(y)) if relative_error is None else relative_error
         process = GaussianProcessRegressor(kernel, alpha=1e-8 + errors**2, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -117,6 +123,9 @@ class LearntTime(msgspec.Struct, frozen=True):
 class KernelPredictor(BaseEstimator):
     """A predictor per family of kernels, with the factor by which each was wrong on shapes that it had not seen."""
 
+    slowness = 1.0
+    """How much slower the device is now than it was when the rows were measured."""
+
     def __init__(self, length_scale: float = 2.0, noise: float = 0.01) -> None:
         self.length_scale = length_scale
         self.noise = noise
@@ -147,6 +156,12 @@ class KernelPredictor(BaseEstimator):
         other.factors_ = self.factors_
         return other
 
+    def times(self, factor: float) -> KernelPredictor:
+        """The same on a device that is so much slower."""
+        other = copy(self)
+        other.slowness = factor * self.slowness
+        return other
+
     def _family(self) -> FamilyPredictor:
         return FamilyPredictor(self.length_scale, self.noise)
 
@@ -168,7 +183,7 @@ class KernelPredictor(BaseEstimator):
             x = _inputs([kernels[index] for index in indices])
             learnt, factor = self.families_[family], self.factors_[family]
             for index, log_ms, is_seen in zip(indices, learnt.predict(x), learnt.has_seen(x), strict=True):
-                within = Prediction.within(float(np.exp(log_ms)), factor if is_seen else factor**2)
+                within = Prediction.within(self.slowness * float(np.exp(log_ms)), factor if is_seen else factor**2)
                 found[index] = LearntTime(within, bool(is_seen))
         return [found[index] for index in range(len(kernels))]
 
@@ -231,5 +246,6 @@ def shape_of(kernel: Kernel) -> str:
 
 
 def _relative_error(row: TableRow) -> float:
-    value = max(row.value_ms, LEAST_MS)
-    return min(1.0, (row.high_ms - row.low_ms) / (2 * value))
+    if row.value_ms <= LEAST_MS:
+        return NOTHING_KNOWN
+    return min(1.0, (row.high_ms - row.low_ms) / (2 * row.value_ms))

@@ -4,12 +4,14 @@ import json
 import math
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from mobilenas.core.measurement import Estimator
 from mobilenas.core.workload import Kernel, TensorSpec
 from mobilenas.errors import DocumentError, MissingKernelError
 from mobilenas.latency.kernels import PREDICTOR, TargetKernels, learn
@@ -156,6 +158,48 @@ def test_the_held_out_errors_are_not_those_of_the_fit(learnt: KernelPredictor) -
     assert predictor.factors_["fake::Conv pointwise"] > 1.3
 
 
+def test_a_row_that_came_out_as_nothing_spoils_no_other() -> None:
+    """Its time is noise around zero; that of the others is exactly a roofline."""
+
+    def roof_ms(kernel: Kernel) -> float:
+        work = work_of(kernel)
+        return 2e-3 + 1e-6 * work.madds + 2e-7 * (work.read + work.written)
+
+    *exact, spoiled = kernels(0, 101)
+    nothing = msgspec.structs.replace(row(spoiled, 0.01), value_ms=0.0, low_ms=0.0, high_ms=2e-3, converged=False)
+    predictor = KernelPredictor().fit([*(row(k, roof_ms(k)) for k in exact), nothing])
+    assert predictor.families_["fake::Conv pointwise"].roofline_ == pytest.approx([2e-3, 1e-6, 2e-7, 0.0], rel=1e-3, abs=1e-9)
+    asked = [spoiled, *kernels(1, 20)]
+    assert [found.prediction.ms for found in predictor.predict(asked)] == pytest.approx([roof_ms(k) for k in asked], rel=0.01)
+
+
+def test_a_family_that_takes_no_time_is_predicted_to_take_none() -> None:
+    rows = [msgspec.structs.replace(row(k, 0.01), value_ms=0.0, low_ms=0.0, high_ms=1e-3) for k in kernels(0, 20)]
+    assert all(found.prediction.ms < 2e-5 for found in KernelPredictor().fit(rows).predict(kernels(1, 20)))
+
+
+def test_rows_that_were_measured_badly_count_less_for_the_roofline() -> None:
+    """Every fifth is twice as slow as it is, and known to within a factor only."""
+    rows = [row(k) for k in kernels(0, 100)]
+    bad = [msgspec.structs.replace(r, value_ms=2 * r.value_ms, low_ms=0.0, high_ms=4 * r.value_ms) for r in rows[::5]]
+    sure = [msgspec.structs.replace(r, low_ms=0.99 * r.value_ms, high_ms=1.01 * r.value_ms) for r in bad]
+    others = [r for index, r in enumerate(rows) if index % 5]
+    asked = [r.kernel for r in others]
+
+    def roofline(found: list[TableRow]) -> np.ndarray:
+        family = KernelPredictor().fit(found).families_["fake::Conv pointwise"]
+        return np.array([work_vector(k) @ family.roofline_ for k in asked])
+
+    right = roofline(others)
+    assert np.abs(roofline([*others, *bad]) / right - 1).max() < 0.02
+    assert np.abs(roofline([*others, *sure]) / right - 1).max() > 0.05
+
+
+def work_vector(kernel: Kernel) -> np.ndarray:
+    work = work_of(kernel)
+    return np.array([1.0, work.madds, work.read + work.written, work.weights])
+
+
 def test_families_with_too_few_rows_are_not_known(learnt: KernelPredictor) -> None:
     assert not learnt.knows(convolution(16, 16, 8, window=3))
     assert not KernelPredictor().fit(map(row, kernels(0, 5))).knows(kernels(0, 1)[0])
@@ -293,6 +337,30 @@ class TestNetworks:
         assert not TargetKernels([bare]).is_calibrated
         assert TargetKernels([bare, TABLE]).is_calibrated
         assert not TargetKernels.of(FoundTables()).is_calibrated
+
+
+@pytest.mark.parametrize("estimator", ["floor", "median"])
+def test_rows_and_learnt_times_beside_another_table_are_brought_to_the_speed_of_the_networks(
+    estimator: Estimator, tmp_path: Path
+) -> None:
+    card = msgspec.structs.replace(TABLE.card, key=msgspec.structs.replace(TABLE.card.key, estimator=estimator))
+    networks = replace(TABLE, card=card, rows={})
+    slower = msgspec.structs.replace(card, sentinel_ms=1.1 * card.sentinel_ms, spaces={})
+    others = LatencyTable(slower, TABLE.rows, {}, ())
+    learnt = KernelPredictor().fit(others.rows.values())
+    learnt.learnt_from_, learnt.common_width_ = others.digest, 0.0
+    others.save(tmp_path / "others")
+    learnt.save(tmp_path / "others" / PREDICTOR)
+    target = TargetKernels.of(FoundTables(((tmp_path / "others", others), (tmp_path / "networks", networks))))
+    known = {r.kernel for r in ROWS}
+    unseen = next(k for k in kernels(1, 60) if k not in known and learnt.predict([k])[0].is_seen)
+    assert target.rows[ROWS[0].kernel].value_ms == pytest.approx(ROWS[0].value_ms / 1.1)
+    [share] = target.predict(Counter({unseen: 1})).kernels
+    [found] = learnt.predict([unseen])
+    assert (share.each_ms, share.high_ms) == (
+        pytest.approx(found.prediction.ms / 1.1),
+        pytest.approx(found.prediction.high_ms / 1.1),
+    )
 
 
 def test_intervals_of_networks_that_nothing_was_learnt_from_hold_nine_in_ten() -> None:
