@@ -197,7 +197,11 @@ def table_show(path: TablePath, json: Json = False, top: Top = 10) -> None:
         *_origin_rows(card),
         ("kernels", f"{card.rows}, {card.rows_not_converged} of them not converged"),
         ("a call", f"{1000 * card.session_ms:.3g} us, the sentinel {1000 * card.sentinel_ms:.4g} us"),
-        ("cold weights", f"{1000 * card.cold_weights_ms_per_mib:.3g} us a MiB in a network"),
+        (
+            "in a network",
+            f"weights cost {1000 * card.context.cold_weights_ms_per_mib:.3g} us a MiB more; depthwise convolutions "
+            f"{card.context.depthwise_factor:.3f} x, what only moves data {card.context.moving_factor:.3f} x the scale",
+        ),
         (
             "of the models",
             f"{flags.models}: {flags.bimodal} with two modes, {flags.clocks_disagree} whose clocks disagree, "

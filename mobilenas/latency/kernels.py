@@ -19,12 +19,15 @@ from mobilenas.errors import MissingKernelError
 from mobilenas.latency.prediction import Prediction, conformal_factor, conformal_quantile, network_width
 from mobilenas.latency.predictors.kernel import BEYOND, FOLDS, KernelPredictor, shape_of
 from mobilenas.latency.store import FoundTables
-from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, SpaceCard, TableCard, TableRow
+from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, NetworkContext, SpaceCard, TableCard, TableRow
 
 PREDICTOR = "kernel-predictor.skops"
 """File name of a predictor, beside the table that it was learnt from."""
 LISTED = 5
 """Kernels that an error names."""
+
+
+Source = Literal["measured", "predicted", "extrapolated"]
 
 
 class KernelShare(msgspec.Struct, frozen=True):
@@ -36,7 +39,7 @@ class KernelShare(msgspec.Struct, frozen=True):
     low_ms: float
     high_ms: float
     """Of each: a measured row's interval, or within the factor by which its family is predicted wrong."""
-    source: Literal["measured", "predicted", "extrapolated"]
+    source: Source
     converged: bool | None
     """Whether its row's measurement repeated; ``None`` where there is no row."""
 
@@ -136,8 +139,7 @@ class TargetKernels:
         ``MissingKernelError`` for kernels that were not measured and cannot be predicted.
         """
         table, card, sums_ms = calibration or self._calibration
-        cold_ms_per_mib = table.card.cold_weights_ms_per_mib
-        shares = sorted(self._shares(kernels, cold_ms_per_mib, extrapolate, tried), key=lambda share: -share.ms)
+        shares = sorted(self._shares(kernels, table.card.context, extrapolate, tried), key=lambda share: -share.ms)
         session_ms = table.card.session_ms
         total_ms = math.fsum([session_ms, *(share.ms for share in shares)])
         predicted = math.fsum(share.ms for share in shares if share.source != "measured") / total_ms
@@ -167,7 +169,7 @@ class TargetKernels:
         )
 
     def _shares(
-        self, kernels: Counter[Kernel], cold_ms_per_mib: float, extrapolate: bool, tried: Mapping[Kernel, str]
+        self, kernels: Counter[Kernel], context: NetworkContext, extrapolate: bool, tried: Mapping[Kernel, str]
     ) -> list[KernelShare]:
         missing = self.missing(kernels)
         predictor = self.predictor if missing else None
@@ -186,14 +188,15 @@ class TargetKernels:
             )
         shares = []
         for kernel, n in kernels.items():
-            cold_ms = cold_ms_per_mib * kernel.weight_mib
-            if row := self.rows.get(kernel):
-                ms = (row.value_ms + cold_ms, row.low_ms + cold_ms, row.high_ms + cold_ms)
-                shares.append(KernelShare(kernel, n, *ms, "measured", row.converged))
+            row, converged = self.rows.get(kernel), None
+            source: Source = "measured"
+            if row:
+                times, converged = (row.value_ms, row.low_ms, row.high_ms), row.converged
             else:
-                found = learnt[kernel].prediction
-                ms = (found.ms + cold_ms, found.low_ms + cold_ms, found.high_ms + cold_ms)
-                shares.append(KernelShare(kernel, n, *ms, "predicted" if learnt[kernel].is_seen else "extrapolated", None))
+                found, source = learnt[kernel].prediction, "predicted" if learnt[kernel].is_seen else "extrapolated"
+                times = (found.ms, found.low_ms, found.high_ms)
+            each_ms, low_ms, high_ms = (context.kernel_ms(kernel, ms) for ms in times)
+            shares.append(KernelShare(kernel, n, each_ms, low_ms, high_ms, source, converged))
         return shares
 
     @cached_property

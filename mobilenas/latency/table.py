@@ -24,6 +24,7 @@ from mobilenas.core.workload import Kernel, Workload
 from mobilenas.devices.device import LOCAL
 from mobilenas.errors import DocumentError, IncompatibleError, MissingKernelError, nearest_names
 from mobilenas.latency.prediction import Prediction
+from mobilenas.latency.predictors.kernel_features import Context, context_of
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -217,6 +218,26 @@ class ModelFlags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of whose runs more than a tenth took over twice the median."""
 
 
+class NetworkContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a kernel takes in a network over its row, whose copies share data and weights, warm in the cache (decision 0022)."""
+
+    cold_weights_ms_per_mib: Milliseconds = 0.0
+    """What a mebibyte of weights costs more."""
+    depthwise_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Of depthwise convolutions, over that of other kernels that compute, which the scale holds."""
+    moving_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """The same of kernels without multiply-adds."""
+
+    def kernel_ms(self, kernel: Kernel, row_ms: float) -> float:
+        """What ``kernel`` adds to a network before the scale, where its row is ``row_ms``."""
+        return self.factors[context_of(kernel)] * row_ms + self.cold_weights_ms_per_mib * kernel.weight_mib
+
+    @property
+    def factors(self) -> dict[Context, float]:
+        """By what surrounds a kernel."""
+        return {"computing": 1.0, "depthwise": self.depthwise_factor, "moving": self.moving_factor}
+
+
 class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Provenance of a table. ``origin`` is ``"measured"`` only where ``mobilenas profile`` itself measured it."""
 
@@ -235,8 +256,7 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When the device became slower for good, as one does that throttles."""
     session_ms: Milliseconds
     """Cost of one call of the runtime, whatever the model."""
-    cold_weights_ms_per_mib: Milliseconds
-    """What a mebibyte of weights costs more in a network than in a row, whose copies share theirs, warm in the cache."""
+    context: NetworkContext
     rows: int
     rows_not_converged: int
     flags: ModelFlags
@@ -275,8 +295,8 @@ class LatencyTable:
         return row
 
     def kernel_ms(self, kernel: Kernel) -> float:
-        """What ``kernel`` adds to a network: its row, and its weights that are cold there; raises ``MissingKernelError``."""
-        return self.lookup(kernel).value_ms + self.card.cold_weights_ms_per_mib * kernel.weight_mib
+        """What ``kernel`` adds to a network before the scale; raises ``MissingKernelError``."""
+        return self.card.context.kernel_ms(kernel, self.lookup(kernel).value_ms)
 
     def kernel_sum_ms(self, kernels: Counter[Kernel]) -> float:
         """The call's own cost and that of one network's kernels, unscaled; raises ``MissingKernelError``.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -244,23 +243,21 @@ class Campaign:
         session_ms = card.session_ms
         known = [(a, c) for a, c in zip(itertools.chain(*self.networks), kernels, strict=True) if c.keys() <= rows.keys()]
         roles = {architecture: role for role, architecture in self.networks.measured}
-        weights_mib = np.array([math.fsum(n * kernel.weight_mib for kernel, n in c.items()) for _, c in known])
-        sums = np.array([math.fsum(n * rows[kernel].value_ms for kernel, n in c.items()) for _, c in known])
+        terms = fit.NetworkTerms.of([counts for _, counts in known], rows, session_ms)
         scaling = np.array([roles.get(a) == "scale" for a, _ in known])
         measured_ms = np.array([measurements[a.fingerprint].value_ms for a, _ in known if roles.get(a) == "scale"])
-        fitted_on = (sums[scaling] + session_ms, weights_mib[scaling], measured_ms)
-        line = fit.fit_networks(*fitted_on)
-        sums += line.cold_weights_ms_per_mib * weights_mib
+        line = fit.fit_networks(terms.take(scaling), measured_ms)
+        sums = line.kernel_sums_ms(terms)
         networks = [
-            network_row(a, roles[a], measurements[a.fingerprint], float(total) + session_ms, self.source.madds(a))
+            network_row(a, roles[a], measurements[a.fingerprint], float(total), self.source.madds(a))
             for (a, _), total in zip(known, sums, strict=True)
             if a in roles
         ]
-        costs = self.source.workload_costs([architecture for architecture, _ in known], sums)
+        costs = self.source.workload_costs([architecture for architecture, _ in known], sums - session_ms)
         card_of_space = space_card(
             self.source,
             line,
-            fit.line_spread_fraction(*fitted_on),
+            fit.line_spread_fraction(terms.take(scaling), measured_ms),
             networks,
             costs.error if costs else None,
             self.plan.estimator,
@@ -268,7 +265,7 @@ class Campaign:
         card = msgspec.structs.replace(
             card,
             **row_counts(rows),
-            cold_weights_ms_per_mib=line.cold_weights_ms_per_mib,
+            context=line.context,
             spaces={self.source.key: card_of_space},
         )
         return LatencyTable(card, rows, {self.source.key: costs} if costs else {}, tuple(networks))

@@ -24,6 +24,7 @@ from mobilenas.latency.table import (
     ErrorReport,
     MeasuredNetwork,
     ModelFlags,
+    NetworkContext,
     NetworkRole,
     NetworkRow,
     SpaceCard,
@@ -98,7 +99,7 @@ def card_of(
         rows=0,
         rows_not_converged=0,
         flags=_flags(measurements, settings),
-        cold_weights_ms_per_mib=0.0,
+        context=NetworkContext(),
         spaces={},
     )
 

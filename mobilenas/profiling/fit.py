@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +15,15 @@ from mobilenas.core.measurement import Estimator, Measurement, Statistic
 from mobilenas.core.workload import Kernel, Workload
 from mobilenas.latency.diff import SMALLEST_MS
 from mobilenas.latency.prediction import conformal_factor
-from mobilenas.latency.table import ErrorReport, MeasuredNetwork, StatisticFit, TableRow, WorkloadCosts
+from mobilenas.latency.predictors.kernel_features import Context, context_of
+from mobilenas.latency.table import ErrorReport, MeasuredNetwork, NetworkContext, StatisticFit, TableRow, WorkloadCosts
 
 FEW_COPIES, MANY_COPIES = 2, 8
 """A row is the slope between models of so many copies: what a call costs, whatever it runs, cancels."""
 ROW_TOLERANCE_FRACTION = 0.1
 SPAN_FOR_A_LINE = 1.2
 """How far the sums of the slowest and of the fastest network must be apart for a line to be fitted."""
-LOWEST_SCALE, PRICE_MUST_PAY = 0.5, 0.02
+LOWEST_SCALE, MUST_PAY = 0.5, 0.005
 BOOTSTRAPS = 100
 _FOLDS = 5
 _PRIOR_WEIGHT = 1e-3
@@ -51,49 +52,90 @@ def row_from_measurements(kernel: Kernel, few: Measurement, many: Measurement) -
     )
 
 
+class NetworkTerms(NamedTuple):
+    """What ``n`` networks are made of, ``(n,)`` each: sums of all rows, with the call's own cost, and of those of two kinds."""
+
+    kernels_ms: np.ndarray
+    depthwise_ms: np.ndarray
+    moving_ms: np.ndarray
+    weights_mib: np.ndarray
+
+    @classmethod
+    def of(cls, networks: Sequence[Counter[Kernel]], rows: Mapping[Kernel, TableRow], session_ms: float) -> NetworkTerms:
+        """Of networks whose kernels all have rows."""
+
+        def total(each: Callable[[Kernel], float]) -> np.ndarray:
+            return np.array([math.fsum(n * each(kernel) for kernel, n in counts.items()) for counts in networks])
+
+        def where(context: Context) -> np.ndarray:
+            return total(lambda kernel: rows[kernel].value_ms if context_of(kernel) == context else 0.0)
+
+        whole = session_ms + total(lambda kernel: rows[kernel].value_ms)
+        return cls(whole, where("depthwise"), where("moving"), total(lambda kernel: kernel.weight_mib))
+
+    def take(self, chosen: np.ndarray) -> NetworkTerms:
+        """Those of some networks, by their numbers or a mask."""
+        return NetworkTerms(*(column[chosen] for column in self))
+
+
 class NetworkLine(NamedTuple):
-    """From kernels to a network: ``scale * (kernel sum + cold_weights_ms_per_mib * weights) + offset_ms``."""
+    """From kernels to a network: ``scale`` times what its kernels take in their context, and ``offset_ms``."""
 
     scale: float
     offset_ms: float
-    cold_weights_ms_per_mib: float
+    context: NetworkContext
+
+    def kernel_sums_ms(self, networks: NetworkTerms) -> np.ndarray:
+        """``(n,)``, before the scale: what ``LatencyTable.kernel_sum_ms`` gives."""
+        slowed_ms = (self.context.depthwise_factor - 1) * networks.depthwise_ms + (
+            self.context.moving_factor - 1
+        ) * networks.moving_ms
+        return np.asarray(networks.kernels_ms + slowed_ms + self.context.cold_weights_ms_per_mib * networks.weights_mib)
+
+    def predict(self, networks: NetworkTerms) -> np.ndarray:
+        """``(n,)`` in milliseconds."""
+        return self.scale * self.kernel_sums_ms(networks) + self.offset_ms
 
 
-def fit_networks(kernel_sums_ms: np.ndarray, weights_mib: np.ndarray, measured_ms: np.ndarray) -> NetworkLine:
-    """The line with the least mean absolute relative error, for networks of ``(n,)`` kernel sums and weights.
+def fit_networks(networks: NetworkTerms, measured_ms: np.ndarray) -> NetworkLine:
+    """The line with the least mean absolute relative error.
 
-    That is what a table is judged by, and a single bad network hardly moves it. A price of weights must pay: each per cent of
-    the networks' time that it explains has to lower the error by ``PRICE_MUST_PAY`` per cent, so that there is none where
-    weights are in proportion to the time. Where the networks differ too little to tell a slope there is a scale only. By
-    linear programming, exact.
+    That is what a table is judged by, and a single bad network hardly moves it. A price of weights, and that depthwise
+    convolutions and kernels without multiply-adds have another scale than the rest, must pay: each per cent of the networks'
+    time that it explains has to lower the error by ``MUST_PAY`` per cent, so that there is none where weights, say, are in
+    proportion to the time. Where the networks differ too little to tell a slope there is a scale only. By linear
+    programming, exact.
     """
-    n = len(measured_ms)
-    terms = np.stack([kernel_sums_ms, weights_mib, np.ones(n)], axis=1) / measured_ms[:, None]
-    is_line = kernel_sums_ms.max() >= SPAN_FOR_A_LINE * kernel_sums_ms.min()
-    bounds = [(LOWEST_SCALE, None), (0, None if is_line else 0), (None, None) if is_line else (0, 0)]
-    price = [0.0, PRICE_MUST_PAY * terms[:, 1].sum(), 0.0]
+    n, sums = len(measured_ms), networks.kernels_ms
+    is_line = sums.max() >= SPAN_FOR_A_LINE * sums.min()
+    apart = [sign * column for column in (networks.depthwise_ms, networks.moving_ms) for sign in (1.0, -1.0)]
+    terms = np.stack([sums, *apart, networks.weights_mib, np.ones(n)], axis=1) / measured_ms[:, None]
+    most = [None, LOWEST_SCALE / 2] * 2 + [None] if is_line else [0] * 5
     found = linprog(
-        np.concatenate([price, np.ones(n)]),
+        np.concatenate([[0.0], MUST_PAY * np.abs(terms[:, 1:-1]).sum(axis=0), [0.0], np.ones(n)]),
         A_ub=np.block([[terms, -np.eye(n)], [-terms, -np.eye(n)]]),
         b_ub=np.concatenate([np.ones(n), -np.ones(n)]),
-        bounds=[*bounds, *([(0, None)] * n)],
+        bounds=[(LOWEST_SCALE, None), *((0, high) for high in most), (None, None) if is_line else (0, 0), *([(0, None)] * n)],
     )
-    scale, cold_ms, offset_ms = (float(value) for value in found.x[:3])
-    return NetworkLine(scale, offset_ms, cold_ms / scale)
+    scale, more, less, moving_more, moving_less, cold_ms, offset_ms = (float(value) for value in found.x[:7])
+    context = NetworkContext(
+        cold_weights_ms_per_mib=cold_ms / scale,
+        depthwise_factor=1 + (more - less) / scale,
+        moving_factor=1 + (moving_more - moving_less) / scale,
+    )
+    return NetworkLine(scale, offset_ms, context)
 
 
-def line_spread_fraction(kernel_sums_ms: np.ndarray, weights_mib: np.ndarray, measured_ms: np.ndarray) -> float:
+def line_spread_fraction(networks: NetworkTerms, measured_ms: np.ndarray) -> float:
     """Standard deviation of the line's prediction of the median network, relative to it, over lines that are fitted on
-    networks drawn anew from the ``(n,)`` given ones (the bootstrap). Scale and offset alone vary more, against each other.
+    networks drawn anew from the given ones (the bootstrap). Scale and offset alone vary more, against each other.
     """
     generator, n = np.random.default_rng(0), len(measured_ms)
-    median = int(np.argsort(measured_ms)[n // 2])
+    median = np.argsort(measured_ms)[[n // 2]]
     predicted = []
     for _ in range(BOOTSTRAPS):
         drawn = generator.integers(0, n, n)
-        line = fit_networks(kernel_sums_ms[drawn], weights_mib[drawn], measured_ms[drawn])
-        kernels_ms = kernel_sums_ms[median] + line.cold_weights_ms_per_mib * weights_mib[median]
-        predicted.append(line.scale * kernels_ms + line.offset_ms)
+        predicted.append(fit_networks(networks.take(drawn), measured_ms[drawn]).predict(networks.take(median)))
     return float(np.std(predicted) / np.mean(predicted))
 
 

@@ -45,8 +45,9 @@ def measure_accepted(
     progress: Callable[[MeasureProgress], None] = lambda _: None,
     on_refused: Callable[[Mapping[Kernel, str]], None] = lambda _: None,
 ) -> MeasuredKernels:
-    """Measure ``others`` and the kernels but for those that the engine refuses to run alone; nothing where it refuses all.
+    """Measure ``others``, which are compared, and the kernels but for those that the engine refuses to run alone.
 
+    Nothing is measured where it refuses all.
     ``on_refused`` is told of these at once, and may raise.
     """
     refused: dict[Kernel, str] = {}
@@ -54,7 +55,9 @@ def measure_accepted(
         accepted = [kernel for kernel in kernels if kernel not in refused]
         models = {**others, **kernel_models(accepted, runtime)}
         try:
-            measurements, log = measure(models, link, runtime, settings, plan, journal=journal, seed=seed, progress=progress)
+            measurements, log = measure(
+                models, link, runtime, settings, plan, journal=journal, seed=seed, compared=others.keys(), progress=progress
+            )
             return MeasuredKernels(measurements, log, refused)
         except RunnerError as error:
             found = _refused_kernels(accepted, error)

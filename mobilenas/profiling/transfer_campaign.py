@@ -165,6 +165,7 @@ class TransferCampaign:
                 self.plan,
                 journal=Journal(self.folder / "rows.jsonl"),
                 seed=self.seed,
+                compared=models.keys(),
                 progress=lambda p: progress(CampaignProgress.of_sweep(p)),
             )
         learnt = self._model(networks, [measurements[a.fingerprint] for a in networks], log)

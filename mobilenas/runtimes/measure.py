@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 
 EXTRA_PAUSE_S = 10.0
 """Longest pause before the extra sweeps of models that have not converged."""
+STRAGGLERS_FRACTION = 0.1
+"""Of models that are compared, how many may get further sweeps without the others."""
 DRIFT_WINDOWS = 100
 """Parts of a campaign whose sentinels are compared, to see a device become slower for good."""
 
@@ -142,6 +144,7 @@ def measure(
     *,
     journal: Journal | None = None,
     seed: int = 0,
+    compared: Collection[str] = (),
     progress: Callable[[MeasureProgress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -149,8 +152,10 @@ def measure(
     """Measure every model as ``plan`` says; return the measurements, with the log they come from.
 
     Records that the sentinel shows to be slow do not count towards ``plan.sweeps``; models whose value does not repeat
-    get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says ``converged: False``. What is in
-    ``journal`` already is not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a model ends
+    get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says ``converged: False``. Those that are
+    to be ``compared`` with each other share their sweeps, until nearly all have converged: what the sentinel does not see of
+    the device, as how much of its memory's speed others take, is then the same for all. What is in ``journal`` already is
+    not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a model ends
     without a record.
     """
     log = SweepLog.resume(journal)
@@ -158,7 +163,7 @@ def measure(
     due = clock()
     pause_s = plan.spread_s / max(1, plan.sweeps - 1)
     for sweep in range(plan.maximum_sweeps):
-        wanted = _pending(models, log, plan, use_cpu_clock)
+        wanted = _pending(models, log, plan, use_cpu_clock, compared)
         if not wanted:
             break
         missing = [name for name in wanted if sweep not in log.records.get(name, {})]
@@ -186,7 +191,12 @@ def measure(
     return measurements, log
 
 
-def _pending(models: Iterable[str], log: SweepLog, plan: MeasurementPlan, use_cpu_clock: bool) -> list[str]:
-    """Models that need another sweep: too few that count, or a value that does not repeat."""
+def _pending(
+    models: Iterable[str], log: SweepLog, plan: MeasurementPlan, use_cpu_clock: bool, compared: Collection[str]
+) -> list[str]:
+    """Models that need another sweep: too few count, the value does not repeat, or others need one that it is compared with."""
     found = log.measurements(models, plan, use_cpu_clock)
-    return sorted(name for name in models if name not in found or not found[name].converged)
+    wanted = {name for name in models if name not in found or not found[name].converged}
+    if len(wanted.intersection(compared)) > STRAGGLERS_FRACTION * len(compared):
+        wanted |= set(compared)
+    return sorted(wanted)

@@ -1,6 +1,6 @@
 """How far latency tables are from whole networks: five spaces on this host, judged on networks that nothing was fitted on.
 
-``OMP_NUM_THREADS=1 python tests/benchmarks/latency_tables.py --output runs/tables`` profiles each space with 15 networks for
+``OMP_NUM_THREADS=1 python tests/benchmarks/latency_tables.py --output runs/tables`` profiles each space with 30 networks for
 the scale, 29 for the interval and 100 that judge, each measured in at least eight sweeps, and prints the tables of
 docs/benchmarks/latency-table.md. Interrupted, the same command goes on; tables that are in ``--output`` are not made again.
 """
@@ -28,7 +28,7 @@ from mobilenas.spaces.dense_blocks import densenas_mbv2
 from mobilenas.spaces.nas_bench_201 import NasBench201Space
 from mobilenas.workflows import Target
 
-SCALED, CALIBRATING, JUDGES = 15, 29, 100
+SCALED, CALIBRATING, JUDGES = 30, 29, 100
 """Of 29 the 27th smallest error covers 27 of 30 networks: 90 % exactly, where 25 cover 24 of 26."""
 SPLITS = 200
 """Random halvings into networks that give the interval and networks that try it."""
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--spaces", nargs="+", choices=list(spaces()), default=list(spaces()))
     arguments = parser.parse_args()
     judged = {
-        name: Judged.of(profiled(space, arguments.output / name), name)
+        name: Judged.of(space, profiled(space, arguments.output / name), name)
         for name, space in spaces().items()
         if name in arguments.spaces
     }
@@ -85,6 +85,7 @@ def profiled(space: SearchSpace, folder: Path) -> LatencyTable:
 class Judged:
     """A table with its networks by what they are for; sums, multiply-adds and measured milliseconds as ``(n, 3)``."""
 
+    space: SearchSpace
     table: LatencyTable
     scaled: np.ndarray
     calibrating: np.ndarray
@@ -92,11 +93,12 @@ class Judged:
     rows: list[NetworkRow]
 
     @classmethod
-    def of(cls, table: LatencyTable, name: str) -> Judged:
+    def of(cls, space: SearchSpace, table: LatencyTable, name: str) -> Judged:
         scaled = [row for row in table.networks if row.role == "scale"]
         tested = [row for row in table.networks if row.role == "test"]
         print(f"{name}: {len(tested)} test networks, fewest sweeps {min(row.sweeps for row in tested)}", flush=True)
-        return cls(table, columns(scaled), columns(tested[:CALIBRATING]), columns(tested[CALIBRATING:]), tested[CALIBRATING:])
+        calibrating, judges = tested[:CALIBRATING], tested[CALIBRATING:]
+        return cls(space, table, columns(scaled), columns(calibrating), columns(judges), judges)
 
     def predicted(self, networks: np.ndarray) -> np.ndarray:
         [card] = self.table.card.spaces.values()
@@ -126,16 +128,32 @@ def print_spaces(judged: dict[str, Judged]) -> None:
 
 
 def print_pooled(judged: dict[str, Judged]) -> None:
-    """One factor for all spaces, and ``a * MAdds + b`` fitted on the same networks."""
-    scaled = np.concatenate([found.scaled for found in judged.values()])
-    judges = np.concatenate([found.judges for found in judged.values()])
-    factor = float(np.median(scaled[:, 2] / scaled[:, 0]))
-    a, b = fit.fit_madds_baseline(scaled[:, 1], scaled[:, 2])
-    print(f"\n| pooled, {len(judges)} networks | MAPE | bias | within 5 % | misses |\n|{'---|' * 5}")
-    for name, predicted in ((f"{factor:.3f} x kernel sums", factor * judges[:, 0]), ("a * MAdds + b", a * judges[:, 1] + b)):
-        error = ErrorReport.of(predicted, judges[:, 2])
-        misses = round(len(judges) * (1 - error.within_5_fraction))
+    """One line for all spaces, and ``a * MAdds + b``, fitted on the same networks."""
+    scaled, judges = ([terms_of(found, role) for found in judged.values()] for role in ("scaled", "judges"))
+    measured, truth = (np.concatenate([getattr(f, role)[:, 2] for f in judged.values()]) for role in ("scaled", "judges"))
+    line = fit.fit_networks(joined(scaled), measured)
+    madds, judged_madds = (np.concatenate([getattr(f, role)[:, 1] for f in judged.values()]) for role in ("scaled", "judges"))
+    a, b = fit.fit_madds_baseline(madds, measured)
+    print(f"\n| pooled, {len(truth)} networks | MAPE | bias | within 5 % | misses |\n|{'---|' * 5}")
+    words = f"{line.scale:.3f} x kernels {1000 * line.offset_ms:+.1f} us, {line.context}"
+    for name, predicted in ((words, line.predict(joined(judges))), ("a * MAdds + b", a * judged_madds + b)):
+        error = ErrorReport.of(predicted, truth)
+        misses = round(len(truth) * (1 - error.within_5_fraction))
         print(f"| {name} | {error.mape_fraction:.2%} | {error.bias_fraction:+.2%} | {error.within_5_fraction:.1%} | {misses} |")
+
+
+def terms_of(found: Judged, role: str) -> fit.NetworkTerms:
+    """What the networks of a role are made of; they are lowered once more."""
+    rows = {"scaled": [row for row in found.table.networks if row.role == "scale"], "judges": found.rows}[role]
+    source, target = SpaceNetworks(found.space), Target.from_config(DeviceConfig())
+    with target.device.open() as link:
+        models = [source.model_for_lowering(row.architecture) for row in rows]
+        kernels = target.runtime.kernels(models, link, target.settings)
+    return fit.NetworkTerms.of(kernels, found.table.rows, found.table.card.session_ms)
+
+
+def joined(parts: list[fit.NetworkTerms]) -> fit.NetworkTerms:
+    return fit.NetworkTerms(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def print_coverage(judged: dict[str, Judged]) -> None:

@@ -1,5 +1,6 @@
 import random
 from collections import Counter
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -9,7 +10,8 @@ from scipy.optimize import minimize
 from mobilenas.core.estimators import measurement_from_records
 from mobilenas.core.measurement import Measurement, SweepRecord
 from mobilenas.core.workload import Workload
-from mobilenas.latency.table import ErrorReport
+from mobilenas.latency.predictors.kernel_features import context_of
+from mobilenas.latency.table import ErrorReport, NetworkContext
 from mobilenas.profiling import fit
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing import fakes
@@ -104,11 +106,23 @@ def test_the_error_is_that_of_networks_which_were_not_fitted_on() -> None:
     assert fit.fit_workload_costs(counts, sums, WORKLOADS).error.worst_fraction == pytest.approx(0.5, abs=0.02)
 
 
+def terms_of(
+    sums: np.ndarray, weights: np.ndarray | None = None, depthwise: np.ndarray | None = None, moving: np.ndarray | None = None
+) -> fit.NetworkTerms:
+    none = np.zeros(len(sums))
+    return fit.NetworkTerms(sums, *(none if column is None else column for column in (depthwise, moving, weights)))
+
+
+def line_of(sums: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
+    line = fit.fit_networks(terms_of(sums), measured)
+    assert line.context == NetworkContext()
+    return line.scale, line.offset_ms
+
+
 def test_networks_are_a_line_over_kernel_sums_that_no_single_network_can_move() -> None:
     sums = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 5.0])
-    none = np.zeros(6)
-    assert fit.fit_networks(sums, none, 1.2 * sums - 0.3) == pytest.approx((1.2, -0.3, 0))
-    assert fit.fit_networks(sums, none, np.array([0.9, 2.1, 3.3, 400.0, 5.7, 5.7])) == pytest.approx((1.2, -0.3, 0))
+    assert line_of(sums, 1.2 * sums - 0.3) == pytest.approx((1.2, -0.3))
+    assert line_of(sums, np.array([0.9, 2.1, 3.3, 400.0, 5.7, 5.7])) == pytest.approx((1.2, -0.3))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -121,14 +135,16 @@ def test_no_line_has_a_smaller_relative_error(seed: int) -> None:
     def error(line: np.ndarray) -> float:
         return float(np.abs((line[0] * sums + line[1]) / measured - 1).mean())
 
-    found = np.array(fit.fit_networks(sums, np.zeros(15), measured)[:2])
+    found = np.array(line_of(sums, measured))
     best = min(error(minimize(error, start, method="Nelder-Mead").x) for start in (found, np.array([1.0, 0.0])))
     assert error(found) <= best + 1e-9
 
 
 def test_networks_too_alike_for_a_line_get_a_median_ratio() -> None:
     sums = np.array([1.0, 1.05, 1.1])
-    assert fit.fit_networks(sums, sums, np.array([1.2, 1.26, 9.0])) == pytest.approx((1.2, 0.0, 0.0))
+    line = fit.fit_networks(terms_of(sums, weights=sums, depthwise=sums / 2), np.array([1.2, 1.26, 9.0]))
+    assert (line.scale, line.offset_ms) == pytest.approx((1.2, 0.0))
+    assert line.context == NetworkContext()
 
 
 def test_the_baseline_recovers_a_line() -> None:
@@ -152,35 +168,61 @@ def test_error_report_by_hand() -> None:
     assert ErrorReport.of(truth[:2], truth[:2]).spearman == 0.0, "two points have no rank correlation worth a name"
 
 
-def test_cold_weights_are_priced_where_networks_tell_them() -> None:
-    generator = np.random.default_rng(0)
-    sums, weights = generator.uniform(0.5, 10, 15), generator.uniform(0.1, 20, 15)
-    noise = 1 + 0.01 * generator.standard_normal(15)
-    measured = (1.03 * (sums + 0.03 * weights) - 0.01) * noise
-    assert fit.fit_networks(sums, weights, measured).cold_weights_ms_per_mib == pytest.approx(0.03, abs=0.01)
+def drawn_networks(seed: int, n: int = 15) -> fit.NetworkTerms:
+    generator = np.random.default_rng(seed)
+    sums = generator.uniform(0.5, 10, n)
+    return terms_of(sums, generator.uniform(0.1, 20, n), *(sums * generator.uniform(0.05, 0.4, (2, n))))
 
 
-def test_cold_weights_are_free_where_nothing_tells_their_price() -> None:
-    """No effect, or weights in proportion to the time: then the scale takes it up."""
-    generator = np.random.default_rng(1)
-    sums, weights = generator.uniform(0.5, 10, 15), generator.uniform(0.1, 20, 15)
-    noise = 1 + 0.02 * generator.standard_normal(15)
-    assert fit.fit_networks(sums, 2 * sums, 1.03 * (sums + 0.02 * 2 * sums) * noise).cold_weights_ms_per_mib == 0
-    prices = []
+def test_what_slows_kernels_in_a_network_is_found_where_networks_tell_it() -> None:
+    networks = drawn_networks(0, 30)
+    context = NetworkContext(cold_weights_ms_per_mib=0.03, depthwise_factor=1.4, moving_factor=0.8)
+    noise = 1 + 0.01 * np.random.default_rng(1).standard_normal(30)
+    measured = fit.NetworkLine(1.03, -0.01, context).predict(networks) * noise
+    found = fit.fit_networks(networks, measured).context
+    assert found.cold_weights_ms_per_mib == pytest.approx(0.03, abs=0.01)
+    assert found.depthwise_factor == pytest.approx(1.4, abs=0.1)
+    assert found.moving_factor == pytest.approx(0.8, abs=0.1)
+
+
+def test_nothing_is_found_to_slow_kernels_where_nothing_tells_it() -> None:
+    """No effect; or weights in proportion to the time: then the scale takes it up."""
+    sums = drawn_networks(1).kernels_ms
+    noise = 1 + 0.02 * np.random.default_rng(1).standard_normal(15)
+    alike = fit.fit_networks(terms_of(sums, weights=2 * sums), 1.03 * (sums + 0.02 * 2 * sums) * noise)
+    assert alike.context.cold_weights_ms_per_mib == 0
+    errors = []
     for seed in range(20):
+        networks = drawn_networks(seed)
         noise = 1 + 0.02 * np.random.default_rng(seed).standard_normal(15)
-        prices.append(fit.fit_networks(sums, weights, 1.03 * sums * noise).cold_weights_ms_per_mib)
-    assert np.median(prices) < 0.001, "noise is worth little of a price"
-    assert max(prices) < 0.01, "nor is the worst of twenty worth more than the noise of 2 %"
+        line, others = fit.fit_networks(networks, 1.03 * networks.kernels_ms * noise), drawn_networks(100 + seed, 200)
+        errors.append(np.abs(line.predict(others) / (1.03 * others.kernels_ms) - 1).mean())
+    assert np.mean(errors) < 0.02, "what noise is taken for costs less than the noise"
+
+
+def test_terms_are_sums_over_the_kernels_of_each_network() -> None:
+    table = fakes.make_table(SPACE)
+    kernels = list(table.rows)
+    networks = [Counter({kernels[0]: 2, kernels[1]: 1}), Counter(kernels)]
+    terms = fit.NetworkTerms.of(networks, table.rows, session_ms=0.5)
+    for index, counts in enumerate(networks):
+        each = {kernel: n * table.rows[kernel].value_ms for kernel, n in counts.items()}
+        assert terms.kernels_ms[index] == pytest.approx(0.5 + sum(each.values()))
+        assert terms.moving_ms[index] == pytest.approx(sum(ms for k, ms in each.items() if context_of(k) == "moving"))
+        assert terms.weights_mib[index] == pytest.approx(sum(n * k.weight_mib for k, n in counts.items()))
+    line = fit.NetworkLine(1.0, 0.0, NetworkContext(0.1, 1.5, 0.7))
+    card = msgspec.structs.replace(table.card, session_ms=0.5, context=line.context)
+    summed = [replace(table, card=card).kernel_sum_ms(counts) for counts in networks]
+    assert line.kernel_sums_ms(terms) == pytest.approx(summed), "a table sums as the line was fitted"
 
 
 def test_the_spread_of_a_line_is_that_of_lines_from_other_networks() -> None:
     """Oracle: the networks drawn and measured anew, thirty times."""
     generator = np.random.default_rng(7)
 
-    def measured(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def measured(noise: float) -> tuple[fit.NetworkTerms, np.ndarray]:
         sums = generator.uniform(1.0, 5.0, 15)
-        return sums, np.zeros(15), (1.2 * sums - 0.1) * np.exp(noise * generator.standard_normal(15))
+        return terms_of(sums), (1.2 * sums - 0.1) * np.exp(noise * generator.standard_normal(15))
 
     spreads = []
     for noise in (0.0, 0.02, 0.08):

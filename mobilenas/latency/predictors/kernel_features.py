@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,6 +31,7 @@ FEATURES = (
     "inputs",
     "inner_axis_moves",
 )
+Context = Literal["computing", "depthwise", "moving"]
 WORK_FEATURES = FEATURES[:8]
 """Those that grow with a kernel: beyond the largest seen lies extrapolation."""
 
@@ -69,6 +70,15 @@ def family_of(kernel: Kernel) -> str:
         name += "" if len(window) == 2 else f" {len(window)}-D"
     types = dict.fromkeys(spec.dtype for spec in (*kernel.inputs[:1], *kernel.outputs) if spec is not None)
     return name if set(types) == {"float32"} else f"{name} {' '.join(types)}"
+
+
+def context_of(kernel: Kernel) -> Context:
+    """By what a network slows it over its row, whose copies find their data warm in the cache: the less it computes on them the
+    more.
+    """
+    if work_of(kernel).madds == 0:
+        return "moving"
+    return "depthwise" if _is_convolution(kernel) and " depthwise" in family_of(kernel) else "computing"
 
 
 def features_of(kernel: Kernel) -> np.ndarray:
