@@ -18,7 +18,7 @@ from mobilenas.devices.links import Link
 from mobilenas.errors import RunnerError
 from mobilenas.latency.table import LatencyTable, TableRow
 from mobilenas.profiling import fit
-from mobilenas.profiling.cards import card_of, row_counts
+from mobilenas.profiling.cards import card_of, examine, row_counts
 from mobilenas.runtimes.base import SESSION, PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, SweepLog, measure
 from mobilenas.runtimes.reports import PROTOCOL
@@ -117,15 +117,18 @@ def keep_kernels(
     """
     identity = [PROTOCOL, device.card, runtime.name, settings, plan, [k.identifier for k in kernels]]
     name = hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:12]
-    with working_in(records / f"kernels-{name}"):
-        journal = Journal(records / f"kernels-{name}" / "rows.jsonl")
+    campaign = records / f"kernels-{name}"
+    with working_in(campaign):
+        environment, doubts = examine(runtime, link, settings, "warn", campaign)
+        journal = Journal(campaign / "rows.jsonl")
         others = {SESSION: runtime.session_model()}
         measurements, log, refused = measure_accepted(
             kernels, others, link, runtime, settings, plan, journal=journal, progress=progress
         )
         rows = {kernel: row_of(kernel, measurements) for kernel in kernels if kernel not in refused}
         if rows:
-            card = msgspec.structs.replace(card_of(device, runtime, settings, plan, log, measurements), **row_counts(rows))
+            card = card_of(device, runtime, settings, plan, log, measurements)
+            card = msgspec.structs.replace(card, environment=environment, doubts=doubts, **row_counts(rows))
             LatencyTable(card, rows, {}, ()).save(folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{name}")
     return refused
 
