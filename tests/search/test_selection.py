@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import cache
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ MODEL = make_model(SPACE)
 SCORES = {d.name: np.log(np.random.default_rng(0).dirichlet(np.ones(len(d.options)))) for d in SPACE.decisions}
 
 
+@cache
 def budget() -> Budget:
     bounds = latency_range(SPACE, MODEL)
     return Budget(MODEL, bounds.lowest.table.ms + 0.3 * (bounds.highest.table.ms - bounds.lowest.table.ms))
