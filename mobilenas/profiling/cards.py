@@ -64,8 +64,9 @@ def examine(
     starts = Journal(campaign / STARTS)
     starts.append(environment)
     found = [documents.convert(start, Environment, str(starts.path)) for start in starts.lines()]
-    doubts = dict.fromkeys(doubt for one in found for doubt in check_environment(one, gate))
-    return complete(found[0]), tuple(doubts)
+    busiest_last = sorted(found, key=lambda one: one.load_average[0])
+    doubts = {doubt.partition(" (")[0]: doubt for one in busiest_last for doubt in check_environment(one, gate)}
+    return complete(found[0]), tuple(doubts.values())
 
 
 def complete(environment: Environment) -> Environment:
