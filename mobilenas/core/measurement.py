@@ -135,7 +135,9 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_bimodal: bool
     """Whether the sweeps fall into two groups: another core, or another step of the clock."""
     clocks_agree: bool
-    """Whether the wall clock's floor and the CPU clock's, as it was reported, are within 10 % of each other, but for what reading them takes."""
+    """Whether the wall clock's floor and the CPU clock's, as it was reported, are within 10 % of each other and of what reading
+    them takes.
+    """
     converged: bool
     """Whether ``value_ms`` is known as well as the plan wants."""
     median_converged: bool = False
