@@ -107,7 +107,7 @@ def measurement_from_records(
         sweeps=sweeps,
         samples=int(all_wall.size),
         slow_fraction=float((all_wall > 2 * np.median(all_wall)).mean()),
-        warm_fraction=float(np.mean([record.is_warm for record in records])),
+        warm_fraction=float(np.mean([record.is_warm is not False for record in records])),
         is_bimodal=is_bimodal(medians),
         clocks_agree=bool(abs(wall_floors.min() - cpu_seen) <= 0.1 * value + CLOCK_READING_MS),
         converged=bool(converged),

@@ -58,9 +58,9 @@ PLANS = {
     plan.name: plan
     for plan in (
         MeasurementPlan("quick", 4, 10, 12.0, 15, 10, 150, warmup_maximum_s=0.05, tolerance_fraction=0.03),
-        MeasurementPlan("standard", 8, 32, 300.0, 15, 25, 300),
+        MeasurementPlan("standard", 8, 32, 300.0, 30, 25, 300),
         MeasurementPlan(
-            "strict", 16, 64, 900.0, 15, 100, 500, warmup_maximum_s=1.0, tolerance_fraction=0.01, drift_fraction=0.1
+            "strict", 16, 64, 900.0, 30, 100, 500, warmup_maximum_s=1.0, tolerance_fraction=0.01, drift_fraction=0.1
         ),
     )
 }
@@ -88,8 +88,8 @@ class SweepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_ms: PositiveMs
     load_ms: PositiveMs
     peak_memory_mib: Annotated[float, msgspec.Meta(gt=0)] | None
-    is_warm: bool = False
-    """Whether the run times had settled before they were timed; not, where a runner does not say."""
+    is_warm: bool | None = None
+    """Whether the run times had settled before they were timed; ``None`` where a runner does not say."""
 
     @property
     def sentinel_floor_ms(self) -> float:
@@ -131,7 +131,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slow_fraction: float
     """Share of the runs that took over twice the median."""
     warm_fraction: float
-    """Share of the sweeps in which the run times had settled before they were timed."""
+    """Share of the sweeps in which the run times had settled before they were timed, where the runner says so."""
     is_bimodal: bool
     """Whether the sweeps fall into two groups: another core, or another step of the clock."""
     clocks_agree: bool

@@ -218,7 +218,7 @@ def derive(
     ratios: list[float] = []
 
     def fitting(priced: Iterable[Candidate]) -> dict[Architecture, Candidate]:
-        fits = (c for c in priced if c.architecture not in without and budget.bound_ms(c.table) <= budget.target_ms)
+        fits = (c for c in priced if budget.bound_ms(c.table) <= budget.target_ms)
         return {c.architecture: replace(c, score=score_of(program, c.architecture)) for c in fits}
 
     def ranked() -> list[Candidate]:
@@ -226,11 +226,12 @@ def derive(
         return best_first[:1] + [c for c in best_first[1:] if budget.bound_ms(c.table) >= least_ms]
 
     for number in range(TARGETS):
-        answers = islice(solutions(program, [linear_ms]), LOWERED_PER_TARGET)
-        while len(ranked()) < count and (some := list(islice(answers, LOWERED_TOGETHER))):
-            priced = [c for c in _sum_up([space.architecture(choice) for choice in some], program, model) if c]
+        answers = (space.architecture(choice) for choice in solutions(program, [linear_ms]))
+        allowed = islice((architecture for architecture in answers if architecture not in without), LOWERED_PER_TARGET)
+        while len(ranked()) < count and (some := list(islice(allowed, LOWERED_TOGETHER))):
+            priced = [c for c in _sum_up(some, program, model) if c]
             accepted |= fitting(priced)
-            ratios += [budget.bound_ms(c.table) / c.workload_ms for c in priced]
+            ratios += [budget.bound_ms(c.table) / c.workload_ms for c in priced if c.workload_ms > 0]
         last_ms, linear_ms = linear_ms, budget.target_ms / float(np.quantile(ratios, 1.0 if number else 0.5)) if ratios else 0.0
         if len(ranked()) >= count or linear_ms >= last_ms or linear_ms <= program.fixed_costs[0]:
             break
@@ -243,7 +244,7 @@ def derive(
                 f"no network of {space.name} fits {budget.target_ms:.4g} ms: the fastest found takes "
                 f"{lowest_ms:.4g} ms, the slowest {highest_ms:.4g} ms; raise --latency-budget"
             )
-        accepted |= fitting(cheapest)
+        accepted |= fitting(c for c in cheapest if c.architecture not in without)
     return ranked()[:count]
 
 

@@ -226,7 +226,7 @@ class NetworkContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     depthwise_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     """Of depthwise convolutions, over that of other kernels that compute, which the scale holds."""
     moving_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    """The same of kernels without multiply-adds."""
+    """The same of kernels without multiply-adds and weights."""
 
     def kernel_ms(self, kernel: Kernel, row_ms: float) -> float:
         """What ``kernel`` adds to a network before the scale, where its row is ``row_ms``."""

@@ -19,6 +19,7 @@ from mobilenas.core.run_directory import Journal
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
+from mobilenas.errors import MeasurementError
 from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.table import (
     ErrorReport,
@@ -62,8 +63,14 @@ def examine(
     environment = environment_from_hello(runtime.hello(link, settings))
     check_environment(environment, gate)
     starts = Journal(campaign / STARTS)
+    before = [documents.convert(start, Environment, str(starts.path)) for start in starts.lines()]
+    try:
+        for one in before:
+            check_environment(one, gate)
+    except MeasurementError as error:
+        raise MeasurementError(f"{campaign} was begun when it was not fit; move it away to measure anew ({error})") from error
     starts.append(environment)
-    found = [documents.convert(start, Environment, str(starts.path)) for start in starts.lines()]
+    found = [*before, environment]
     busiest_last = sorted(found, key=lambda one: one.load_average[0])
     doubts = {doubt.partition(" (")[0]: doubt for one in busiest_last for doubt in check_environment(one, gate)}
     return complete(found[0]), tuple(doubts.values())

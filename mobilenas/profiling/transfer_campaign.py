@@ -29,7 +29,7 @@ from mobilenas.latency.predictors.transfer import DeviceTransfer, choose_network
 from mobilenas.latency.store import words_of
 from mobilenas.latency.table import ErrorReport, LatencyTable
 from mobilenas.profiling import fit
-from mobilenas.profiling.campaign import SECONDS_PER_NETWORK_SWEEP, CampaignProgress
+from mobilenas.profiling.campaign import LIKELY_SWEEPS, SECONDS_PER_NETWORK_SWEEP, CampaignProgress
 from mobilenas.profiling.cards import complete, examine, key_of, measured_network
 from mobilenas.profiling.learn import linear_stand_in, random_networks
 from mobilenas.profiling.networks import network_for_timing
@@ -93,7 +93,7 @@ class TransferCampaign:
             "proxies": ", ".join(f"{t.card.key.device} {t.card.key.runtime} {t.card.key.threads}" for t in self.proxies),
             "sweeps": self.plan.sweeps,
             "maximum_sweeps": self.plan.maximum_sweeps,
-            "estimated_s": round(0.5 * self.count + max(self.plan.spread_s, sweep_s * self.plan.sweeps)),
+            "estimated_s": round(0.5 * self.count + max(self.plan.spread_s, LIKELY_SWEEPS * self.plan.sweeps * sweep_s)),
         }
 
     @contextmanager

@@ -151,12 +151,11 @@ def measure(
 ) -> tuple[dict[str, Measurement], SweepLog]:
     """Measure every model as ``plan`` says; return the measurements, with the log they come from.
 
-    Records that the sentinel shows to be slow do not count towards ``plan.sweeps``; models whose value does not repeat
-    get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says ``converged: False``. Those that are
-    to be ``compared`` with each other share their sweeps, until nearly all have converged: what the sentinel does not see of
-    the device, as how much of its memory's speed others take, is then the same for all. What is in ``journal`` already is
-    not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a model ends
-    without a record.
+    Of a floor, records that the sentinel shows to be slow do not count towards ``plan.sweeps``. Models whose value does not
+    repeat get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says ``converged: False``. Those that
+    are to be ``compared`` with each other share their sweeps until nearly all have converged: what the sentinel does not see
+    of the device, as how much of its memory's speed others take, is then the same for all. What is in ``journal`` already
+    is not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a model ends without a record.
     """
     log = SweepLog.resume(journal)
     use_cpu_clock = settings.threads == 1

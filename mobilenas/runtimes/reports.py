@@ -23,8 +23,8 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     protocol: int
     runner: Text
     engine_version: Text
-    providers: tuple[Text, ...] = ()
-    python: str = ""
+    providers: tuple[Text, ...]
+    python: Text
     state: dict[str, Any] | None = None
 
 
@@ -82,6 +82,7 @@ class Conversation:
         self._waiting = dict.fromkeys(models)
         self._given = frozenset(self._waiting)
         self._greeted = self._ended = False
+        self._answers = 0
 
     def take(self, line: str) -> dict[str, Any]:
         """The report in ``line``."""
@@ -98,6 +99,9 @@ class Conversation:
                 why = "for the second time" if model in self._given else "which it was not given"
                 raise RunnerError(f"{self.runner} reported on {model}, {why}")
             del self._waiting[model]
+        if kind == "bye" and report["models"] != self._answers:
+            raise RunnerError(f"{self.runner} says {report['models']} models did not fail, and reported on {self._answers}")
+        self._answers += kind == self.answer
         self._greeted = True
         self._ended = kind == "bye"
         return report

@@ -118,6 +118,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
                     sentinel_ms = budget.model.table.card.sentinel_ms
                     budget.model.measure_kernels = _measure_kernels(plan, target, link, directory, told, sentinel_ms)
                 measure_networks = _measure_networks(plan, statistic, space, target, link, directory, told)
+                _write_rounds(directory, budget, ())
                 with _set_aside_where_in_vain(directory):
                     selection = select(
                         space,
@@ -342,6 +343,7 @@ def _measure_networks(
             target.settings,
             plan,
             journal=_journal(directory, plan, label),
+            compared=models.keys(),
             progress=lambda p: tell_sweep(told, "measuring candidates" if "round" in label else "final measurement", p),
         )
         return [measurements[a.fingerprint].of_statistic(statistic) for a in architectures]

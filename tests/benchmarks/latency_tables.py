@@ -28,7 +28,7 @@ from mobilenas.spaces.dense_blocks import densenas_mbv2
 from mobilenas.spaces.nas_bench_201 import NasBench201Space
 from mobilenas.workflows import Target
 
-SCALED, CALIBRATING, JUDGES = 30, 29, 100
+SCALED, CALIBRATING, JUDGES = plan_named("standard").scale_networks, 29, 100
 """Of 29 the 27th smallest error covers 27 of 30 networks: 90 % exactly, where 25 cover 24 of 26."""
 SPLITS = 200
 """Random halvings into networks that give the interval and networks that try it."""

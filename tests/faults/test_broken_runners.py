@@ -17,6 +17,14 @@ from mobilenas.runtimes.reports import PROTOCOL
 
 PLAN = msgspec.structs.replace(PLANS["quick"], sweeps=2, maximum_sweeps=3, spread_s=0.0)
 MODELS = {name: PreparedModel(b"") for name in ("a", "b")}
+HELLO = {
+    "type": "hello",
+    "protocol": PROTOCOL,
+    "runner": "scripted",
+    "engine_version": "1",
+    "providers": ["scripted"],
+    "python": "3",
+}
 GOOD = {
     "type": "timing",
     "wall_ms": [1.0] * 60,
@@ -31,13 +39,13 @@ GOOD = {
 class Scripted(OnnxRuntime):
     """Its runner times every model as 1 ms, but prints ``wrong`` for the model ``b``; ``then`` is what it does next."""
 
-    def __init__(self, folder: Path, wrong: str | None, then: str = "", greets: bool = True) -> None:
+    def __init__(self, folder: Path, wrong: str | None, then: str = "", greets: bool = True, forgotten: int = 0) -> None:
         self.path = folder / "scripted_runner.py"
-        hello = {"type": "hello", "protocol": PROTOCOL, "runner": "scripted", "engine_version": "1"} if greets else None
+        hello = HELLO if greets else None
         good = {**GOOD, "provider": "scripted"}
         self.path.write_text(
             "import json, os, sys\n"
-            f"wrong = {wrong!r}\n"
+            f"wrong, done = {wrong!r}, 0\n"
             f"hello = {hello!r}\n"
             "if hello: print(json.dumps(hello), flush=True)\n"
             "for model in json.load(open('job.json'))['models']:\n"
@@ -46,7 +54,8 @@ class Scripted(OnnxRuntime):
             "        sys.stdout.flush()\n"
             f"        {then or 'continue'}\n"
             f"    print(json.dumps({{**{good!r}, 'id': model['id']}}), flush=True)\n"
-            "print(json.dumps({'type': 'bye', 'models': 1}))\n"
+            "    done += 1\n"
+            f"print(json.dumps({{'type': 'bye', 'models': done + {forgotten}}}))\n"
         )
 
     @property
@@ -85,7 +94,7 @@ WRONG = {
     "an error without a name": '{"type": "error", "message": "unsupported"}\n',
     "a graph where times were asked for": '{"type": "graph", "id": "b", "path": "b.onnx", "nodes": []}\n',
     "a graph of nothing": '{"type": "graph", "id": "b"}\n',
-    "a second hello": json.dumps({"type": "hello", "protocol": PROTOCOL, "runner": "scripted", "engine_version": "1"}) + "\n",
+    "a second hello": json.dumps(HELLO) + "\n",
     "a bye too early": '{"type": "bye", "models": 1}\n',
     "nothing": "",
     "a report of no kind": '{"type": "surprise"}\n',
@@ -143,6 +152,11 @@ def test_a_runner_reports_once_on_each_model_that_it_was_given(wrong: str, words
 def test_a_runner_that_does_not_say_which_engine_it_drives_is_refused(tmp_path: Path) -> None:
     with find_device("local").open() as link, pytest.raises(RunnerError, match="must say hello first"):
         measure(MODELS, link, Scripted(tmp_path, None, greets=False), RunSettings(), PLAN)
+
+
+def test_a_runner_that_has_lost_count_is_refused(tmp_path: Path) -> None:
+    with find_device("local").open() as link, pytest.raises(RunnerError, match="says 3 models did not fail, and reported on 2"):
+        measure(MODELS, link, Scripted(tmp_path, None, forgotten=1), RunSettings(), PLAN)
 
 
 def test_lowering_that_leaves_out_a_model_or_its_nodes_is_refused(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def context_of(kernel: Kernel) -> Context:
     """By what a network slows it over its row, whose copies find their data warm in the cache: the less it computes on them the
     more.
     """
-    if work_of(kernel).madds == 0:
+    if work_of(kernel).madds == 0 and not kernel.weights:  # others may compute what is not counted here
         return "moving"
     return "depthwise" if _is_convolution(kernel) and " depthwise" in family_of(kernel) else "computing"
 
