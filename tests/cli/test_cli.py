@@ -71,7 +71,7 @@ def test_dry_run_says_what_it_would_measure_and_measures_nothing(home) -> None:
     result = CliRunner().invoke(cli.app, ["profile", "--data", "digits", "--plan", "standard", "--dry-run", "--json"])
     assert result.exit_code == 0
     plan = json.loads(result.stdout)
-    assert plan["networks_measured"] == 40
+    assert plan["networks_measured"] == 55
     assert plan["sweeps"] >= 6
     assert not home.exists()
 
