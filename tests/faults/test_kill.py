@@ -9,7 +9,7 @@ import pytest
 
 from tests.benchmarks import kill_and_resume as kills
 
-SIZE = kills.Size()
+SIZE = kills.Size(epochs=9)
 
 
 @pytest.mark.slow
