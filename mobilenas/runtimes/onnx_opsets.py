@@ -11,6 +11,9 @@ from onnx import defs, helper
 
 from mobilenas.core.workload import OPSET, TensorSpec
 
+FLATTENING, NO_LONGER_FLATTENING = ("Softmax", "LogSoftmax", "Hardmax"), 13
+"""Before this opset they took all axes from theirs on as one."""
+
 
 def in_own_opset(
     operator: str, attributes: Mapping[str, Any], inputs: Sequence[TensorSpec | None], opset: int
@@ -19,8 +22,11 @@ def in_own_opset(
 
     Most operators only learnt new types of numbers; some have new attributes, left at what they were before; and reductions
     take their axes as an input from opset 18 on. All these are told in ``OPSET``. Where it knows no such operator, or means
-    another thing by the same words, as of a Softmax before 13, the opset is that in which the operator became what it is.
+    another thing by the same words, as of a Softmax before 13 over several axes, the opset is that in which the operator became
+    what it is.
     """
+    if operator in FLATTENING and opset < NO_LONGER_FLATTENING and (axis := _only_axis(attributes, inputs)) is not None:
+        attributes, opset = {**attributes, "axis": axis}, NO_LONGER_FLATTENING
     theirs, ours = _schema(operator, opset), _schema(operator, OPSET)
     as_it_is = dict(attributes), tuple(inputs)
     if theirs is None:
@@ -44,6 +50,14 @@ def in_own_opset(
         and all(name == _input_name(ours, index) for index, (name, _) in enumerate(kept))
     )
     return (OPSET, told, tuple(spec for _, spec in kept)) if is_same else (theirs.since_version, *as_it_is)
+
+
+def _only_axis(attributes: Mapping[str, Any], inputs: Sequence[TensorSpec | None]) -> int | None:
+    """The one axis from ``axis`` on that is longer than 1, or the first where none is; ``None`` where several are."""
+    shape = inputs[0].shape if inputs and inputs[0] else ()
+    first = attributes.get("axis", 1) % max(1, len(shape))
+    long = [axis for axis in range(first, len(shape)) if shape[axis] > 1]
+    return (long or [first])[0] if shape and len(long) <= 1 else None
 
 
 def attribute_value(attribute: onnx.AttributeProto) -> Any:

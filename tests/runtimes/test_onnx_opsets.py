@@ -16,12 +16,13 @@ from torch import nn
 
 from mobilenas import onnx_model
 from mobilenas.core.measurement import PLANS
-from mobilenas.core.workload import OPSET, Kernel
+from mobilenas.core.workload import OPSET, Kernel, TensorSpec
 from mobilenas.devices.device import find_device
 from mobilenas.latency.predictors.kernel import shape_of
 from mobilenas.latency.predictors.kernel_features import family_of, features_of
 from mobilenas.profiling.kernels import kernel_models
 from mobilenas.runtimes.base import RunSettings
+from mobilenas.runtimes.onnx_opsets import in_own_opset
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime
 
 SETTINGS = RunSettings()
@@ -115,6 +116,32 @@ def test_what_a_softmax_meant_before_opset_13_is_another_kernel() -> None:
     assert family_of(old) == family_of(new)
 
 
+@pytest.mark.parametrize(
+    ("shape", "attributes", "axis"),
+    [
+        ((1, 1000), {}, 1),
+        ((1, 1000), {"axis": -1}, 1),
+        ((1, 1000, 1, 1), {"axis": 1}, 1),
+        ((1, 1, 1, 7), {"axis": 1}, 3),
+        ((4, 1), {}, 1),
+        ((1, 10, 5, 5), {}, None),
+    ],
+)
+def test_a_softmax_over_one_axis_meant_the_same_before_opset_13(
+    shape: tuple[int, ...], attributes: dict[str, int], axis: int | None
+) -> None:
+    """Oracle: flattened from the axis on, as opset 1 says, and over the axis that is found."""
+    opset, told, _ = in_own_opset("Softmax", attributes, [TensorSpec(shape, "float32")], 11)
+    assert opset == (11 if axis is None else OPSET)
+    x = np.random.default_rng(0).standard_normal(shape)
+    first = attributes.get("axis", 1) % len(shape)
+    flat = np.exp(x).reshape(int(np.prod(shape[:first])), -1)
+    flattened = (flat / flat.sum(axis=1, keepdims=True)).reshape(shape)
+    if axis is not None:
+        assert told["axis"] == axis
+        assert np.allclose(np.exp(x) / np.exp(x).sum(axis=axis, keepdims=True), flattened)
+
+
 def test_a_pool_of_an_old_opset_is_that_of_ours() -> None:
     assert kernel_of("MaxPool", 9, kernel_shape=[3, 3], strides=[2, 2]).identifier == (
         kernel_of("MaxPool", OPSET, kernel_shape=[3, 3], strides=[2, 2]).identifier
@@ -149,5 +176,5 @@ def test_every_kernel_of_a_network_of_opset_9_runs_alone() -> None:
     content = (ZOO / "light_shufflenet.onnx").read_bytes()
     assert onnx_model.parse_model(content, "zoo").opset_import[0].version == 9
     kernels = lowered(content)
-    assert {kernel.opset for kernel in kernels if kernel.operator == "Softmax"} == {1}
+    assert {kernel.opset for kernel in kernels if kernel.operator == "Softmax"} == {OPSET}, "over the classes only"
     run_alone(list(kernels))
