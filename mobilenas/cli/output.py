@@ -24,8 +24,6 @@ GOES_ON = "the same command goes on where it stopped"
 BEGINS_ANEW = "nothing was written; the same command begins anew"
 WORTH_A_DOUBT = 0.1
 """Share of a table's models with a flag that is told of."""
-MEANT_COVERAGE = 0.9
-"""What intervals are to hold (``latency.prediction.COVERAGE_FRACTION``, which loads too much to be asked here)."""
 WORTH_SAYING = 0.02
 """Change of a device's speed that is told beside a measurement."""
 
@@ -76,7 +74,9 @@ def _gap(ms: float, budget: BudgetOutcome) -> str:
 
 def coverage_words(fraction: float) -> str:
     """What an interval promises, where it is less than the nine networks in ten that are meant."""
-    return "" if fraction >= MEANT_COVERAGE else f", which promises to hold {fraction:.0%} of networks only"
+    from mobilenas.latency.prediction import COVERAGE_FRACTION
+
+    return "" if fraction >= COVERAGE_FRACTION else f", which promises to hold {fraction:.0%} of networks only"
 
 
 def repeats_of(measured: Measurement) -> str:

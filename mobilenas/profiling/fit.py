@@ -63,12 +63,13 @@ class NetworkTerms(NamedTuple):
     @classmethod
     def of(cls, networks: Sequence[Counter[Kernel]], rows: Mapping[Kernel, TableRow], session_ms: float) -> NetworkTerms:
         """Of networks whose kernels all have rows."""
+        contexts = {kernel: context_of(kernel) for kernel in set().union(*networks)}
 
         def total(each: Callable[[Kernel], float]) -> np.ndarray:
             return np.array([math.fsum(n * each(kernel) for kernel, n in counts.items()) for counts in networks])
 
         def where(context: Context) -> np.ndarray:
-            return total(lambda kernel: rows[kernel].value_ms if context_of(kernel) == context else 0.0)
+            return total(lambda kernel: rows[kernel].value_ms if contexts[kernel] == context else 0.0)
 
         whole = session_ms + total(lambda kernel: rows[kernel].value_ms)
         return cls(whole, where("depthwise"), where("moving"), total(lambda kernel: kernel.weight_mib))
