@@ -26,6 +26,7 @@ from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
 from mobilenas.errors import RunnerError
+from mobilenas.latency.predictors.kernel_features import family_of
 from mobilenas.latency.table import (
     LatencyTable,
     NetworkRole,
@@ -196,12 +197,16 @@ class Campaign:
         return told
 
     def _chosen(self, kernels: Sequence[Counter[Kernel]]) -> list[Kernel]:
-        """The kernels to measure, of those of the measured networks and of the others in their order."""
-        seen = dict.fromkeys(kernel for network in kernels for kernel in sorted(network))
+        """The kernels to measure: those of the measured networks, and of the others enough more, rare families first."""
         if self.maximum_kernels is None:
-            return sorted(seen)
+            return sorted(set().union(*kernels))
         measured = set().union(*kernels[: len(self.networks.measured)])
-        return sorted(list(seen)[: max(self.maximum_kernels, len(measured))])
+        seen, others = Counter(family_of(kernel) for kernel in measured), []
+        for kernel in dict.fromkeys(k for network in kernels for k in sorted(network) if k not in measured):
+            others.append((seen[family_of(kernel)], kernel))
+            seen[family_of(kernel)] += 1
+        rarest = [kernel for _, kernel in sorted(others)]
+        return sorted([*measured, *rarest[: max(0, self.maximum_kernels - len(measured))]])
 
     def _lower(
         self, networks: Sequence[Architecture], link: Link, progress: Callable[[CampaignProgress], None]

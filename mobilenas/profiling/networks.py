@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -104,11 +103,7 @@ def _timed(module: nn.Module, image_shape: tuple[int, int, int, int]) -> bytes:
 
 # ---- any mobile network ------------------------------------------------------------------------------------------------
 
-IMAGE_SIZES = (96, 128, 160, 192, 224)
 CLASSES = (10, 100, 1000)
-STEM_CHANNELS = (8, 12, 16, 24, 32, 48)
-LARGEST_CHANNELS = 512
-"""Of a block's output."""
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
@@ -117,11 +112,32 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {
 }
 
 
-GENERATOR = 1
+class Sizes(NamedTuple):
+    """What networks are drawn from; of pairs, any number between."""
+
+    image_sizes: tuple[int, ...]
+    stem_channels: tuple[int, ...]
+    stages: tuple[int, int]
+    depth: tuple[int, int]
+    """Blocks of a stage."""
+    widening: tuple[float, float]
+    """From one stage to the next."""
+    largest_channels: int
+    """Of a block's output."""
+
+
+SMALL = Sizes((96, 128, 160, 192, 224), (8, 12, 16, 24, 32, 48), (3, 4), (1, 3), (1.2, 2.2), 512)
+"""For boards: most hold less than two MiB of weights, which a cache may keep."""
+PUBLISHED = Sizes((192, 224, 256), (16, 24, 32, 48, 64), (4, 5), (2, 4), (1.3, 2.0), 768)
+"""As wide and deep as the networks of papers: most hold 5 to 50 MiB of weights."""
+LARGEST_HIDDEN = 2**23
+"""Weights of one hidden layer."""
+
+GENERATOR = 2
 """Raised whenever ``random_network`` draws other networks from the same seeds: campaigns of two are never joined."""
 
 
-KERNELS_PER_NETWORK = 40
+KERNELS_PER_NETWORK = 30
 """That no other network had, of the first twenty or so, on average."""
 
 
@@ -129,8 +145,8 @@ class MobileNetworks(NetworkSource):
     """Random networks of the blocks that mobile networks are made of, at their shapes: what a table for any network is of.
 
     The blocks are made of torchvision's parts, as in MobileNet v1 to v3, MNASNet, EfficientNet, ResNet, RegNet, ShuffleNet,
-    SqueezeNet and DenseNet; a network keeps to one kind of block or mixes them. An architecture holds the seed that it is drawn
-    from.
+    SqueezeNet, Inception and DenseNet, and with the normalisations of their time; a network keeps to one kind of block or
+    mixes them. An architecture holds the seed that it is drawn from.
     """
 
     name = MOBILE_NETWORKS
@@ -167,42 +183,54 @@ class MobileNetworks(NetworkSource):
 
 
 def random_network(generator: random.Random) -> tuple[nn.Module, int]:
-    """A mobile network with random weights, and the pixels of its images."""
-    image_size = generator.choice(IMAGE_SIZES)
+    """A mobile network with random weights, and the pixels of its images. Every second one is as large as published ones."""
+    sizes = generator.choice((SMALL, PUBLISHED))
+    image_size = generator.choice(sizes.image_sizes)
     activation = ACTIVATIONS[generator.choice(list(ACTIVATIONS))]
     kinds = list(BLOCKS) if generator.random() < 0.3 else [generator.choice(list(BLOCKS))]
-    channels = generator.choice(STEM_CHANNELS)
-    layers: list[nn.Module] = [
-        Conv2dNormActivation(3, channels, generator.choice((3, 3, 3, 7)), 2, activation_layer=activation)
+    channels = generator.choice(sizes.stem_channels)
+    layers = _stem(generator, channels, image_size, activation)
+    for stage in range(generator.randint(*sizes.stages)):
+        after = _channels(generator, channels * generator.uniform(*sizes.widening), sizes.largest_channels)
+        block, alike = BLOCKS[generator.choice(kinds)], generator.random()  # the blocks of a stage are drawn alike
+        stride = 2 if stage or generator.random() < 0.5 else 1
+        for _ in range(generator.randint(*sizes.depth)):
+            layers.append(block(random.Random(alike), channels, after, stride, activation))
+            channels, stride = after, 1
+    if generator.random() < 0.7:
+        last = _channels(generator, channels * generator.uniform(1.5, 4.0), 2048)
+        layers.append(Conv2dNormActivation(channels, last, 1, activation_layer=activation))
+    return nn.Sequential(*layers, *_head(generator, nn.Sequential(*layers), image_size, activation)), image_size
+
+
+def _stem(generator: random.Random, channels: int, image_size: int, activation: Any) -> list[nn.Module]:
+    """One convolution, in larger images perhaps a pool, and perhaps a normalisation of responses."""
+    convolution = Conv2dNormActivation(3, channels, generator.choice((3, 3, 3, 7, 11)), 2, activation_layer=activation)
+    pool = [nn.MaxPool2d(3, 2, 1)] if image_size >= 160 and generator.random() < 0.4 else []
+    return [convolution, *pool, *([_LocalResponseNorm()] if generator.random() < 0.15 else [])]
+
+
+def _head(generator: random.Random, body: nn.Module, image_size: int, activation: Any) -> list[nn.Module]:
+    """Averaging, or all pixels; perhaps a hidden layer; the classifier; perhaps a softmax."""
+    with torch.no_grad():
+        channels, pixels = body.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1:3]
+    averages: list[list[nn.Module]] = [
+        [nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        [nn.AvgPool2d(pixels), nn.Flatten()],
+        [_Mean()],
+        [nn.Flatten()],
     ]
-    if image_size >= 160 and generator.random() < 0.3:
-        layers.append(nn.MaxPool2d(3, 2, 1))
-    for stage in range(generator.choice((3, 4))):
-        wider = _channels(generator, channels * generator.uniform(1.2, 2.2))
-        widths = [channels, *[wider] * generator.randint(1, 3)]
-        for before, after in pairwise(widths):
-            stride = 2 if before != after and (stage or generator.random() < 0.5) else 1
-            block = BLOCKS[generator.choice(kinds)](generator, before, after, stride, activation)
-            layers.append(block)
-            channels = after
-    last = _channels(generator, channels * generator.uniform(1.5, 4.0), 2048)
-    layers.append(Conv2dNormActivation(channels, last, 1, activation_layer=activation))
-    layers += _head(generator, last, activation)
-    return nn.Sequential(*layers), image_size
+    [layers] = generator.choices(averages, (4, 2, 3, 1 if pixels <= 8 else 0))
+    features = channels * pixels**2 if len(layers) == 1 and isinstance(layers[0], nn.Flatten) else channels
+    if generator.random() < 0.4:
+        hidden = _channels(generator, channels * generator.uniform(0.5, 2.0), min(4096, LARGEST_HIDDEN // features))
+        layers += [nn.Linear(features, hidden), generator.choice((activation, nn.ReLU))()]
+        features = hidden
+    layers.append(nn.Linear(features, generator.choice((*CLASSES, generator.randint(2, 1500)))))
+    return [*layers, nn.Softmax(dim=1)] if generator.random() < 0.4 else layers
 
 
-def _head(generator: random.Random, channels: int, activation: Any) -> list[nn.Module]:
-    """Averaging, perhaps a hidden layer, the classifier, perhaps a softmax."""
-    layers: list[nn.Module] = [_Mean()] if generator.random() < 0.3 else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    if generator.random() < 0.3:
-        hidden = _channels(generator, channels * generator.uniform(0.5, 2.0), 4096)
-        layers += [nn.Linear(channels, hidden), activation()]
-        channels = hidden
-    layers.append(nn.Linear(channels, generator.choice(CLASSES)))
-    return [*layers, nn.Softmax(dim=1)] if generator.random() < 0.3 else layers
-
-
-def _channels(generator: random.Random, about: float, largest: int = LARGEST_CHANNELS) -> int:
+def _channels(generator: random.Random, about: float, largest: int) -> int:
     """A number of channels as papers choose them: most are multiples of 8."""
     multiple = generator.choice((8, 8, 8, 16, 4, 2))
     return max(multiple, min(largest, round(about / multiple) * multiple))
@@ -218,24 +246,85 @@ class _Mean(nn.Module):
 
 
 class _Residual(nn.Module):
-    def __init__(self, body: nn.Module) -> None:
+    """Exported as an addition, or as the sum of a list, as other frameworks write it."""
+
+    def __init__(self, body: nn.Module, is_sum: bool = False) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.is_sum = body, is_sum
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = x + self.body(x)
+        out: torch.Tensor = _SumOfList.apply(x, self.body(x)) if self.is_sum else x + self.body(x)
         return out
+
+
+class _SumOfList(torch.autograd.Function):
+    """The operator ``Sum``, which torch does not export."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, y: Any) -> Any:
+        """For the exporter."""
+        return g.op("Sum", x, y).setType(x.type())
+
+
+class _LocalResponseNorm(nn.Module):
+    """Over five channels (Krizhevsky et al., NeurIPS 2012), exported as the operator ``LRN``, where torch writes a pool."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = _NormOverChannels.apply(x)
+        return out
+
+
+class _NormOverChannels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.local_response_norm(x, 5)
+
+    @staticmethod
+    def symbolic(g: Any, x: Any) -> Any:
+        """For the exporter."""
+        return g.op("LRN", x, size_i=5, alpha_f=1e-4, beta_f=0.75, bias_f=1.0).setType(x.type())
+
+
+class _Affine(nn.Module):
+    """A factor and an offset per channel, which other frameworks keep apart from BatchNorm."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.rand(channels, 1, 1) + 0.5)
+        self.offset = nn.Parameter(0.1 * torch.randn(channels, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor + self.offset
+
+
+class _Branches(nn.Module):
+    """Several readers of the same channels, concatenated."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
 
 
 class _DenseLayers(nn.Module):
     """Each layer reads what entered and what all before it made (Huang et al., CVPR 2017, with bottlenecks)."""
 
-    def __init__(self, layers: int, channels: int, growth: int) -> None:
+    def __init__(self, layers: int, channels: int, growth: int, has_affines: bool = False) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
+
+        def norm(channels: int) -> list[nn.Module]:
+            return [nn.BatchNorm2d(channels), *([_Affine(channels)] if has_affines else []), nn.ReLU()]
+
         for read in range(channels, channels + layers * growth, growth):
-            squeeze = [nn.BatchNorm2d(read), nn.ReLU(), nn.Conv2d(read, 4 * growth, 1, bias=False)]
-            grow = [nn.BatchNorm2d(4 * growth), nn.ReLU(), nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)]
+            squeeze = [*norm(read), nn.Conv2d(read, 4 * growth, 1, bias=False)]
+            grow = [*norm(4 * growth), nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)]
             self.layers.append(nn.Sequential(*squeeze, *grow))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -245,6 +334,11 @@ class _DenseLayers(nn.Module):
         return torch.cat(made, 1)
 
 
+def _with_shortcut(generator: random.Random, body: list[nn.Module], before: int, after: int, stride: int) -> nn.Module:
+    is_shortcut, is_sum = stride == 1 and before == after, generator.random() < 0.3
+    return _Residual(nn.Sequential(*body), is_sum) if is_shortcut else nn.Sequential(*body)
+
+
 def _inverted_residual(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
     """MobileNet v2 and v3, MNASNet, EfficientNet: expansion, depthwise, perhaps squeeze and excitation, projection."""
     kernel, expansion = generator.choice((3, 3, 5, 7)), generator.choice((1, 2, 3, 4, 6))
@@ -252,10 +346,10 @@ def _inverted_residual(generator: random.Random, before: int, after: int, stride
     body: list[nn.Module] = [Conv2dNormActivation(before, inner, 1, activation_layer=activation)] if expansion > 1 else []
     body.append(Conv2dNormActivation(inner, inner, kernel, stride, groups=inner, activation_layer=activation))
     if generator.random() < 0.5:
-        gate = generator.choice((nn.Sigmoid, nn.Hardsigmoid))
-        body.append(SqueezeExcitation(inner, max(4, inner // generator.choice((4, 8, 24))), scale_activation=gate))
+        squeezed, gate = max(4, inner // generator.choice((4, 8, 24))), generator.choice((nn.Sigmoid, nn.Hardsigmoid))
+        body.append(SqueezeExcitation(inner, squeezed, generator.choice((nn.ReLU, activation)), gate))
     body.append(Conv2dNormActivation(inner, after, 1, activation_layer=None))
-    return _Residual(nn.Sequential(*body)) if stride == 1 and before == after else nn.Sequential(*body)
+    return _with_shortcut(generator, body, before, after, stride)
 
 
 def _separable(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
@@ -268,10 +362,15 @@ def _separable(generator: random.Random, before: int, after: int, stride: int, a
 
 
 def _plain(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
-    """VGG, and the stages of many detectors."""
-    convolution = Conv2dNormActivation(before, after, generator.choice((1, 3, 3, 5)), 1, activation_layer=activation)
-    pool = generator.choice((nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2)))
-    return nn.Sequential(convolution, pool) if stride == 2 else convolution
+    """AlexNet, VGG, and the stages of many detectors."""
+    groups = 2 if before % 2 == after % 2 == 0 and generator.random() < 0.2 else 1
+    kernel = generator.choice((1, 3, 3, 5))
+    layers: list[nn.Module] = [Conv2dNormActivation(before, after, kernel, 1, groups=groups, activation_layer=activation)]
+    if generator.random() < 0.15:
+        layers.append(_LocalResponseNorm())
+    if stride == 2:
+        layers.append(generator.choice((nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1))))
+    return nn.Sequential(*layers)
 
 
 def _residual(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
@@ -290,7 +389,7 @@ def _residual(generator: random.Random, before: int, after: int, stride: int, ac
 
 def _grouped(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
     """RegNet, ResNeXt, and ShuffleNet v1 with its grouped pointwise convolutions."""
-    width = generator.choice((8, 16, 24, 32))
+    width = generator.choice((8, 16, 16, 24, 32, 48))
     inner = width * max(1, round(after / width))
     pointwise_groups = generator.choice([g for g in (1, 1, 2, 4) if before % g == 0 and inner % g == 0])
     body: list[nn.Module] = [
@@ -300,7 +399,7 @@ def _grouped(generator: random.Random, before: int, after: int, stride: int, act
     if generator.random() < 0.5:
         body.append(SqueezeExcitation(inner, max(4, before // 4)))
     body.append(Conv2dNormActivation(inner, after, 1, activation_layer=None))
-    return _Residual(nn.Sequential(*body)) if stride == 1 and before == after else nn.Sequential(*body)
+    return _with_shortcut(generator, body, before, after, stride)
 
 
 def _shuffle(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
@@ -315,16 +414,41 @@ def _shuffle(generator: random.Random, before: int, after: int, stride: int, act
 
 
 def _fire(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
-    """SqueezeNet, and what inception's concatenations are like."""
+    """SqueezeNet."""
     squeeze, half = max(2, after // generator.choice((4, 8))), after // 2
     pool = [nn.MaxPool2d(3, 2, ceil_mode=True)] if stride == 2 else []
     return nn.Sequential(*pool, Fire(before, squeeze, half, after - half))
 
 
+def _inception(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
+    """GoogLeNet and Inception v2: convolutions of three sizes and a pool side by side; with a stride, two and a pool."""
+    squeezed = max(2, after // generator.choice((2, 4, 8)))
+
+    def convolutions(out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+        squeeze = Conv2dNormActivation(before, squeezed, 1, activation_layer=activation)
+        return [squeeze, Conv2dNormActivation(squeezed, out, kernel, stride, activation_layer=activation)]
+
+    if stride == 2:
+        half = after // 2
+        again = Conv2dNormActivation(half, half, 3, 2, activation_layer=activation)
+        joined = _Branches(nn.Sequential(*convolutions(after - half, 3, 2)), nn.Sequential(*convolutions(half, 3), again))
+        pooled = _Branches(joined, nn.MaxPool2d(3, 2, 1))
+        return nn.Sequential(pooled, Conv2dNormActivation(after + before, after, 1, activation_layer=activation))
+    quarter = max(1, after // 4)
+    pool = generator.choice((nn.MaxPool2d, nn.AvgPool2d))(3, 1, 1)
+    branches = [
+        Conv2dNormActivation(before, quarter, 1, activation_layer=activation),
+        nn.Sequential(*convolutions(after - 3 * quarter, 3)),
+        nn.Sequential(*convolutions(quarter, 5)),
+        nn.Sequential(pool, Conv2dNormActivation(before, quarter, 1, activation_layer=activation)),
+    ]
+    return _Branches(*branches)
+
+
 def _dense(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
     """DenseNet: each layer reads all before it; a transition halves the resolution."""
     growth, layers = generator.choice((8, 12, 16, 32)), generator.randint(2, 4)
-    block = _DenseLayers(layers, before, growth)
+    block = _DenseLayers(layers, before, growth, has_affines=generator.random() < 0.3)
     transition = Conv2dNormActivation(before + layers * growth, after, 1, activation_layer=activation)
     return nn.Sequential(block, transition, *([nn.AvgPool2d(2)] if stride == 2 else []))
 
@@ -337,5 +461,6 @@ BLOCKS: Mapping[str, Block] = {
     "grouped": _grouped,
     "shuffle": _shuffle,
     "fire": _fire,
+    "inception": _inception,
     "dense": _dense,
 }
