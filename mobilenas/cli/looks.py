@@ -19,7 +19,7 @@ from mobilenas.errors import UsageError
 if TYPE_CHECKING:
     from mobilenas.latency.diff import Move
     from mobilenas.latency.network_card import NetworkCard
-    from mobilenas.latency.table import TableCard
+    from mobilenas.latency.table import NetworkContext, TableCard
 
 
 def env(json: Json = False) -> None:
@@ -199,7 +199,7 @@ def table_show(path: TablePath, json: Json = False, top: Top = 10) -> None:
         ("a call", f"{1000 * card.session_ms:.3g} us, the sentinel {1000 * card.sentinel_ms:.4g} us"),
         (
             "in a network",
-            f"weights cost {1000 * card.context.cold_weights_ms_per_mib:.3g} us a MiB more; depthwise convolutions "
+            f"{_weights_words(card.context)}; depthwise convolutions "
             f"{card.context.depthwise_factor:.3f} x, what only moves data {card.context.moving_factor:.3f} x the scale",
         ),
         (
@@ -248,6 +248,14 @@ def _origin_rows(card: TableCard | NetworkCard) -> list[tuple[str, str]]:
         ("origin", f"{card.origin}, {card.created}, plan {card.plan.name}, estimator {card.key.estimator}"),
         ("machine", f"{card.environment.cpu_model}, {card.environment.system}"),
     ]
+
+
+def _weights_words(context: NetworkContext) -> str:
+    prices = [
+        f"{1000 * cold.ms_per_mib:.3g} us{f' in kernels with at most {cold.up_to_mib:g} MiB' if cold.up_to_mib else ''}"
+        for cold in context.cold_weights
+    ]
+    return f"a MiB of weights costs {' and '.join(prices)} more" if prices else "weights cost no more"
 
 
 def _doubt_rows(card: TableCard | NetworkCard) -> list[tuple[str, str]]:

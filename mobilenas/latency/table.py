@@ -34,7 +34,7 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e4)]
 ModelMilliseconds = Annotated[float, msgspec.Meta(ge=1e-4, le=1e6)]
 """A time of a whole model; no call of any runtime takes less than 100 ns."""
 
-SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 5
+SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 6
 MOBILE_NETWORKS = "mobile-networks"
 """What a card calls networks of all kinds; their scale is preferred for a network of none of the known spaces."""
 
@@ -218,11 +218,25 @@ class ModelFlags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of whose runs more than a tenth took over twice the median."""
 
 
+class ColdWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a mebibyte of weights costs more, of kernels that hold at most ``up_to_mib`` of them (``None``: of all).
+
+    A kernel with more than a cache holds finds them cold in its row too.
+    """
+
+    up_to_mib: Annotated[float, msgspec.Meta(gt=0)] | None
+    ms_per_mib: Milliseconds
+
+    def is_of(self, kernel: Kernel) -> bool:
+        """Whether ``kernel`` pays it."""
+        return self.up_to_mib is None or kernel.weight_mib <= self.up_to_mib
+
+
 class NetworkContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a kernel takes in a network over its row, whose copies share data and weights, warm in the cache (decision 0022)."""
 
-    cold_weights_ms_per_mib: Milliseconds = 0.0
-    """What a mebibyte of weights costs more."""
+    cold_weights: tuple[ColdWeights, ...] = ()
+    """What weights cost more; a kernel pays each price that is of its size."""
     depthwise_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     """Of depthwise convolutions, over that of other kernels that compute, which the scale holds."""
     moving_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
@@ -230,7 +244,8 @@ class NetworkContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def kernel_ms(self, kernel: Kernel, row_ms: float) -> float:
         """What ``kernel`` adds to a network before the scale, where its row is ``row_ms``."""
-        return self.factors[context_of(kernel)] * row_ms + self.cold_weights_ms_per_mib * kernel.weight_mib
+        price_ms = math.fsum(cold.ms_per_mib for cold in self.cold_weights if cold.is_of(kernel))
+        return self.factors[context_of(kernel)] * row_ms + price_ms * kernel.weight_mib
 
     @property
     def factors(self) -> dict[Context, float]:

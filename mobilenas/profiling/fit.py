@@ -16,7 +16,15 @@ from mobilenas.core.workload import Kernel, Workload
 from mobilenas.latency.diff import SMALLEST_MS
 from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.predictors.kernel_features import Context, context_of
-from mobilenas.latency.table import ErrorReport, MeasuredNetwork, NetworkContext, StatisticFit, TableRow, WorkloadCosts
+from mobilenas.latency.table import (
+    ColdWeights,
+    ErrorReport,
+    MeasuredNetwork,
+    NetworkContext,
+    StatisticFit,
+    TableRow,
+    WorkloadCosts,
+)
 
 FEW_COPIES, MANY_COPIES = 2, 8
 """A row is the slope between models of so many copies: what a call costs, whatever it runs, cancels."""
@@ -25,6 +33,8 @@ SPAN_FOR_A_LINE = 1.2
 """How far the sums of the slowest and of the fastest network must be apart for a line to be fitted."""
 LOWEST_SCALE, MUST_PAY = 0.5, 0.005
 BOOTSTRAPS = 100
+WEIGHT_LIMITS_MIB = (2.0, None)
+"""Sizes of kernels up to which a price of cold weights may hold; ``None`` is all."""
 _FOLDS = 5
 _PRIOR_WEIGHT = 1e-3
 
@@ -53,7 +63,9 @@ def row_from_measurements(kernel: Kernel, few: Measurement, many: Measurement) -
 
 
 class NetworkTerms(NamedTuple):
-    """What ``n`` networks are made of, ``(n,)`` each: sums of all rows, with the call's own cost, and of those of two kinds."""
+    """What ``n`` networks are made of, ``(n,)`` each: sums of all rows, with the call's own cost, and of those of two kinds;
+    ``(n, len(WEIGHT_LIMITS_MIB))``: the weights of kernels that hold no more than so many.
+    """
 
     kernels_ms: np.ndarray
     depthwise_ms: np.ndarray
@@ -72,7 +84,9 @@ class NetworkTerms(NamedTuple):
             return total(lambda kernel: rows[kernel].value_ms if contexts[kernel] == context else 0.0)
 
         whole = session_ms + total(lambda kernel: rows[kernel].value_ms)
-        return cls(whole, where("depthwise"), where("moving"), total(lambda kernel: kernel.weight_mib))
+        prices = [ColdWeights(limit, 0.0) for limit in WEIGHT_LIMITS_MIB]
+        weights = [total(lambda kernel, price=price: kernel.weight_mib * price.is_of(kernel)) for price in prices]
+        return cls(whole, where("depthwise"), where("moving"), np.stack(weights, axis=1))
 
     def take(self, chosen: np.ndarray) -> NetworkTerms:
         """Those of some networks, by their numbers or a mask."""
@@ -91,7 +105,9 @@ class NetworkLine(NamedTuple):
         slowed_ms = (self.context.depthwise_factor - 1) * networks.depthwise_ms + (
             self.context.moving_factor - 1
         ) * networks.moving_ms
-        return np.asarray(networks.kernels_ms + slowed_ms + self.context.cold_weights_ms_per_mib * networks.weights_mib)
+        prices_ms = {cold.up_to_mib: cold.ms_per_mib for cold in self.context.cold_weights}
+        cold_ms = networks.weights_mib @ [prices_ms.get(limit, 0.0) for limit in WEIGHT_LIMITS_MIB]
+        return np.asarray(networks.kernels_ms + slowed_ms + cold_ms)
 
     def predict(self, networks: NetworkTerms) -> np.ndarray:
         """``(n,)`` in milliseconds."""
@@ -101,7 +117,7 @@ class NetworkLine(NamedTuple):
 def fit_networks(networks: NetworkTerms, measured_ms: np.ndarray) -> NetworkLine:
     """The line with the least mean absolute relative error.
 
-    That is what a table is judged by, and a single bad network hardly moves it. A price of weights, and that depthwise
+    That is what a table is judged by, and a single bad network hardly moves it. Each price of weights, and that depthwise
     convolutions and kernels without multiply-adds have another scale than the rest, must pay: each per cent of the networks'
     time that it explains has to lower the error by ``MUST_PAY`` per cent, so that there is none where weights, say, are in
     proportion to the time. Where the networks differ too little to tell a slope there is a scale only. By linear
@@ -110,17 +126,19 @@ def fit_networks(networks: NetworkTerms, measured_ms: np.ndarray) -> NetworkLine
     n, sums = len(measured_ms), networks.kernels_ms
     is_line = sums.max() >= SPAN_FOR_A_LINE * sums.min()
     apart = [sign * column for column in (networks.depthwise_ms, networks.moving_ms) for sign in (1.0, -1.0)]
-    terms = np.stack([sums, *apart, networks.weights_mib, np.ones(n)], axis=1) / measured_ms[:, None]
-    most = [None, LOWEST_SCALE / 2] * 2 + [None] if is_line else [0] * 5
+    terms = np.stack([sums, *apart, *networks.weights_mib.T, np.ones(n)], axis=1) / measured_ms[:, None]
+    limits = len(WEIGHT_LIMITS_MIB)
+    most = [None, LOWEST_SCALE / 2] * 2 + [None] * limits if is_line else [0] * (4 + limits)
     found = linprog(
         np.concatenate([[0.0], MUST_PAY * np.abs(terms[:, 1:-1]).sum(axis=0), [0.0], np.ones(n)]),
         A_ub=np.block([[terms, -np.eye(n)], [-terms, -np.eye(n)]]),
         b_ub=np.concatenate([np.ones(n), -np.ones(n)]),
         bounds=[(LOWEST_SCALE, None), *((0, high) for high in most), (None, None) if is_line else (0, 0), *([(0, None)] * n)],
     )
-    scale, more, less, moving_more, moving_less, cold_ms, offset_ms = (float(value) for value in found.x[:7])
+    scale, more, less, moving_more, moving_less, *prices_ms, offset_ms = (float(value) for value in found.x[: 6 + limits])
+    priced = zip(WEIGHT_LIMITS_MIB, prices_ms, strict=True)
     context = NetworkContext(
-        cold_weights_ms_per_mib=cold_ms / scale,
+        cold_weights=tuple(ColdWeights(limit, ms / scale) for limit, ms in priced if ms > 0),
         depthwise_factor=1 + (more - less) / scale,
         moving_factor=1 + (moving_more - moving_less) / scale,
     )

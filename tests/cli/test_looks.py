@@ -15,7 +15,7 @@ from mobilenas.core.measurement import SlowDown
 from mobilenas.latency.kernels import PREDICTOR
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.store import keep_history
-from mobilenas.latency.table import LatencyTable, NetworkContext
+from mobilenas.latency.table import ColdWeights, LatencyTable, NetworkContext
 from mobilenas.results import BudgetOutcome
 from tests.conftest import SMALL, Outcome, space
 
@@ -49,13 +49,13 @@ def test_describe_a_network(path: str, run: Path, command: Command) -> None:
 def test_a_table_of_kernels_only_says_what_it_holds(table: Path, command: Command, home: Path) -> None:
     whole = LatencyTable.load(table)
     folder = home / "latency_tables" / "kernels"
-    card = msgspec.structs.replace(whole.card, spaces={}, context=NetworkContext(cold_weights_ms_per_mib=0.0125))
+    card = msgspec.structs.replace(whole.card, spaces={}, context=NetworkContext((ColdWeights(2.0, 0.0125),)))
     kept = LatencyTable(card, whole.rows, {}, ())
     kept.save(folder)
     assert f"kernels only, {len(whole.rows)} kernels, {card.key.device}" in " ".join(command("table", "list").out.split())
     shown = " ".join(command("table", "show", str(folder)).out.split())
     assert "a call 2 us, the sentinel 100 us" in shown
-    assert "weights cost 12.5 us a MiB more" in shown
+    assert "a MiB of weights costs 12.5 us in kernels with at most 2 MiB more" in shown
     assert "learnt from them" not in shown
     predictor = KernelPredictor()
     predictor.families_, predictor.factors_ = {}, {"Conv": 1.25, "Relu": 1.5}

@@ -79,7 +79,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         ({"schema": "mobilenas/latency-table@99"}, "upgrade"),
         (
             {"schema": "mobilenas/latency-table@4"},
-            "older mobilenas; this one reads mobilenas/latency-table@5: profile again: mobilenas profile --device fake-device",
+            "older mobilenas; this one reads mobilenas/latency-table@6: profile again: mobilenas profile --device fake-device",
         ),
         ({"schema": "mobilenas/latency-table@1", "key": "x"}, "older mobilenas"),
         ({"origin": "guessed"}, "origin"),

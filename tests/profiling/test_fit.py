@@ -1,3 +1,4 @@
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -9,9 +10,9 @@ from scipy.optimize import minimize
 
 from mobilenas.core.estimators import measurement_from_records
 from mobilenas.core.measurement import Measurement, SweepRecord
-from mobilenas.core.workload import Workload
+from mobilenas.core.workload import Kernel, TensorSpec, Workload
 from mobilenas.latency.predictors.kernel_features import context_of
-from mobilenas.latency.table import ErrorReport, NetworkContext
+from mobilenas.latency.table import ColdWeights, ErrorReport, NetworkContext
 from mobilenas.profiling import fit
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing import fakes
@@ -109,8 +110,11 @@ def test_the_error_is_that_of_networks_which_were_not_fitted_on() -> None:
 def terms_of(
     sums: np.ndarray, weights: np.ndarray | None = None, depthwise: np.ndarray | None = None, moving: np.ndarray | None = None
 ) -> fit.NetworkTerms:
+    """``weights`` are ``(n, 2)``: those of kernels with at most 2 MiB, and all."""
     none = np.zeros(len(sums))
-    return fit.NetworkTerms(sums, *(none if column is None else column for column in (depthwise, moving, weights)))
+    assert fit.WEIGHT_LIMITS_MIB == (2.0, None)
+    weights = np.zeros((len(sums), 2)) if weights is None else weights
+    return fit.NetworkTerms(sums, *(none if column is None else column for column in (depthwise, moving)), weights)
 
 
 def line_of(sums: np.ndarray, measured: np.ndarray) -> tuple[float, float]:
@@ -142,7 +146,7 @@ def test_no_line_has_a_smaller_relative_error(seed: int) -> None:
 
 def test_networks_too_alike_for_a_line_get_a_median_ratio() -> None:
     sums = np.array([1.0, 1.05, 1.1])
-    line = fit.fit_networks(terms_of(sums, weights=sums, depthwise=sums / 2), np.array([1.2, 1.26, 9.0]))
+    line = fit.fit_networks(terms_of(sums, np.stack([sums, sums], axis=1), depthwise=sums / 2), np.array([1.2, 1.26, 9.0]))
     assert (line.scale, line.offset_ms) == pytest.approx((1.2, 0.0))
     assert line.context == NetworkContext()
 
@@ -171,16 +175,20 @@ def test_error_report_by_hand() -> None:
 def drawn_networks(seed: int, n: int = 15) -> fit.NetworkTerms:
     generator = np.random.default_rng(seed)
     sums = generator.uniform(0.5, 10, n)
-    return terms_of(sums, generator.uniform(0.1, 20, n), *(sums * generator.uniform(0.05, 0.4, (2, n))))
+    weights = generator.uniform(0.1, 20, n)
+    small = weights * generator.uniform(0.2, 1, n)
+    return terms_of(sums, np.stack([small, weights], axis=1), *(sums * generator.uniform(0.05, 0.4, (2, n))))
 
 
-def test_what_slows_kernels_in_a_network_is_found_where_networks_tell_it() -> None:
+@pytest.mark.parametrize("limit", [2.0, None])
+def test_what_slows_kernels_in_a_network_is_found_where_networks_tell_it(limit: float | None) -> None:
     networks = drawn_networks(0, 30)
-    context = NetworkContext(cold_weights_ms_per_mib=0.03, depthwise_factor=1.4, moving_factor=0.8)
+    context = NetworkContext((ColdWeights(limit, 0.03),), depthwise_factor=1.4, moving_factor=0.8)
     noise = 1 + 0.01 * np.random.default_rng(1).standard_normal(30)
     measured = fit.NetworkLine(1.03, -0.01, context).predict(networks) * noise
     found = fit.fit_networks(networks, measured).context
-    assert found.cold_weights_ms_per_mib == pytest.approx(0.03, abs=0.01)
+    assert {cold.up_to_mib: cold.ms_per_mib for cold in found.cold_weights}[limit] == pytest.approx(0.03, abs=0.01)
+    assert sum(cold.ms_per_mib for cold in found.cold_weights) == pytest.approx(0.03, abs=0.01)
     assert found.depthwise_factor == pytest.approx(1.4, abs=0.1)
     assert found.moving_factor == pytest.approx(0.8, abs=0.1)
 
@@ -189,8 +197,9 @@ def test_nothing_is_found_to_slow_kernels_where_nothing_tells_it() -> None:
     """No effect; or weights in proportion to the time: then the scale takes it up."""
     sums = drawn_networks(1).kernels_ms
     noise = 1 + 0.02 * np.random.default_rng(1).standard_normal(15)
-    alike = fit.fit_networks(terms_of(sums, weights=2 * sums), 1.03 * (sums + 0.02 * 2 * sums) * noise)
-    assert alike.context.cold_weights_ms_per_mib == 0
+    weights = np.stack([2 * sums, 2 * sums], axis=1)
+    alike = fit.fit_networks(terms_of(sums, weights), 1.03 * (sums + 0.02 * 2 * sums) * noise)
+    assert alike.context.cold_weights == ()
     errors = []
     for seed in range(20):
         networks = drawn_networks(seed)
@@ -202,15 +211,24 @@ def test_nothing_is_found_to_slow_kernels_where_nothing_tells_it() -> None:
 
 def test_terms_are_sums_over_the_kernels_of_each_network() -> None:
     table = fakes.make_table(SPACE)
-    kernels = list(table.rows)
+
+    def with_weights(kernel: Kernel, mib: int) -> Kernel:
+        weights = TensorSpec((mib * 2**18,), "float32", is_constant=True)
+        return msgspec.structs.replace(kernel, inputs=(*kernel.inputs, weights))
+
+    rows = {with_weights(kernel, 1 + index % 3): row for index, (kernel, row) in enumerate(table.rows.items())}
+    kernels, table = list(rows), replace(table, rows=rows)
     networks = [Counter({kernels[0]: 2, kernels[1]: 1}), Counter(kernels)]
     terms = fit.NetworkTerms.of(networks, table.rows, session_ms=0.5)
     for index, counts in enumerate(networks):
         each = {kernel: n * table.rows[kernel].value_ms for kernel, n in counts.items()}
         assert terms.kernels_ms[index] == pytest.approx(0.5 + sum(each.values()))
         assert terms.moving_ms[index] == pytest.approx(sum(ms for k, ms in each.items() if context_of(k) == "moving"))
-        assert terms.weights_mib[index] == pytest.approx(sum(n * k.weight_mib for k, n in counts.items()))
-    line = fit.NetworkLine(1.0, 0.0, NetworkContext(0.1, 1.5, 0.7))
+        for column, limit in enumerate((2.0, math.inf)):
+            weights = [n * k.weight_mib for k, n in counts.items() if k.weight_mib <= limit]
+            assert terms.weights_mib[index, column] == pytest.approx(sum(weights))
+    assert 0 < terms.weights_mib[1, 0] < terms.weights_mib[1, 1]
+    line = fit.NetworkLine(1.0, 0.0, NetworkContext((ColdWeights(2.0, 0.1), ColdWeights(None, 0.05)), 1.5, 0.7))
     card = msgspec.structs.replace(table.card, session_ms=0.5, context=line.context)
     summed = [replace(table, card=card).kernel_sum_ms(counts) for counts in networks]
     assert line.kernel_sums_ms(terms) == pytest.approx(summed), "a table sums as the line was fitted"
