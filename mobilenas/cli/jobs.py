@@ -453,8 +453,8 @@ def predict(
         ("sum", f"{found.kernel_sum_ms:.4g} ms, x {found.scale:.3f} {1000 * found.offset_ms:+.1f} us ({found.calibrated_on})"),
     ]
     if not found.is_within_calibration:
-        sizes = f"{found.calibrated_from_ms:.4g} to {found.calibrated_to_ms:.4g} ms"
-        rows.append(("beyond", f"the networks measured, which sum to {sizes}: the interval is widened"))
+        sums = f"{found.calibrated_from_ms:.4g} to {found.calibrated_to_ms:.4g} ms"
+        rows.append(("beyond", f"the networks measured: {found.calibrated_on}, {sums} in sum. The interval is widened"))
     rows += [("not used", text) for text in found.left_out]
     if result.table:
         rows.append(("newly measured", f"{result.newly_measured} kernels, kept in {result.table}"))

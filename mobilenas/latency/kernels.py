@@ -16,7 +16,7 @@ import numpy as np
 
 from mobilenas.core.workload import Kernel
 from mobilenas.errors import MissingKernelError
-from mobilenas.latency.prediction import Prediction, conformal_factor, conformal_quantile, network_width
+from mobilenas.latency.prediction import Prediction, conformal_quantile, network_width
 from mobilenas.latency.predictors.kernel import BEYOND, FOLDS, KernelPredictor, shape_of
 from mobilenas.latency.store import FoundTables
 from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, NetworkContext, SpaceCard, TableCard, TableRow
@@ -65,7 +65,9 @@ class NetworkPrediction(msgspec.Struct, frozen=True):
     calibrated_to_ms: float
     """Kernel sums of the smallest and of the largest of them."""
     is_within_calibration: bool
-    """Whether the network's sum lies there. Beyond, its interval is as wide as if the calibration's factor were its square."""
+    """Whether the network's sum lies there, and these networks are of all kinds or of its own. Beyond, its interval is as wide
+    as if the calibration's factor were its square.
+    """
     predicted_share_fraction: float
     not_converged_share_fraction: float
     """Of kernels whose rows were measured but did not repeat."""
@@ -144,7 +146,8 @@ class TargetKernels:
         total_ms = math.fsum([session_ms, *(share.ms for share in shares)])
         predicted = math.fsum(share.ms for share in shares if share.source != "measured") / total_ms
         room = math.exp(BEYOND)
-        is_within = min(sums_ms) / room <= total_ms <= max(sums_ms) * room
+        is_of_its_kind = calibration is not None or card.space == MOBILE_NETWORKS
+        is_within = is_of_its_kind and min(sums_ms) / room <= total_ms <= max(sums_ms) * room
         width = network_width(
             calibration=math.log(card.interval_factor) * (1 if is_within else 2),
             spreads=[share.count * (share.high_ms - share.each_ms) / total_ms for share in shares],
@@ -201,27 +204,11 @@ class TargetKernels:
 
     @cached_property
     def _calibration(self) -> Calibration:
-        """The card of networks of all kinds with its table, or else one of all networks that were measured; and the kernel sums
-        of those networks.
-        """
-        calibrating = _calibrating(self.tables)
-        assert calibrating is not None
-        for card in calibrating.card.spaces.values():
-            if card.space == MOBILE_NETWORKS:
-                return calibrating, card, [row.kernel_sum_ms for row in calibrating.networks]
-        cards = [card for table in self.tables for card in table.card.spaces.values()]
-        networks = [row for table in self.tables for row in table.networks]
-        scale = float(np.median([row.measured_ms / row.kernel_sum_ms for row in networks if row.role == "scale"]))
-        sums = np.array([row.kernel_sum_ms for row in networks if row.role == "test"])
-        measured = np.array([row.measured_ms for row in networks if row.role == "test"])
-        pooled = msgspec.structs.replace(
-            cards[0],
-            space=", ".join(dict.fromkeys(card.space for card in cards)),
-            scale=scale,
-            offset_ms=0.0,
-            interval_factor=conformal_factor(scale * sums, measured),
-        )
-        return calibrating, pooled, [row.kernel_sum_ms for row in networks]
+        """The card of networks of all kinds with its table, or else the newest of any; and the kernel sums of its networks."""
+        table = _calibrating(self.tables)
+        assert table is not None
+        cards = sorted(table.card.spaces.values(), key=lambda card: card.space != MOBILE_NETWORKS)
+        return table, cards[0], [row.kernel_sum_ms for row in table.networks]
 
 
 def _what_to_do(unknown: Sequence[Kernel], tried: Mapping[Kernel, str], can_extrapolate: bool) -> str:

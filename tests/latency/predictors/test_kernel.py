@@ -66,9 +66,11 @@ def learnt() -> KernelPredictor:
     return KernelPredictor().fit(map(row, kernels(0, 120)))
 
 
-def table_of(rows: list[TableRow]) -> LatencyTable:
+def table_of(rows: list[TableRow], networks_of: str = MOBILE_NETWORKS) -> LatencyTable:
     table = make_table(SPACE)
-    return LatencyTable(table.card, {r.kernel: r for r in rows}, table.workload_costs, table.networks)
+    spaces = {SPACE.key: msgspec.structs.replace(table.space_card(SPACE.key), space=networks_of)}
+    card = msgspec.structs.replace(table.card, spaces=spaces)
+    return LatencyTable(card, {r.kernel: r for r in rows}, table.workload_costs, table.networks)
 
 
 def test_work_is_counted_by_hand() -> None:
@@ -266,10 +268,7 @@ class TestNetworks:
         found = TargetKernels([TABLE]).predict(counts)
         total = TABLE.card.session_ms + 3 * ROWS[0].value_ms + ROWS[1].value_ms
         assert found.kernel_sum_ms == pytest.approx(total, rel=1e-12)
-        assert found.prediction.ms == pytest.approx(found.scale * total, rel=1e-12)
-        assert found.scale == pytest.approx(
-            np.median([n.measured_ms / n.kernel_sum_ms for n in TABLE.networks if n.role == "scale"])
-        )
+        assert found.prediction.ms == pytest.approx(TABLE.space_card(SPACE.key).predict(total).ms, rel=1e-12)
         assert found.predicted_share_fraction == 0
         assert [share.source for share in found.kernels] == ["measured", "measured"]
         assert found.kernels[0].ms >= found.kernels[1].ms
@@ -331,6 +330,19 @@ class TestNetworks:
         assert (within.calibrated_from_ms, within.calibrated_to_ms) == (2 * ms, (1 + len(networks)) * ms)
         width, wider = (math.log(found.prediction.high_ms / found.prediction.ms) for found in (within, beyond))
         assert 1.5 * width < wider < 2.5 * width
+
+    def test_networks_of_one_space_tell_less_of_others(self) -> None:
+        kernel, ms = ROWS[0].kernel, ROWS[0].value_ms
+        networks = tuple(msgspec.structs.replace(n, kernel_sum_ms=(2 + i) * ms) for i, n in enumerate(TABLE.networks))
+        of_all_kinds, of_a_space = (replace(table_of(ROWS, kind), networks=networks) for kind in (MOBILE_NETWORKS, SPACE.name))
+        own = (of_a_space, of_a_space.space_card(SPACE.key), [n.kernel_sum_ms for n in networks])
+        by_all_kinds = TargetKernels([of_all_kinds]).predict(Counter({kernel: 4}))
+        by_another = TargetKernels([of_a_space]).predict(Counter({kernel: 4}))
+        by_its_own = TargetKernels([of_a_space]).predict(Counter({kernel: 4}), calibration=own)
+        assert by_its_own.prediction == by_all_kinds.prediction
+        assert by_its_own.is_within_calibration
+        assert not by_another.is_within_calibration
+        assert by_another.prediction.high_ms > by_its_own.prediction.high_ms
 
     def test_without_a_measured_network_nothing_tells_the_error(self) -> None:
         bare = LatencyTable(msgspec.structs.replace(TABLE.card, spaces={}), TABLE.rows, {}, ())
