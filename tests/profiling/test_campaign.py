@@ -13,7 +13,7 @@ import pytest
 from mobilenas.cli.output import flag_words
 from mobilenas.core.measurement import PLANS, Measurement
 from mobilenas.core.run_directory import Journal, working_in
-from mobilenas.core.workload import Kernel
+from mobilenas.core.workload import Kernel, Workload
 from mobilenas.devices.device import Device, find_device
 from mobilenas.errors import LinkError, MeasurementError, RunnerError, UsageError
 from mobilenas.latency.table import ModelFlags
@@ -25,6 +25,7 @@ from mobilenas.runtimes.base import SESSION, PreparedModel, RunSettings
 from mobilenas.runtimes.measure import SweepLog
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fake_devices import CALL_MS, SENTINEL_MS, FakeLink, FakeRuntime, kernel_ms
+from mobilenas.testing.fakes import kernel_of
 
 SPACE = CellSpace(channels=4, layers=3, image_size=8, image_channels=1)
 PLAN = msgspec.structs.replace(
@@ -185,6 +186,19 @@ def test_mobile_networks_with_a_kernel_that_is_refused_are_left_out(tmp_path: Pa
     assert table.space_card(mobile.source.key).scale == pytest.approx(1, rel=1e-6)
     doubt = table.card.doubts[-1]
     assert f"{len(has_some)} of the 10 measured networks, which have some of them, are left out: Sigmoid" in doubt
+
+
+def test_kernels_of_rare_families_fill_up_the_number_asked_for(tmp_path: Path) -> None:
+    asked = replace(campaign(tmp_path), maximum_kernels=6)
+    convolutions = [kernel_of(Workload("conv_1x1", 8, 8, size, size)) for size in range(1, 9)]
+    pools = [kernel_of(Workload("max_pool_3x3", 8, 8, size, size)) for size in range(1, 9)]
+    measured = [Counter(convolutions[:3])] * len(asked.networks.measured)
+    lowered = [Counter(convolutions), Counter(pools[:4])]
+    assert asked._chosen([*measured, *lowered]) == sorted([*convolutions[:3], *pools[:3]])
+    every = replace(asked, maximum_kernels=None)._chosen([*measured, *lowered])
+    assert every == sorted([*convolutions, *pools[:4]])
+    fewest = replace(asked, maximum_kernels=1)._chosen([*measured, *lowered])
+    assert fewest == sorted(convolutions[:3]), "the measured networks' are not left out"
 
 
 def test_a_space_needs_all_its_kernels(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 import random
 
 import onnx
+import onnxruntime
 import pytest
 import torch
+from torch import nn
 
-from mobilenas.network import count_madds
+from mobilenas import onnx_model
+from mobilenas.network import count_madds, count_params
 from mobilenas.profiling import networks
 from mobilenas.profiling.networks import ACTIVATIONS, BLOCKS, MobileNetworks, random_network
 
@@ -30,7 +33,8 @@ def test_a_batch_is_in_the_model() -> None:
 def test_networks_are_small_enough_to_be_mobile() -> None:
     madds = []
     for seed in range(40):
-        module, image_size = random_network(random.Random(seed))
+        with torch.device("meta"):
+            module, image_size = random_network(random.Random(seed))
         madds.append(count_madds(module, (1, 3, image_size, image_size)))
     assert 2e7 < sorted(madds)[20] < 1e9
 
@@ -45,6 +49,26 @@ def test_every_block_has_the_shape_that_it_was_asked_for(kind: str, activation: 
             _, channels, height, _ = block(torch.zeros(1, before, 12, 12)).shape
         assert channels == after
         assert height == 12 // stride
+
+
+def test_what_torch_does_not_export_means_the_same_in_the_engine() -> None:
+    """Sums of lists and normalisations over channels, as other frameworks write them."""
+    layers = [nn.Conv2d(3, 12, 3), networks._Residual(nn.Conv2d(12, 12, 1), is_sum=True), networks._LocalResponseNorm()]
+    module = nn.Sequential(*layers, networks._Affine(12)).eval()
+    images = 5 * torch.randn(1, 3, 9, 9)
+    model = onnx_model.slim(onnx_model.onnx_from_module(module, [images]))
+    assert {"Sum", "LRN", "Mul", "Add"} <= {node.op_type for node in model.graph.node}
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    [ours] = session.run(None, {onnx_model.INPUT_NAME: images.numpy()})
+    with torch.no_grad():
+        assert ours == pytest.approx(module(images).numpy(), abs=1e-5)
+
+
+def test_half_of_the_networks_are_as_large_as_published_ones() -> None:
+    with torch.device("meta"):
+        mebibytes = sorted(count_params(random_network(random.Random(seed))[0]) / 2**18 for seed in range(60))
+    assert mebibytes[12] < 2
+    assert mebibytes[42] > 5
 
 
 def test_campaigns_of_another_generator_are_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
