@@ -170,7 +170,8 @@ class MobileNetworks(NetworkSource):
         return _timed(*self._build(architecture))
 
     def madds(self, architecture: Architecture) -> int:
-        return network.count_madds(*self._build(architecture))
+        with torch.device("meta"):  # shapes are enough
+            return network.count_madds(*self._build(architecture))
 
     def _build(self, architecture: Architecture) -> tuple[nn.Module, tuple[int, int, int, int]]:
         seed, batch = architecture.space_options["seed"], self.options["batch"]
