@@ -46,6 +46,9 @@ SECONDS_PER_NETWORK_SWEEP, LIKELY_SWEEPS = 0.15, 1.5
 those of what has not converged.
 """
 
+ROWS_OF_A_FAMILY = 16
+"""Kernels of a family that something can be learnt from."""
+
 
 @dataclass(frozen=True)
 class CampaignProgress:
@@ -88,7 +91,7 @@ class Campaign:
     root: Path
     seed: int = 0
     maximum_kernels: int | None = None
-    """Kernels that are measured at most, but for those of the measured networks, which all are."""
+    """Kernels that are measured at most, but for those of the measured networks and a few of each rare family."""
     gate: Gate = "warn"
     """What an environment does that is not fit for measuring."""
     learnt_networks: int = 0
@@ -197,7 +200,10 @@ class Campaign:
         return told
 
     def _chosen(self, kernels: Sequence[Counter[Kernel]]) -> list[Kernel]:
-        """The kernels to measure: those of the measured networks, and of the others enough more, rare families first."""
+        """The kernels to measure: those of the measured networks, and of the others enough more, rare families first.
+
+        Families that these networks have ``ROWS_OF_A_FAMILY`` of at most are filled up to that in any case.
+        """
         if self.maximum_kernels is None:
             return sorted(set().union(*kernels))
         measured = set().union(*kernels[: len(self.networks.measured)])
@@ -205,8 +211,9 @@ class Campaign:
         for kernel in dict.fromkeys(k for network in kernels for k in sorted(network) if k not in measured):
             others.append((seen[family_of(kernel)], kernel))
             seen[family_of(kernel)] += 1
+        needed = sum(rank < ROWS_OF_A_FAMILY for rank, _ in others)
         rarest = [kernel for _, kernel in sorted(others)]
-        return sorted([*measured, *rarest[: max(0, self.maximum_kernels - len(measured))]])
+        return sorted([*measured, *rarest[: max(needed, self.maximum_kernels - len(measured))]])
 
     def _lower(
         self, networks: Sequence[Architecture], link: Link, progress: Callable[[CampaignProgress], None]

@@ -133,7 +133,7 @@ PUBLISHED = Sizes((192, 224, 256), (16, 24, 32, 48, 64), (4, 5), (2, 4), (1.3, 2
 LARGEST_HIDDEN = 2**23
 """Weights of one hidden layer."""
 
-GENERATOR = 2
+GENERATOR = 3
 """Raised whenever ``random_network`` draws other networks from the same seeds: campaigns of two are never joined."""
 
 
@@ -336,7 +336,7 @@ class _DenseLayers(nn.Module):
 
 
 def _with_shortcut(generator: random.Random, body: list[nn.Module], before: int, after: int, stride: int) -> nn.Module:
-    is_shortcut, is_sum = stride == 1 and before == after, generator.random() < 0.3
+    is_shortcut, is_sum = stride == 1 and before == after, generator.random() < 0.5
     return _Residual(nn.Sequential(*body), is_sum) if is_shortcut else nn.Sequential(*body)
 
 
@@ -399,7 +399,8 @@ def _grouped(generator: random.Random, before: int, after: int, stride: int, act
     ]
     if generator.random() < 0.5:
         body.append(SqueezeExcitation(inner, max(4, before // 4)))
-    body.append(Conv2dNormActivation(inner, after, 1, activation_layer=None))
+    groups = pointwise_groups if after % pointwise_groups == 0 else 1
+    body.append(Conv2dNormActivation(inner, after, 1, groups=groups, activation_layer=None))
     return _with_shortcut(generator, body, before, after, stride)
 
 

@@ -189,16 +189,19 @@ def test_mobile_networks_with_a_kernel_that_is_refused_are_left_out(tmp_path: Pa
 
 
 def test_kernels_of_rare_families_fill_up_the_number_asked_for(tmp_path: Path) -> None:
-    asked = replace(campaign(tmp_path), maximum_kernels=6)
-    convolutions = [kernel_of(Workload("conv_1x1", 8, 8, size, size)) for size in range(1, 9)]
-    pools = [kernel_of(Workload("max_pool_3x3", 8, 8, size, size)) for size in range(1, 9)]
-    measured = [Counter(convolutions[:3])] * len(asked.networks.measured)
-    lowered = [Counter(convolutions), Counter(pools[:4])]
-    assert asked._chosen([*measured, *lowered]) == sorted([*convolutions[:3], *pools[:3]])
-    every = replace(asked, maximum_kernels=None)._chosen([*measured, *lowered])
-    assert every == sorted([*convolutions, *pools[:4]])
-    fewest = replace(asked, maximum_kernels=1)._chosen([*measured, *lowered])
-    assert fewest == sorted(convolutions[:3]), "the measured networks' are not left out"
+    asked = campaign(tmp_path)
+    many = [kernel_of(Workload("conv_1x1", 8, 8, size, size)) for size in range(1, 41)]
+    few = sorted(kernel_of(Workload("max_pool_3x3", 8, 8, size, size)) for size in range(1, 19))
+    measured, others = many[:20], [*many, *few]
+    lowered = [*[Counter(measured)] * len(asked.networks.measured), Counter(others)]
+
+    def chosen(maximum_kernels: int | None) -> list[Kernel]:
+        return replace(asked, maximum_kernels=maximum_kernels)._chosen(lowered)
+
+    assert chosen(None) == sorted(others)
+    assert chosen(38) == sorted([*measured, *few])
+    assert len(chosen(45)) == 45
+    assert chosen(1) == sorted([*measured, *few[:16]]), "what is measured of networks, and a few of every family"
 
 
 def test_a_space_needs_all_its_kernels(tmp_path: Path) -> None:
