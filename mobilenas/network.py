@@ -71,10 +71,15 @@ def initialise_for_timing(network: nn.Module, image_shape: tuple[int, int, int, 
         norm.momentum = 1.0
     network.train()
     with torch.no_grad():
-        network(torch.randn((8, *image_shape[1:]), generator=generator))
+        network(torch.randn((_samples(image_shape), *image_shape[1:]), generator=generator))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return network.eval()
+
+
+def _samples(image_shape: tuple[int, int, int, int]) -> int:
+    """Images that are enough for statistics: fewer of large ones, of which each tells much."""
+    return min(8, max(2, 8 * 32 * 32 // (image_shape[2] * image_shape[3])))
 
 
 def count_params(module: nn.Module) -> int:
