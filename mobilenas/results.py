@@ -12,7 +12,7 @@ from mobilenas.export.verify import Agreement
 from mobilenas.latency.diff import TableDifference
 from mobilenas.latency.kernels import NetworkPrediction
 from mobilenas.latency.network_card import Proxy
-from mobilenas.latency.table import ErrorReport, ModelFlags
+from mobilenas.latency.table import ErrorReport, ModelFlags, NetworkScale
 from mobilenas.search.selection import Selection
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -26,10 +26,10 @@ class ProfileResult(msgspec.Struct, frozen=True):
     table: str
     kernels: int
     kernels_not_converged: int
-    scale: float
-    offset_ms: float
+    scale: NetworkScale
+    """From sums of kernels to networks."""
     scale_spread_fraction: float
-    """Of the two together, at the median network."""
+    """Of what it says of the median network."""
     table_mape_fraction: float
     table_worst_fraction: float
     baseline_mape_fraction: float

@@ -32,11 +32,11 @@ from mobilenas.cli.output import (
     budget_rows,
     coverage_words,
     flag_words,
-    line_words,
     moved_words,
     proxy_row,
     repeats_of,
     say_next,
+    scale_words,
     show,
     slow_down_words,
     speed_words,
@@ -146,7 +146,7 @@ def profile(
     rows = [
         ("table", result.table),
         ("kernels", f"{result.kernels} measured, {result.kernels_not_converged} not converged"),
-        ("networks", line_words(result.scale, result.offset_ms, result.scale_spread_fraction)),
+        ("networks", scale_words(result.scale, result.scale_spread_fraction)),
         ("not converged", f"{result.networks_not_converged} of {result.networks} measured networks"),
         ("error of the table", f"{percent(result.table_mape_fraction)}, worst {percent(result.table_worst_fraction)}"),
         ("error of a * MAdds + b", percent(result.baseline_mape_fraction)),
@@ -444,13 +444,13 @@ def predict(
 
     result = with_listener(quiet or json, lambda told: workflows.predict(model, cfg, told), GOES_ON)
     found, ms = result.predicted, result.predicted.prediction
-    shaky = found.not_converged_share_fraction
+    shaky, in_networks = found.not_converged_share_fraction, ms.ms / found.kernel_sum_ms
     unsettled = f", {percent(shaky)} of it in rows that did not converge" if shaky else ""
     rows = [
         ("predicted", f"{ms.ms:.4g} ms ({ms.low_ms:.4g} to {ms.high_ms:.4g})"),
         ("kernels", f"{sum(share.count for share in found.kernels)} executed, {len(found.kernels)} kinds"),
         ("measured rows", f"{percent(1 - found.predicted_share_fraction)} of the time{unsettled}"),
-        ("sum", f"{found.kernel_sum_ms:.4g} ms, x {found.scale:.3f} {1000 * found.offset_ms:+.1f} us ({found.calibrated_on})"),
+        ("sum", f"{found.kernel_sum_ms:.4g} ms of kernels, in networks {in_networks:.3f} x as long ({found.calibrated_on})"),
     ]
     if not found.is_within_calibration:
         sums = f"{found.calibrated_from_ms:.4g} to {found.calibrated_to_ms:.4g} ms"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobilenas.cli.options import Channels, DataName, Json, Layers, Sets, SpaceName
-from mobilenas.cli.output import line_words, moved_words, proxy_row, show, slow_down_words
+from mobilenas.cli.output import moved_words, proxy_row, scale_words, show, slow_down_words
 from mobilenas.config import DescribeConfig, load_config
 from mobilenas.console import percent
 from mobilenas.errors import UsageError
@@ -211,7 +211,7 @@ def table_show(path: TablePath, json: Json = False, top: Top = 10) -> None:
     ]
     for key, space in card.spaces.items():
         rows += [
-            (key, f"networks take {line_words(space.scale, space.offset_ms, space.scale_spread_fraction)}"),
+            (key, f"networks take {scale_words(space.scale, space.scale_spread_fraction)}"),
             ("  error", f"{percent(space.table_error.mape_fraction)}, worst {percent(space.table_error.worst_fraction)}"),
             ("  of a * MAdds + b", percent(space.madds_baseline_error.mape_fraction)),
             ("  repeatability", percent(space.repeatability_fraction)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from mobilenas.core.measurement import Measurement, SlowDown
     from mobilenas.latency.diff import TableDifference
     from mobilenas.latency.network_card import Proxy
-    from mobilenas.latency.table import ModelFlags
+    from mobilenas.latency.table import ModelFlags, NetworkScale
     from mobilenas.results import BudgetOutcome
 
 R = TypeVar("R")
@@ -119,10 +120,11 @@ def proxy_row(proxy: Proxy) -> tuple[str, str]:
     return "proxy", f"{key.device} {key.runtime} {key.precision} {key.threads} threads: weight {proxy.weight_fraction:.2f}"
 
 
-def line_words(scale: float, offset_ms: float, spread_fraction: float) -> str:
+def scale_words(scale: NetworkScale, spread_fraction: float) -> str:
     """From kernels to a network, and how well that is known."""
+    doubling = f"{100 * scale.curvature * math.log(2):+.1f} % for each doubling"
     spread = f"known to {percent(spread_fraction)} at the median network"
-    return f"{scale:.3f} x the sum of their kernels {1000 * offset_ms:+.1f} us, {spread}"
+    return f"{scale.factor:.3f} x the sum of their kernels at {scale.reference_ms:.3g} ms, {doubling}; {spread}"
 
 
 def flag_words(flags: ModelFlags) -> list[str]:

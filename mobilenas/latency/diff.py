@@ -86,7 +86,9 @@ def difference(before: Path, after: Path) -> TableDifference:
         median_net_ratio=float(np.median([move.net_ratio for move in moves])),
         converged=converged,
         moved_fraction=sum(move.moved for move in moves) / max(1, converged),
-        scales={f"scale of {key}": (old.card.spaces[key].scale, new.card.spaces[key].scale) for key in sorted(spaces)},
+        scales={
+            f"scale of {key}": (old.card.spaces[key].scale.factor, new.card.spaces[key].scale.factor) for key in sorted(spaces)
+        },
         moves=tuple(sorted(moves, key=lambda move: -abs(np.log(move.net_ratio)))),
     )
 

@@ -19,7 +19,7 @@ from mobilenas.errors import MissingKernelError
 from mobilenas.latency.prediction import Prediction, conformal_quantile, network_width
 from mobilenas.latency.predictors.kernel import BEYOND, FOLDS, KernelPredictor, shape_of
 from mobilenas.latency.store import FoundTables
-from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, NetworkContext, SpaceCard, TableCard, TableRow
+from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, NetworkContext, NetworkScale, SpaceCard, TableCard, TableRow
 
 PREDICTOR = "kernel-predictor.skops"
 """File name of a predictor, beside the table that it was learnt from."""
@@ -55,8 +55,7 @@ class NetworkPrediction(msgspec.Struct, frozen=True):
     prediction: Prediction
     session_ms: float
     kernel_sum_ms: float
-    scale: float
-    offset_ms: float
+    scale: NetworkScale
     sentinel_ms: float
     """How fast the device is taken to be: what the sentinel took when the networks were measured that gave the scale."""
     calibrated_on: str
@@ -159,7 +158,6 @@ class TargetKernels:
             session_ms=session_ms,
             kernel_sum_ms=total_ms,
             scale=card.scale,
-            offset_ms=card.offset_ms,
             sentinel_ms=table.card.sentinel_ms,
             calibrated_on=card.space,
             calibrated_from_ms=min(sums_ms),
@@ -194,7 +192,7 @@ class TargetKernels:
             row, converged = self.rows.get(kernel), None
             source: Source = "measured"
             if row:
-                times, converged = (row.value_ms, row.low_ms, row.high_ms), row.converged
+                times, converged = row.in_networks_ms, row.converged
             else:
                 found, source = learnt[kernel].prediction, "predicted" if learnt[kernel].is_seen else "extrapolated"
                 times = (found.ms, found.low_ms, found.high_ms)

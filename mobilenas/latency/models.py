@@ -95,11 +95,12 @@ class Sought:
 
 @dataclass
 class TableModel:
-    """Sums of table rows for one space, with the space's scale and offset.
+    """Sums of table rows for one space, with the space's scale.
 
-    A whole network is lowered by ``lower`` and its kernels are summed. The loss and the derivation see workload costs,
-    a linear stand-in for those sums; its own error is in the card. With ``measure_kernels`` a kernel that no network of the
-    profile had is measured when a network with it is asked for; without, such a network raises ``MissingKernelError``.
+    A whole network is lowered by ``lower`` and its kernels are summed. The loss and the derivation see a linear stand-in:
+    workload costs, whose own error is in the card, and the tangent of the scale. With ``measure_kernels`` a kernel that no
+    network of the profile had is measured when a network with it is asked for; without, such a network raises
+    ``MissingKernelError``.
     """
 
     table: LatencyTable
@@ -119,8 +120,8 @@ class TableModel:
         costs = self.space.option_costs(self.table.costs_ms(self.space.key, self.space.workloads()))
         scale = self.card.scale
         self.option_costs = OptionCosts(
-            fixed=scale * (costs.fixed + self.table.card.session_ms) + self.card.offset_ms,
-            options={name: scale * row for name, row in costs.options.items()},
+            fixed=scale.slope * (costs.fixed + self.table.card.session_ms) + scale.offset_ms,
+            options={name: scale.slope * row for name, row in costs.options.items()},
         )
 
     @property
@@ -175,8 +176,7 @@ class TableModel:
             "created": card.created,
             "origin": card.origin,
             "estimator": card.key.estimator,
-            "scale": self.card.scale,
-            "offset_ms": self.card.offset_ms,
+            "scale": msgspec.to_builtins(self.card.scale),
             "sentinel_ms": card.sentinel_ms,
             "table_error": msgspec.to_builtins(self.card.table_error),
             "workload_error": msgspec.to_builtins(self.workload_error),

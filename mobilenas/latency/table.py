@@ -34,7 +34,8 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e4)]
 ModelMilliseconds = Annotated[float, msgspec.Meta(ge=1e-4, le=1e6)]
 """A time of a whole model; no call of any runtime takes less than 100 ns."""
 
-SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 6
+SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 7
+TINY_MS = 1e-6
 MOBILE_NETWORKS = "mobile-networks"
 """What a card calls networks of all kinds; their scale is preferred for a network of none of the known spaces."""
 
@@ -63,6 +64,13 @@ class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     t8_ms: ModelMilliseconds
     sweeps: int
     converged: bool
+    network_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """How many times as long as row and context say it takes in networks, by those that the scale is from (decision 0024)."""
+
+    @property
+    def in_networks_ms(self) -> tuple[float, float, float]:
+        """The row with its interval, before the context: value, low, high."""
+        return (self.network_factor * self.value_ms, self.network_factor * self.low_ms, self.network_factor * self.high_ms)
 
     def times(self, factor: float) -> TableRow:
         """The same on a device that is so much slower."""
@@ -162,16 +170,45 @@ def statistic_fit(statistics: Mapping[Statistic, StatisticFit], statistic: Stati
     return statistics[statistic]
 
 
+class NetworkScale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From the sum ``S`` of a network's kernels to its latency: ``factor * S * (1 + curvature * ln(S / reference_ms))``.
+
+    A network that takes longer than its kernels would is slowed the more the longer it runs (decision 0024).
+    """
+
+    factor: Annotated[float, msgspec.Meta(gt=0)]
+    curvature: float = 0.0
+    reference_ms: ModelMilliseconds = 1.0
+    """The kernel sum at which ``factor`` holds: the median one of the networks that it was fitted on."""
+
+    def network_ms(self, kernel_sums_ms: np.ndarray | float) -> np.ndarray:
+        """Latencies for sums in milliseconds, of any shape; never less than half of a sum, however small the network."""
+        sums = np.maximum(kernel_sums_ms, TINY_MS)
+        return np.maximum(0.5, self.factor * (1 + self.curvature * np.log(sums / self.reference_ms))) * sums
+
+    @property
+    def slope(self) -> float:
+        """Of the tangent at the reference."""
+        return self.factor * (1 + self.curvature)
+
+    @property
+    def offset_ms(self) -> float:
+        """Where the tangent at the reference starts: no network of positive curvature takes less than it says."""
+        return -self.factor * self.curvature * self.reference_ms
+
+    def times(self, factor: float) -> NetworkScale:
+        """Of networks that take so many times as long for the same kernels."""
+        return msgspec.structs.replace(self, factor=factor * self.factor)
+
+
 class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the table knows of one space. Fields of errors are on the test networks."""
 
     space: str
     options: dict[str, OptionValue]
-    scale: Annotated[float, msgspec.Meta(gt=0)]
-    offset_ms: float
-    """A network takes ``scale * (sum of its kernels) + offset_ms``."""
+    scale: NetworkScale
     scale_spread_fraction: Annotated[float, msgspec.Meta(ge=0)]
-    """Standard deviation of what that line says of the median network, had others been drawn to fit it, by the bootstrap."""
+    """Standard deviation of what it says of the median network, had others been drawn to fit it, by the bootstrap."""
     interval_factor: Annotated[float, msgspec.Meta(ge=1)]
     """Nine networks in ten take between the prediction divided by it and times it."""
     table_error: ErrorReport
@@ -184,20 +221,15 @@ class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """By statistic, for budgets that bind it."""
 
     def predict(self, kernel_sum_ms: float) -> Prediction:
-        """What a network takes whose kernels take ``kernel_sum_ms``; never less than half of that.
-
-        Networks far smaller than all that were measured would end below zero where the offset is negative.
-        """
-        ms = max(0.5 * kernel_sum_ms, self.scale * kernel_sum_ms + self.offset_ms)
-        return Prediction.within(ms, self.interval_factor)
+        """What a network takes whose kernels take ``kernel_sum_ms``."""
+        return Prediction.within(float(self.scale.network_ms(kernel_sum_ms)), self.interval_factor)
 
     def of_statistic(self, statistic: Statistic) -> SpaceCard:
         """The card of networks that take another statistic than the estimator; raises ``IncompatibleError`` without a fit."""
         fitted = statistic_fit(self.statistics, statistic, f"the table of {self.space}")
         return msgspec.structs.replace(
             self,
-            scale=fitted.factor * self.scale,
-            offset_ms=fitted.factor * self.offset_ms,
+            scale=self.scale.times(fitted.factor),
             interval_factor=fitted.interval_factor,
             table_error=fitted.error,
         )
@@ -311,7 +343,7 @@ class LatencyTable:
 
     def kernel_ms(self, kernel: Kernel) -> float:
         """What ``kernel`` adds to a network before the scale; raises ``MissingKernelError``."""
-        return self.card.context.kernel_ms(kernel, self.lookup(kernel).value_ms)
+        return self.card.context.kernel_ms(kernel, self.lookup(kernel).in_networks_ms[0])
 
     def kernel_sum_ms(self, kernels: Counter[Kernel]) -> float:
         """The call's own cost and that of one network's kernels, unscaled; raises ``MissingKernelError``.

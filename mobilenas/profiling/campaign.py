@@ -258,8 +258,10 @@ class Campaign:
         terms = fit.NetworkTerms.of([counts for _, counts in known], rows, session_ms)
         scaling = np.array([roles.get(a) == "scale" for a, _ in known])
         measured_ms = np.array([measurements[a.fingerprint].value_ms for a, _ in known if roles.get(a) == "scale"])
-        line = fit.fit_networks(terms.take(scaling), measured_ms)
-        sums = line.kernel_sums_ms(terms)
+        fitted = fit.fit_networks(terms.take(scaling), measured_ms)
+        factors = {row.kernel: factor for row, factor in zip(terms.rows, fitted.row_factors.tolist(), strict=True)}
+        rows = {k: msgspec.structs.replace(row, network_factor=factors.get(k, 1.0)) for k, row in rows.items()}
+        sums = fitted.kernel_sums_ms(terms)
         networks = [
             network_row(a, roles[a], measurements[a.fingerprint], float(total), self.source.madds(a))
             for (a, _), total in zip(known, sums, strict=True)
@@ -268,8 +270,8 @@ class Campaign:
         costs = self.source.workload_costs([architecture for architecture, _ in known], sums - session_ms)
         card_of_space = space_card(
             self.source,
-            line,
-            fit.line_spread_fraction(terms.take(scaling), measured_ms),
+            fitted.scale,
+            fit.scale_spread_fraction(terms.take(scaling), measured_ms),
             networks,
             costs.error if costs else None,
             self.plan.estimator,
@@ -277,7 +279,7 @@ class Campaign:
         card = msgspec.structs.replace(
             card,
             **row_counts(rows),
-            context=line.context,
+            context=fitted.context,
             spaces={self.source.key: card_of_space},
         )
         return LatencyTable(card, rows, {self.source.key: costs} if costs else {}, tuple(networks))

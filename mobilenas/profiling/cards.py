@@ -28,6 +28,7 @@ from mobilenas.latency.table import (
     NetworkContext,
     NetworkRole,
     NetworkRow,
+    NetworkScale,
     SpaceCard,
     TableCard,
     TableKey,
@@ -152,13 +153,13 @@ def network_row(
 
 def space_card(
     source: NetworkSource,
-    line: fit.NetworkLine,
+    scale: NetworkScale,
     scale_spread_fraction: float,
     networks: Sequence[NetworkRow],
     workload_error: ErrorReport | None,
     estimator: Estimator,
 ) -> SpaceCard:
-    """Line and baseline are fitted on the networks of role "scale", all errors are on those of role "test"."""
+    """Scale and baseline are fitted on the networks of role "scale", all errors are on those of role "test"."""
 
     def columns(role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         chosen = [row for row in networks if row.role == role]
@@ -172,12 +173,11 @@ def space_card(
     a, b = fit.fit_madds_baseline(madds, measured)
     sums, madds, measured = columns("test")
     tested = [row for row in networks if row.role == "test"]
-    predicted = line.scale * sums + line.offset_ms
+    predicted = scale.network_ms(sums)
     return SpaceCard(
         space=source.name,
         options=source.options,
-        scale=line.scale,
-        offset_ms=line.offset_ms,
+        scale=scale,
         scale_spread_fraction=scale_spread_fraction,
         interval_factor=conformal_factor(predicted, measured),
         table_error=ErrorReport.of(predicted, measured),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linprog, lsq_linear, nnls
+from scipy.optimize import lsq_linear, nnls
 
 from mobilenas import ops
 from mobilenas.core.measurement import Estimator, Measurement, Statistic
@@ -21,6 +23,7 @@ from mobilenas.latency.table import (
     ErrorReport,
     MeasuredNetwork,
     NetworkContext,
+    NetworkScale,
     StatisticFit,
     TableRow,
     WorkloadCosts,
@@ -29,9 +32,15 @@ from mobilenas.latency.table import (
 FEW_COPIES, MANY_COPIES = 2, 8
 """A row is the slope between models of so many copies: what a call costs, whatever it runs, cancels."""
 ROW_TOLERANCE_FRACTION = 0.1
-SPAN_FOR_A_LINE = 1.2
-"""How far the sums of the slowest and of the fastest network must be apart for a line to be fitted."""
-LOWEST_SCALE, MUST_PAY = 0.5, 0.005
+ROW_SPREAD = 0.06
+"""How far a row is off in networks, beyond its interval: tensors lie elsewhere there, and other kernels ran before."""
+SCALE_SPREAD, CURVATURE_SPREAD, CONTEXT_SPREAD = 0.3, 0.1, 0.1
+"""How far from one the scale may be thought, how far from nothing its curvature, and what share of a network's time each part
+of the context adds or takes.
+"""
+NOISE, FREEDOM = 0.01, 4.0
+"""What no model explains of a network's time: scale and degrees of freedom of a Student distribution."""
+LEAST_SCALE, LEAST_FACTOR, LEAST_MIB, ITERATIONS = 0.5, 0.1, 1e-3, 10
 BOOTSTRAPS = 100
 WEIGHT_LIMITS_MIB = (2.0, None)
 """Sizes of kernels up to which a price of cold weights may hold; ``None`` is all."""
@@ -62,92 +71,122 @@ def row_from_measurements(kernel: Kernel, few: Measurement, many: Measurement) -
     )
 
 
-class NetworkTerms(NamedTuple):
-    """What ``n`` networks are made of, ``(n,)`` each: sums of all rows, with the call's own cost, and of those of two kinds;
-    ``(n, len(WEIGHT_LIMITS_MIB))``: the weights of kernels that hold no more than so many.
+@dataclass(frozen=True)
+class NetworkTerms:
+    """What ``n`` networks are made of: ``(n,)`` the cost of a call, ``(n, k)`` what each of the ``rows`` adds, and
+    ``(n, len(WEIGHT_LIMITS_MIB))`` the weights of kernels that hold no more than so many.
     """
 
-    kernels_ms: np.ndarray
-    depthwise_ms: np.ndarray
-    moving_ms: np.ndarray
+    session_ms: np.ndarray
+    each_ms: np.ndarray
     weights_mib: np.ndarray
+    rows: tuple[TableRow, ...]
 
     @classmethod
     def of(cls, networks: Sequence[Counter[Kernel]], rows: Mapping[Kernel, TableRow], session_ms: float) -> NetworkTerms:
         """Of networks whose kernels all have rows."""
-        contexts = {kernel: context_of(kernel) for kernel in set().union(*networks)}
-
-        def total(each: Callable[[Kernel], float]) -> np.ndarray:
-            return np.array([math.fsum(n * each(kernel) for kernel, n in counts.items()) for counts in networks])
-
-        def where(context: Context) -> np.ndarray:
-            return total(lambda kernel: rows[kernel].value_ms if contexts[kernel] == context else 0.0)
-
-        whole = session_ms + total(lambda kernel: rows[kernel].value_ms)
+        kernels = sorted(set().union(*networks))
+        counts = np.array([[network[kernel] for kernel in kernels] for network in networks], dtype=float)
         prices = [ColdWeights(limit, 0.0) for limit in WEIGHT_LIMITS_MIB]
-        weights = [total(lambda kernel, price=price: kernel.weight_mib * price.is_of(kernel)) for price in prices]
-        return cls(whole, where("depthwise"), where("moving"), np.stack(weights, axis=1))
+        weights_mib = np.array([[kernel.weight_mib * price.is_of(kernel) for price in prices] for kernel in kernels])
+        return cls(
+            session_ms=np.full(len(networks), session_ms),
+            each_ms=counts * [rows[kernel].value_ms for kernel in kernels],
+            weights_mib=counts @ weights_mib,
+            rows=tuple(rows[kernel] for kernel in kernels),
+        )
 
     def take(self, chosen: np.ndarray) -> NetworkTerms:
         """Those of some networks, by their numbers or a mask."""
-        return NetworkTerms(*(column[chosen] for column in self))
+        return NetworkTerms(self.session_ms[chosen], self.each_ms[chosen], self.weights_mib[chosen], self.rows)
+
+    @cached_property
+    def contexts(self) -> np.ndarray:
+        """``(k,)``: what surrounds the kernel of each row."""
+        return np.array([context_of(row.kernel) for row in self.rows])
+
+    def of_context_ms(self, context: Context) -> np.ndarray:
+        """``(n,)``: what the rows of such kernels add up to."""
+        return np.asarray(self.each_ms[:, self.contexts == context].sum(axis=1))
 
 
-class NetworkLine(NamedTuple):
-    """From kernels to a network: ``scale`` times what its kernels take in their context, and ``offset_ms``."""
+class NetworkFit(NamedTuple):
+    """From kernels to networks: what each kernel takes in its context, and the scale of their sum."""
 
-    scale: float
-    offset_ms: float
+    scale: NetworkScale
     context: NetworkContext
+    row_factors: np.ndarray
+    """``(k,)``: of the rows that it was fitted with, how many times as long they take in networks as context and row say."""
 
     def kernel_sums_ms(self, networks: NetworkTerms) -> np.ndarray:
-        """``(n,)``, before the scale: what ``LatencyTable.kernel_sum_ms`` gives."""
-        slowed_ms = (self.context.depthwise_factor - 1) * networks.depthwise_ms + (
-            self.context.moving_factor - 1
-        ) * networks.moving_ms
+        """``(n,)``, before the scale: what ``LatencyTable.kernel_sum_ms`` gives once the rows have these factors."""
+        factors = np.array([self.context.factors[context] for context in networks.contexts])
         prices_ms = {cold.up_to_mib: cold.ms_per_mib for cold in self.context.cold_weights}
         cold_ms = networks.weights_mib @ [prices_ms.get(limit, 0.0) for limit in WEIGHT_LIMITS_MIB]
-        return np.asarray(networks.kernels_ms + slowed_ms + cold_ms)
+        return np.asarray(networks.session_ms + networks.each_ms @ (factors * self.row_factors) + cold_ms)
 
     def predict(self, networks: NetworkTerms) -> np.ndarray:
         """``(n,)`` in milliseconds."""
-        return self.scale * self.kernel_sums_ms(networks) + self.offset_ms
+        return self.scale.network_ms(self.kernel_sums_ms(networks))
 
 
-def fit_networks(networks: NetworkTerms, measured_ms: np.ndarray) -> NetworkLine:
-    """The line with the least mean absolute relative error.
+def fit_networks(networks: NetworkTerms, measured_ms: np.ndarray) -> NetworkFit:
+    """What is most likely, given what is known beforehand: a linear mixed model (Henderson 1975), of relative errors.
 
-    That is what a table is judged by, and a single bad network hardly moves it. Each price of weights, and that depthwise
-    convolutions and kernels without multiply-adds have another scale than the rest, must pay: each per cent of the networks'
-    time that it explains has to lower the error by ``MUST_PAY`` per cent, so that there is none where weights, say, are in
-    proportion to the time. Where the networks differ too little to tell a slope there is a scale only. By linear
-    programming, exact.
+    Rows are off by ``ROW_SPREAD`` and by their own interval, each for itself; scale, curvature and context by their spreads;
+    what is left of a network is noise with a Student distribution, which a single bad network hardly moves (expectation
+    and maximisation: Lange et al. 1989). With little that tells a factor it stays near one, with little that tells a price
+    near nothing.
     """
-    n, sums = len(measured_ms), networks.kernels_ms
-    is_line = sums.max() >= SPAN_FOR_A_LINE * sums.min()
-    apart = [sign * column for column in (networks.depthwise_ms, networks.moving_ms) for sign in (1.0, -1.0)]
-    terms = np.stack([sums, *apart, *networks.weights_mib.T, np.ones(n)], axis=1) / measured_ms[:, None]
-    limits = len(WEIGHT_LIMITS_MIB)
-    most = [None, LOWEST_SCALE / 2] * 2 + [None] * limits if is_line else [0] * (4 + limits)
-    found = linprog(
-        np.concatenate([[0.0], MUST_PAY * np.abs(terms[:, 1:-1]).sum(axis=0), [0.0], np.ones(n)]),
-        A_ub=np.block([[terms, -np.eye(n)], [-terms, -np.eye(n)]]),
-        b_ub=np.concatenate([np.ones(n), -np.ones(n)]),
-        bounds=[(LOWEST_SCALE, None), *((0, high) for high in most), (None, None) if is_line else (0, 0), *([(0, None)] * n)],
-    )
-    scale, more, less, moving_more, moving_less, *prices_ms, offset_ms = (float(value) for value in found.x[: 6 + limits])
-    priced = zip(WEIGHT_LIMITS_MIB, prices_ms, strict=True)
-    context = NetworkContext(
-        cold_weights=tuple(ColdWeights(limit, ms / scale) for limit, ms in priced if ms > 0),
-        depthwise_factor=1 + (more - less) / scale,
-        moving_factor=1 + (moving_more - moving_less) / scale,
-    )
-    return NetworkLine(scale, offset_ms, context)
+    n, limits = len(measured_ms), len(WEIGHT_LIMITS_MIB)
+    sums_ms = networks.session_ms + networks.each_ms.sum(axis=1)
+    reference_ms = float(np.median(sums_ms))
+    per_mib = CONTEXT_SPREAD * reference_ms / max(float(np.median(networks.weights_mib[:, -1])), LEAST_MIB)
+    usual = np.array([1.0, *[0.0] * (3 + limits)])
+    spread = np.array([SCALE_SPREAD, CURVATURE_SPREAD, CONTEXT_SPREAD, CONTEXT_SPREAD, *[per_mib] * limits])
+    least = np.array([LEAST_SCALE, -CURVATURE_SPREAD, *[-LEAST_SCALE / 2] * 2, *[0.0] * limits])
+
+    each = networks.each_ms / measured_ms[:, None]
+    row_variance = np.array([ROW_SPREAD**2 + _half_width_fraction(row) ** 2 for row in networks.rows])
+    of_rows = (each * row_variance) @ each.T
+    weights, in_context_ms = np.ones(n), sums_ms
+    for _ in range(ITERATIONS):
+        bent_ms = in_context_ms * np.log(in_context_ms / reference_ms)
+        parts_ms = [networks.of_context_ms("depthwise"), networks.of_context_ms("moving"), *networks.weights_mib.T]
+        design = np.stack([sums_ms, bent_ms, *parts_ms], axis=1) / measured_ms[:, None]
+        covariance = of_rows + np.diag(NOISE**2 / weights)
+        root = np.linalg.cholesky(covariance)
+        found = lsq_linear(
+            np.vstack([np.linalg.solve(root, design), np.diag(1 / spread)]),
+            np.concatenate([np.linalg.solve(root, np.ones(n)), usual / spread]),
+            bounds=(least, np.inf),
+            method="bvls",
+        ).x
+        left = 1 - design @ found
+        of_each_row = row_variance * (each.T @ np.linalg.solve(covariance, left))
+        weights = (FREEDOM + 1) / (FREEDOM + ((left - each @ of_each_row) / NOISE) ** 2)
+        scale, bent, depthwise, moving, *prices_ms = (float(value) for value in found)
+        context = NetworkContext(
+            cold_weights=tuple(
+                ColdWeights(limit, ms / scale) for limit, ms in zip(WEIGHT_LIMITS_MIB, prices_ms, strict=True) if ms > 0
+            ),
+            depthwise_factor=1 + depthwise / scale,
+            moving_factor=1 + moving / scale,
+        )
+        slopes = scale * np.array([context.factors[kind] for kind in networks.contexts])
+        row_factors = np.maximum(LEAST_FACTOR, 1 + of_each_row / slopes)
+        fitted = NetworkFit(NetworkScale(scale, bent / scale, reference_ms), context, row_factors)
+        in_context_ms = fitted.kernel_sums_ms(networks)
+    return fitted
 
 
-def line_spread_fraction(networks: NetworkTerms, measured_ms: np.ndarray) -> float:
-    """Standard deviation of the line's prediction of the median network, relative to it, over lines that are fitted on
-    networks drawn anew from the given ones (the bootstrap). Scale and offset alone vary more, against each other.
+def _half_width_fraction(row: TableRow) -> float:
+    return (row.high_ms - row.low_ms) / 2 / max(row.value_ms, SMALLEST_MS)
+
+
+def scale_spread_fraction(networks: NetworkTerms, measured_ms: np.ndarray) -> float:
+    """Standard deviation of the prediction of the median network, relative to it, over fits on networks drawn anew from the
+    given ones (the bootstrap). Scale and curvature alone vary more, against each other.
     """
     generator, n = np.random.default_rng(0), len(measured_ms)
     median = np.argsort(measured_ms)[[n // 2]]

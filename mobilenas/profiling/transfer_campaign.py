@@ -104,9 +104,9 @@ class TransferCampaign:
 
     @cached_property
     def pool(self) -> list[Architecture]:
-        """Random networks of the space, but for those that the line of some proxy puts at no time at all.
+        """Random networks of the space, but for those that the tangent of some proxy puts at no time at all.
 
-        A line with a negative offset does that to networks far smaller than all that it was fitted on. Raises
+        One with a negative offset does that to networks far smaller than all that it was fitted on. Raises
         ``DocumentError`` naming the proxy that leaves the fewest where too few are left.
         """
         drawn = list(random_networks(self.space, POOL, self.seed))
@@ -117,7 +117,7 @@ class TransferCampaign:
             raise DocumentError(
                 f"{len(kept)} of {len(drawn)} networks of {self.space.key} take longer than nothing by all proxies, too few to "
                 f"measure {self.count}; the table of {words_of(worst.key)} has an offset of "
-                f"{worst.spaces[self.space.key].offset_ms:.4g} ms: profile it again or remove it"
+                f"{worst.spaces[self.space.key].scale.offset_ms:.4g} ms: profile it again or remove it"
             )
         return kept
 
@@ -127,8 +127,9 @@ class TransferCampaign:
         workloads = sorted(self.space.workloads())
         rows = []
         for table in self.proxies:
-            card, costs_ms = table.space_card(self.space.key), table.costs_ms(self.space.key, workloads)
-            rows.append([card.scale * table.card.session_ms + card.offset_ms, *(card.scale * costs_ms[w] for w in workloads)])
+            scale, costs_ms = table.space_card(self.space.key).scale, table.costs_ms(self.space.key, workloads)
+            constant_ms = scale.slope * table.card.session_ms + scale.offset_ms
+            rows.append([constant_ms, *(scale.slope * costs_ms[w] for w in workloads)])
         return np.array(rows)
 
     def counts_of(self, architectures: Sequence[Architecture]) -> np.ndarray:

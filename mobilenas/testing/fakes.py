@@ -25,6 +25,7 @@ from mobilenas.latency.table import (
     NetworkContext,
     NetworkRole,
     NetworkRow,
+    NetworkScale,
     SpaceCard,
     StatisticFit,
     TableCard,
@@ -35,7 +36,7 @@ from mobilenas.latency.table import (
 from mobilenas.spaces.base import SearchSpace
 
 SESSION_MS = 0.002
-OFFSET_MS = -0.0005
+CURVATURE, REFERENCE_MS = 0.02, 0.05
 """What one call of the fake runtime costs."""
 SENTINEL_MS = 0.1
 
@@ -108,6 +109,11 @@ def _row(workload: Workload) -> TableRow:
     )
 
 
+def fake_scale(factor: float) -> NetworkScale:
+    """That of the synthetic tables."""
+    return NetworkScale(factor, CURVATURE, REFERENCE_MS)
+
+
 def _networks(space: SearchSpace, scale: float, count: int, seed: int) -> tuple[NetworkRow, ...]:
     generator = random.Random(seed)
     rows = []
@@ -115,19 +121,20 @@ def _networks(space: SearchSpace, scale: float, count: int, seed: int) -> tuple[
         role: NetworkRole = "scale" if index < count else "test"
         architecture = space.random_architecture(generator)
         kernel_sum = SESSION_MS + sum(n * workload_ms(w) for w, n in space.workloads_of(architecture).items())
+        network_ms = float(fake_scale(scale).network_ms(kernel_sum))
         rows.append(
             NetworkRow(
                 architecture=architecture,
                 role=role,
-                measured_ms=scale * kernel_sum + OFFSET_MS,
-                low_ms=scale * kernel_sum + OFFSET_MS,
-                high_ms=1.01 * (scale * kernel_sum + OFFSET_MS),
+                measured_ms=network_ms,
+                low_ms=network_ms,
+                high_ms=1.01 * network_ms,
                 kernel_sum_ms=kernel_sum,
                 madds=space.madds(architecture),
                 sweeps=4,
                 converged=True,
-                median_ms=1.1 * (scale * kernel_sum + OFFSET_MS),
-                p90_ms=1.25 * (scale * kernel_sum + OFFSET_MS),
+                median_ms=1.1 * network_ms,
+                p90_ms=1.25 * network_ms,
             )
         )
     return tuple(rows)
@@ -169,8 +176,7 @@ def _card(space: SearchSpace, scale: float, rows: int) -> TableCard:
             space.key: SpaceCard(
                 space=space.name,
                 options=space.options,
-                scale=scale,
-                offset_ms=OFFSET_MS,
+                scale=fake_scale(scale),
                 scale_spread_fraction=0.01,
                 interval_factor=1.02,
                 table_error=exact,

@@ -88,7 +88,6 @@ def profile(cfg: ProfileConfig, listener: Listener | None = None) -> ProfileResu
         kernels=table.card.rows,
         kernels_not_converged=table.card.rows_not_converged,
         scale=card.scale,
-        offset_ms=card.offset_ms,
         scale_spread_fraction=card.scale_spread_fraction,
         table_mape_fraction=card.table_error.mape_fraction,
         table_worst_fraction=card.table_error.worst_fraction,

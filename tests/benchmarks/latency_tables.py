@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from scipy.linalg import block_diag
 
 from mobilenas.config import DeviceConfig
 from mobilenas.core.measurement import plan_named
@@ -128,23 +129,24 @@ def print_spaces(judged: dict[str, Judged]) -> None:
 
 
 def print_pooled(judged: dict[str, Judged]) -> None:
-    """One line for all spaces, and ``a * MAdds + b``, fitted on the same networks."""
-    scaled, judges = ([terms_of(found, role) for found in judged.values()] for role in ("scaled", "judges"))
-    measured, truth = (np.concatenate([getattr(f, role)[:, 2] for f in judged.values()]) for role in ("scaled", "judges"))
-    line = fit.fit_networks(joined(scaled), measured)
-    madds, judged_madds = (np.concatenate([getattr(f, role)[:, 1] for f in judged.values()]) for role in ("scaled", "judges"))
-    a, b = fit.fit_madds_baseline(madds, measured)
+    """One scale and context for all spaces, and ``a * MAdds + b``, fitted on the same networks."""
+    terms = joined([terms_of(found) for found in judged.values()])
+    _, madds, measured = np.concatenate([part for f in judged.values() for part in (f.scaled, f.judges)]).T
+    is_judge = np.concatenate([np.arange(len(f.scaled) + len(f.judges)) >= len(f.scaled) for f in judged.values()])
+    fitted = fit.fit_networks(terms.take(~is_judge), measured[~is_judge])
+    a, b = fit.fit_madds_baseline(madds[~is_judge], measured[~is_judge])
+    truth = measured[is_judge]
     print(f"\n| pooled, {len(truth)} networks | MAPE | bias | within 5 % | misses |\n|{'---|' * 5}")
-    words = f"{line.scale:.3f} x kernels {1000 * line.offset_ms:+.1f} us, {line.context}"
-    for name, predicted in ((words, line.predict(joined(judges))), ("a * MAdds + b", a * judged_madds + b)):
+    words = f"kernels, {fitted.scale}, {fitted.context}"
+    for name, predicted in ((words, fitted.predict(terms.take(is_judge))), ("a * MAdds + b", a * madds[is_judge] + b)):
         error = ErrorReport.of(predicted, truth)
         misses = round(len(truth) * (1 - error.within_5_fraction))
         print(f"| {name} | {error.mape_fraction:.2%} | {error.bias_fraction:+.2%} | {error.within_5_fraction:.1%} | {misses} |")
 
 
-def terms_of(found: Judged, role: str) -> fit.NetworkTerms:
-    """What the networks of a role are made of; they are lowered once more."""
-    rows = {"scaled": [row for row in found.table.networks if row.role == "scale"], "judges": found.rows}[role]
+def terms_of(found: Judged) -> fit.NetworkTerms:
+    """What the networks that give the scale and those that judge are made of; they are lowered once more."""
+    rows = [*(row for row in found.table.networks if row.role == "scale"), *found.rows]
     source, target = SpaceNetworks(found.space), Target.from_config(DeviceConfig())
     with target.device.open() as link:
         models = [source.model_for_lowering(row.architecture) for row in rows]
@@ -153,7 +155,13 @@ def terms_of(found: Judged, role: str) -> fit.NetworkTerms:
 
 
 def joined(parts: list[fit.NetworkTerms]) -> fit.NetworkTerms:
-    return fit.NetworkTerms(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    """Networks of several spaces, whose rows are of different campaigns."""
+    return fit.NetworkTerms(
+        session_ms=np.concatenate([part.session_ms for part in parts]),
+        each_ms=block_diag(*(part.each_ms for part in parts)),
+        weights_mib=np.concatenate([part.weights_mib for part in parts]),
+        rows=tuple(row for part in parts for row in part.rows),
+    )
 
 
 def print_coverage(judged: dict[str, Judged]) -> None:

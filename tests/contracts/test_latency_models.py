@@ -16,7 +16,7 @@ from mobilenas.latency.kernels import PREDICTOR, TargetKernels, learn
 from mobilenas.latency.models import LatencyModel, Sought, TableModel
 from mobilenas.latency.network_model import NetworkModel
 from mobilenas.latency.predictors.kernel import KernelPredictor
-from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable
+from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, NetworkScale
 from mobilenas.profiling.learn import learn_network_model
 from mobilenas.spaces import SPACES
 from mobilenas.spaces.base import SearchSpace
@@ -49,13 +49,17 @@ def learnt_kernels() -> tuple[LatencyTable, KernelPredictor]:
     return whole, learn(whole, lowered, measured)
 
 
+def slowed(scale: NetworkScale, factor: float) -> NetworkScale:
+    return msgspec.structs.replace(scale, reference_ms=factor * scale.reference_ms)
+
+
 def at_speed(table: LatencyTable, factor: float) -> LatencyTable:
     """The table as it comes out while the device is so much slower."""
     card = msgspec.structs.replace(
         table.card,
         sentinel_ms=factor * table.card.sentinel_ms,
         session_ms=factor * table.card.session_ms,
-        spaces={key: msgspec.structs.replace(c, offset_ms=factor * c.offset_ms) for key, c in table.card.spaces.items()},
+        spaces={key: msgspec.structs.replace(c, scale=slowed(c.scale, factor)) for key, c in table.card.spaces.items()},
     )
     networks = tuple(
         msgspec.structs.replace(n, kernel_sum_ms=factor * n.kernel_sum_ms, measured_ms=factor * n.measured_ms)

@@ -79,7 +79,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         ({"schema": "mobilenas/latency-table@99"}, "upgrade"),
         (
             {"schema": "mobilenas/latency-table@4"},
-            "older mobilenas; this one reads mobilenas/latency-table@6: profile again: mobilenas profile --device fake-device",
+            "older mobilenas; this one reads mobilenas/latency-table@7: profile again: mobilenas profile --device fake-device",
         ),
         ({"schema": "mobilenas/latency-table@1", "key": "x"}, "older mobilenas"),
         ({"origin": "guessed"}, "origin"),
@@ -246,7 +246,7 @@ def test_the_model_refuses_a_network_with_a_missing_kernel() -> None:
     model = fakes.make_model(SPACE)
     architecture = TABLE.networks[0].architecture
     assert model.latency(architecture).ms == pytest.approx(TABLE.networks[0].measured_ms, rel=1e-12)
-    assert model.workload_ms(architecture) == pytest.approx(model.latency(architecture).ms, rel=1e-6)
+    assert model.workload_ms(architecture) == pytest.approx(model.latency(architecture).ms, rel=0.01), "by the tangent"
     first = next(iter(fakes.make_lower(SPACE)([architecture])[0]))
     model.table = dataclasses.replace(TABLE, rows={k: r for k, r in TABLE.rows.items() if k != first})
     model._known.clear()

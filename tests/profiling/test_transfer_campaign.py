@@ -21,7 +21,7 @@ from mobilenas.latency.network_card import load_card
 from mobilenas.latency.network_model import NetworkModel
 from mobilenas.latency.predictors.transfer import DeviceTransfer
 from mobilenas.latency.store import HISTORY, NETWORK_CARD
-from mobilenas.latency.table import LatencyTable
+from mobilenas.latency.table import LatencyTable, NetworkScale
 from mobilenas.profiling import transfer_campaign
 from mobilenas.profiling.transfer_campaign import TransferCampaign
 from mobilenas.runtimes import RUNTIMES
@@ -112,7 +112,10 @@ def test_a_device_that_throttles_is_named_in_the_card(tmp_path: Path) -> None:
 
 
 def with_offset(table: LatencyTable, offset_ms: float) -> LatencyTable:
-    card = msgspec.structs.replace(table.space_card(SPACE.key), offset_ms=offset_ms)
+    """The same slope of the tangent."""
+    card = table.space_card(SPACE.key)
+    scale = NetworkScale(card.scale.slope / 2, 1.0, -offset_ms / (card.scale.slope / 2))
+    card = msgspec.structs.replace(card, scale=scale)
     return dataclasses.replace(table, card=msgspec.structs.replace(table.card, spaces={SPACE.key: card}))
 
 
@@ -120,7 +123,7 @@ def test_networks_that_a_proxy_s_line_puts_below_zero_are_left_out(done: Done, t
     """A valid table: an offset that is negative for small networks, where the table itself predicts half of their kernels."""
     begun, _ = done
     said = begun.proxies_ms(begun.counts_of(begun.pool))[:, 0]
-    spoilt = with_offset(PROXIES[0], PROXIES[0].space_card(SPACE.key).offset_ms - float(np.quantile(said, 0.2)))
+    spoilt = with_offset(PROXIES[0], PROXIES[0].space_card(SPACE.key).scale.offset_ms - float(np.quantile(said, 0.2)))
     again = dataclasses.replace(campaign(tmp_path), proxies=[spoilt, *PROXIES[1:]])
     assert 0.7 * len(begun.pool) < len(again.pool) < 0.9 * len(begun.pool)
     assert again.run().error.mape_fraction < 0.5

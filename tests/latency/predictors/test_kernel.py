@@ -19,7 +19,7 @@ from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.predictors.kernel import KernelPredictor
 from mobilenas.latency.predictors.kernel_features import FEATURES, family_of, features_of, work_of
 from mobilenas.latency.store import FoundTables
-from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, TableRow
+from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, NetworkScale, TableRow
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing.fakes import make_table
 
@@ -393,8 +393,7 @@ def test_intervals_of_networks_that_nothing_was_learnt_from_hold_nine_in_ten() -
     space = msgspec.structs.replace(
         known.space_card(SPACE.key),
         space=MOBILE_NETWORKS,
-        scale=1.0,
-        offset_ms=0.0,
+        scale=NetworkScale(1.0),
         interval_factor=conformal_factor(sums, truth),
     )
     card = msgspec.structs.replace(known.card, spaces={SPACE.key: space})
