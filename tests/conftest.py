@@ -32,7 +32,9 @@ from mobilenas.testing import fakes
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this user's data goes; no tables are shipped beside it."""
     monkeypatch.setenv("MOBILENAS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("mobilenas.latency.store.shipped", lambda folder: tmp_path / "shipped" / folder)
     return tmp_path / "home"
 
 

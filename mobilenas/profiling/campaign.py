@@ -272,6 +272,7 @@ class Campaign:
             self.source,
             fitted.scale,
             fit.scale_spread_fraction(terms.take(scaling), measured_ms),
+            fit.left_out_ms(terms.take(scaling), measured_ms),
             networks,
             costs.error if costs else None,
             self.plan.estimator,

@@ -184,6 +184,17 @@ def _half_width_fraction(row: TableRow) -> float:
     return (row.high_ms - row.low_ms) / 2 / max(row.value_ms, SMALLEST_MS)
 
 
+def left_out_ms(networks: NetworkTerms, measured_ms: np.ndarray) -> np.ndarray:
+    """``(n,)``: what is predicted of each network by a fit on the others."""
+    everyone = np.arange(len(measured_ms))
+    return np.concatenate(
+        [
+            fit_networks(networks.take(everyone != one), measured_ms[everyone != one]).predict(networks.take(everyone == one))
+            for one in everyone
+        ]
+    )
+
+
 def scale_spread_fraction(networks: NetworkTerms, measured_ms: np.ndarray) -> float:
     """Standard deviation of the prediction of the median network, relative to it, over fits on networks drawn anew from the
     given ones (the bootstrap). Scale and curvature alone vary more, against each other.

@@ -74,7 +74,7 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
     "1 a list": (lambda t: (t / "card.json").write_text("[]"), 3, ("JSON object",)),
     "2 edited": (lambda t: (t / "kernels.csv").write_text((t / "kernels.csv").read_text() + "\n"), 3, ("SHA-256",)),
     "2 card edited": (
-        lambda t: (t / "card.json").write_text((t / "card.json").read_text().replace('"scale": 1.1', '"scale": 1.2')),
+        lambda t: (t / "card.json").write_text((t / "card.json").read_text().replace('"factor": 1.1,', '"factor": 1.2,')),
         3,
         ("card.json", "SHA-256"),
     ),

@@ -7,16 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from mobilenas import workflows
 from mobilenas.config import ProfileConfig, load_config
 from mobilenas.core import resources
+from mobilenas.core.resources import shipped
 from mobilenas.devices.device import find_device
 from mobilenas.errors import DocumentError, MissingDataError, UsageError
 from mobilenas.latency.publish import publish
-from mobilenas.latency.store import find_table
-from mobilenas.latency.table import LatencyTable
+from mobilenas.latency.store import find_table, table_layout
+from mobilenas.latency.table import ErrorReport, LatencyTable
 from tests.conftest import CONFIG, Outcome, space
 
 Command = Callable[..., Outcome]
@@ -81,3 +83,20 @@ def test_only_what_was_measured_and_is_whole_is_published(
     outcome = command("table", "publish", measured, "--name", "board")
     assert outcome.code == 2
     assert "--output" in outcome.err
+
+
+@pytest.mark.parametrize("card", sorted(shipped("latency_tables").glob("*/*/*/card.json")), ids=lambda path: path.parent.name)
+def test_a_shipped_table_can_be_read_and_beats_multiply_adds(card: Path) -> None:
+    table = LatencyTable.load(card.parent)
+    assert table.card.origin == "measured"
+    [(key, space)] = table.card.spaces.items()
+    assert card.parent == shipped("latency_tables") / table_layout(table.card.key, key)
+    tested = [row for row in table.networks if row.role == "test"]
+    predicted = np.array([space.predict(row.kernel_sum_ms).ms for row in tested])
+    assert ErrorReport.of(predicted, np.array([row.measured_ms for row in tested])) == space.table_error
+    assert space.table_error.mape_fraction < 0.6 * space.madds_baseline_error.mape_fraction
+    assert len(table.rows) == table.card.rows > 50
+
+
+def test_tables_are_shipped() -> None:
+    assert len(list(shipped("latency_tables").glob("*/*/*/card.json"))) >= 5

@@ -13,7 +13,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.serial
 @pytest.mark.slow
 def test_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
     subprocess.run(

@@ -297,3 +297,14 @@ def test_the_spread_is_that_of_fits_to_other_networks() -> None:
         assert 0.5 * truth - 1e-3 <= spreads[-1] <= 2.5 * truth + 1e-3
     assert spreads[0] < 1e-3
     assert spreads[2] > 2 * spreads[1]
+
+
+def test_a_network_that_is_left_out_does_not_help_to_predict_itself() -> None:
+    networks = drawn_networks(12, 20)
+    measured = noisy(1.1 * (networks.session_ms + networks.each_ms.sum(axis=1)), 13, 0.02)
+    found = fit.left_out_ms(networks, measured)
+    others = np.arange(20) != 7
+    alone = fit.fit_networks(networks.take(others), measured[others]).predict(networks.take(~others))
+    assert found[7] == pytest.approx(alone[0], rel=1e-12)
+    measured[7] *= 2
+    assert fit.left_out_ms(networks, measured)[7] == found[7]
