@@ -128,9 +128,9 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
     "8 another number of threads": (lambda t: edit_card(t, lambda c: c["key"].update(threads=4)), 2, ("threads",)),
     "an unknown key": (lambda t: edit_card(t, lambda c: c.update(scales=1)), 3, ("scales",)),
     "a scale that is not positive": (
-        lambda t: edit_card(t, lambda c: next(iter(c["spaces"].values())).update(scale=-1.0)),
+        lambda t: edit_card(t, lambda c: next(iter(c["spaces"].values()))["scale"].update(factor=-1.0)),
         3,
-        ("scale",),
+        ("scale", "factor"),
     ),
 }
 
