@@ -32,17 +32,15 @@ def measurement_from_records(
     sentinel_ms: float | None = None,
     drift_fraction: float = math.inf,
     fewest_sweeps: int = 2,
-    at_usual_speed: bool = True,
 ) -> Measurement:
     """What the sweeps say together. Nothing is deleted but what a clock cannot have shown.
 
     The floor, for shared hosts: of each sweep the least wall time, or the 10th percentile of CPU time where that is less, as
-    it is when every run was interrupted; ``at_usual_speed`` as it would be were the sentinel to take ``sentinel_ms`` (by
-    default what it usually took in these sweeps), or as it was timed; of the sweeps the mean of the lowest quarter. Only
-    sweeps count beside which the sentinel was slower than that by no more than ``drift_fraction``; where all were, all
-    count, and the floor has not converged however well they agree. Left out as clock errors are CPU samples under 0.9 of the
-    wall minimum, and wall samples in which the thread would have computed for longer than they lasted: a wall clock that was
-    set back.
+    it is when every run was interrupted; of the sweeps the mean of the lowest quarter. Only sweeps count beside which the
+    sentinel was neither slower nor faster than ``sentinel_ms`` (by default what it usually took in these sweeps) by more than
+    ``drift_fraction``; where none is left, all count, and the floor has not converged however well they agree. Left out as
+    clock errors are CPU samples under 0.9 of the wall minimum, and wall samples in which the thread would have computed for
+    longer than they lasted: a wall clock that was set back.
 
     The median, for a device that one owns: of all sweeps' medians of wall time, as they are; two modes never converge. The
     other statistics of wall time are of all sweeps too.
@@ -80,9 +78,8 @@ def measurement_from_records(
         value, low, high, converged = median, median_low, median_high, median_converged
     else:
         floors = np.minimum(wall_floors, cpu_floors) if use_cpu_clock else wall_floors
-        if at_usual_speed:
-            floors = floors * sentinel_ms / beside
-        quiet = floors[beside <= sentinel_ms * (1 + drift_fraction)]
+        limit = 1 + drift_fraction
+        quiet = floors[(beside <= sentinel_ms * limit) & (beside >= sentinel_ms / limit)]
         sweeps = len(quiet) or len(records)
         value = float(_low(quiet if len(quiet) else floors))
         repeatability = _repeatability_fraction(quiet if len(quiet) else floors)

@@ -23,7 +23,7 @@ from mobilenas.spaces.base import OptionCosts, Probabilities
 class KernelModel:
     """The rows of all ``kernels``' tables, and where there is none their predictor.
 
-    Scale, offset, the linear stand-in and the speed of the device are those of the space's ``table``; the interval is the wider
+    Scale, the linear stand-in and the speed of the device are those of the space's ``table``; the interval is the wider
     the more of a network's time is predicted. Nothing is measured while searching.
     """
 

@@ -272,14 +272,16 @@ def _as_fast(tables: Sequence[tuple[Path, LatencyTable]], calibrating: TableCard
 
     Those during which it was much slower or faster are left out, with the reason: not all kernels move by the same factor.
     Rows that are medians are brought there too: within a table they are as they were timed, and from one table to another the
-    device's speed moves them as it moves floors.
+    device's speed moves them as it moves floors. What networks tell of rows holds in their own table only.
     """
     usual_ms, limit = calibrating.sentinel_ms, 1 + calibrating.plan.drift_fraction
     kept, left_out = dict[Path, LatencyTable](), []
     for folder, table in tables:
         ratio = table.card.sentinel_ms / usual_ms
         if 1 / limit <= ratio <= limit:
-            kept[folder] = replace(table, rows={kernel: row.times(1 / ratio) for kernel, row in table.rows.items()})
+            rows = {kernel: row.times(1 / ratio) for kernel, row in table.rows.items()}
+            alone = {kernel: msgspec.structs.replace(row, network_factor=1.0) for kernel, row in rows.items()}
+            kept[folder] = replace(table, rows=rows if table.card == calibrating else alone)
         else:
             left_out.append(
                 f"{folder} was measured while the device was {'slower' if ratio > 1 else 'faster'}: its sentinel took "

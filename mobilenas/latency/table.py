@@ -179,7 +179,7 @@ class NetworkScale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     factor: Annotated[float, msgspec.Meta(gt=0)]
     curvature: float = 0.0
     reference_ms: ModelMilliseconds = 1.0
-    """The kernel sum at which ``factor`` holds: the median one of the networks that it was fitted on."""
+    """The kernel sum at which ``factor`` holds: about the median one of the networks that it was fitted on."""
 
     def network_ms(self, kernel_sums_ms: np.ndarray | float) -> np.ndarray:
         """Latencies for sums in milliseconds, of any shape; never less than half of a sum, however small the network."""
@@ -308,9 +308,7 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows_not_converged: int
     flags: ModelFlags
     sentinel_ms: ModelMilliseconds
-    """What the sentinel took when the device was as fast as it usually was meanwhile. Floors are of that speed; medians are as
-    they were timed around it, and move with it from one table to another.
-    """
+    """What the sentinel took when the device was as fast as it usually was meanwhile."""
     spaces: dict[str, SpaceCard]
 
 

@@ -144,7 +144,7 @@ def fit_networks(networks: NetworkTerms, measured_ms: np.ndarray) -> NetworkFit:
     per_mib = CONTEXT_SPREAD * reference_ms / max(float(np.median(networks.weights_mib[:, -1])), LEAST_MIB)
     usual = np.array([1.0, *[0.0] * (3 + limits)])
     spread = np.array([SCALE_SPREAD, CURVATURE_SPREAD, CONTEXT_SPREAD, CONTEXT_SPREAD, *[per_mib] * limits])
-    least = np.array([LEAST_SCALE, -CURVATURE_SPREAD, *[-LEAST_SCALE / 2] * 2, *[0.0] * limits])
+    least = np.array([LEAST_SCALE, 0.0, *[-LEAST_SCALE / 2] * 2, *[0.0] * limits])
 
     each = networks.each_ms / measured_ms[:, None]
     row_variance = np.array([ROW_SPREAD**2 + _half_width_fraction(row) ** 2 for row in networks.rows])
@@ -181,7 +181,7 @@ def fit_networks(networks: NetworkTerms, measured_ms: np.ndarray) -> NetworkFit:
 
 
 def _half_width_fraction(row: TableRow) -> float:
-    return (row.high_ms - row.low_ms) / 2 / max(row.value_ms, SMALLEST_MS)
+    return min(1.0, (row.high_ms - row.low_ms) / 2 / max(row.value_ms, SMALLEST_MS))
 
 
 def left_out_ms(networks: NetworkTerms, measured_ms: np.ndarray) -> np.ndarray:

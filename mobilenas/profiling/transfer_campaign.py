@@ -116,8 +116,8 @@ class TransferCampaign:
             worst = self.proxies[int(known.sum(axis=0).argmin())].card
             raise DocumentError(
                 f"{len(kept)} of {len(drawn)} networks of {self.space.key} take longer than nothing by all proxies, too few to "
-                f"measure {self.count}; the table of {words_of(worst.key)} has an offset of "
-                f"{worst.spaces[self.space.key].scale.offset_ms:.4g} ms: profile it again or remove it"
+                f"measure {self.count}; the table of {words_of(worst.key)} has a scale of "
+                f"curvature {worst.spaces[self.space.key].scale.curvature:.3g}: profile it again or remove it"
             )
         return kept
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -109,33 +108,21 @@ class SweepLog:
         return usual_sentinel_ms([floor for _, floor in self.sentinels])
 
     def measurements(self, models: Iterable[str], plan: MeasurementPlan, use_cpu_clock: bool) -> dict[str, Measurement]:
-        """The estimate of each model that has records, brought to the usual speed of the device or as timed.
-
-        Whichever repeats better over all models: where the speed of the device is that of the sentinel the first does, where
-        the sentinel is slowed by what does not slow the models the second.
-        """
-        recorded = {model: list(self.records[model].values()) for model in models if model in self.records}
+        """The estimate of each model that has records, at the speed that the device usually had in all of them."""
         sentinel_ms = self.sentinel_ms if self.sentinels else None
-
-        def estimates(at_usual_speed: bool) -> dict[str, Measurement]:
-            return {
-                model: measurement_from_records(
-                    records,
-                    plan.tolerance_fraction,
-                    use_cpu_clock,
-                    plan.estimator,
-                    sentinel_ms,
-                    plan.drift_fraction,
-                    plan.sweeps,
-                    at_usual_speed,
-                )
-                for model, records in recorded.items()
-            }
-
-        def how_far_apart(found: dict[str, Measurement]) -> float:
-            return math.fsum(measurement.repeatability_fraction for measurement in found.values())
-
-        return min(estimates(True), estimates(False), key=how_far_apart)
+        return {
+            model: measurement_from_records(
+                list(self.records[model].values()),
+                plan.tolerance_fraction,
+                use_cpu_clock,
+                plan.estimator,
+                sentinel_ms,
+                plan.drift_fraction,
+                plan.sweeps,
+            )
+            for model in models
+            if model in self.records
+        }
 
     @property
     def environment(self) -> Environment:

@@ -36,8 +36,8 @@ from mobilenas.latency.table import (
 from mobilenas.spaces.base import SearchSpace
 
 SESSION_MS = 0.002
-CURVATURE, REFERENCE_MS = 0.02, 0.05
 """What one call of the fake runtime costs."""
+CURVATURE, REFERENCE_MS = 0.02, 0.05
 SENTINEL_MS = 0.1
 
 

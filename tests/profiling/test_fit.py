@@ -12,7 +12,7 @@ from mobilenas.core.estimators import measurement_from_records
 from mobilenas.core.measurement import Measurement, SweepRecord
 from mobilenas.core.workload import Kernel, TensorSpec, Workload
 from mobilenas.latency.predictors.kernel_features import context_of
-from mobilenas.latency.table import ColdWeights, ErrorReport, NetworkContext, NetworkScale
+from mobilenas.latency.table import ColdWeights, ErrorReport, NetworkContext, NetworkScale, TableRow
 from mobilenas.profiling import fit
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing import fakes
@@ -112,16 +112,36 @@ def sums_only(sums: np.ndarray) -> fit.NetworkTerms:
     return fit.NetworkTerms(sums, np.zeros((len(sums), 0)), np.zeros((len(sums), 2)), ())
 
 
-def with_weights(kernel: Kernel, mib: int) -> Kernel:
-    weights = TensorSpec((mib * 2**18,), "float32", is_constant=True)
-    return msgspec.structs.replace(kernel, inputs=(*kernel.inputs, weights))
+def convolution(channels: int, size: int, window: int, group: int) -> Kernel:
+    weights = TensorSpec((channels, channels // group, window, window), "float32", is_constant=True)
+    data = TensorSpec((1, channels, size, size), "float32")
+    attributes = {"group": group, "kernel_shape": [window, window], "pads": [window // 2] * 4, "strides": [1, 1]}
+    return Kernel(
+        "Conv", msgspec.json.encode(attributes, order="sorted").decode(), (data, weights), (data,), "FakeProvider", 17
+    )
 
 
-ROWS = {
-    with_weights(kernel, 1 + index % 3): row
-    for index, (kernel, row) in enumerate(fakes.make_table(CellSpace(channels=8, layers=5, image_size=16)).rows.items())
-}
-ROWS = {kernel: msgspec.structs.replace(row, kernel=kernel) for kernel, row in ROWS.items()}
+def addition(channels: int, size: int) -> Kernel:
+    data = TensorSpec((1, channels, size, size), "float32")
+    return Kernel("Add", "{}", (data, data), (data,), "FakeProvider", 17)
+
+
+KERNELS = [
+    *(convolution(channels, 14, 1, 1) for channels in range(100, 1000, 50)),
+    *(convolution(channels, 14, window, channels) for channels in range(100, 700, 100) for window in (3, 5, 7)),
+    *(addition(channels, 28) for channels in range(16, 300, 16)),
+]
+"""Some of 0.04 to 3.4 MiB, some depthwise, some that only move data."""
+
+
+SMALL, BIG = convolution(100, 14, 1, 1), convolution(900, 14, 1, 1)
+
+
+def row(kernel: Kernel, ms: float) -> TableRow:
+    return TableRow(kernel, ms, 0.99 * ms, 1.01 * ms, 2 * ms, 8 * ms, 8, True)
+
+
+ROWS = {k: row(k, float(ms)) for k, ms in zip(KERNELS, np.random.default_rng(0).uniform(0.01, 0.1, len(KERNELS)), strict=True)}
 
 
 def drawn_networks(seed: int, n: int) -> fit.NetworkTerms:
@@ -165,12 +185,27 @@ def test_what_is_found_is_most_likely(seed: int) -> None:
 def test_scale_and_context_are_found_where_networks_tell_them(seed: int) -> None:
     """On networks never seen, to within the noise."""
     networks, others = drawn_networks(seed, 40), drawn_networks(100 + seed, 100)
-    context = NetworkContext((ColdWeights(2.0, 0.002), ColdWeights(None, 0.001)), depthwise_factor=1.3, moving_factor=0.8)
+    context = NetworkContext((ColdWeights(2.0, 0.02), ColdWeights(None, 0.01)), depthwise_factor=1.3, moving_factor=0.8)
     truth = fit.NetworkFit(NetworkScale(1.1, 0.08, 1.0), context, np.ones(len(networks.rows)))
     found = fit.fit_networks(networks, noisy(truth.predict(networks), seed))
     assert error(found, others, truth.predict(others)) < 0.006
+    assert found.context.depthwise_factor == pytest.approx(1.3, abs=0.06)
+    assert found.context.moving_factor == pytest.approx(0.8, abs=0.06)
+    assert found.scale.curvature == pytest.approx(0.08, abs=0.02)
+    all_mib, small_mib = (sum(cold.ms_per_mib for cold in found.context.cold_weights if cold.is_of(k)) for k in (BIG, SMALL))
+    assert (all_mib, small_mib) == (pytest.approx(0.01, abs=0.005), pytest.approx(0.03, abs=0.01))
     plain = fit.NetworkFit(found.scale, NetworkContext(), np.ones(len(networks.rows)))
     assert error(plain, others, truth.predict(others)) > 0.03
+
+
+def test_nothing_is_found_to_slow_kernels_where_nothing_does() -> None:
+    contexts = []
+    for seed in range(10):
+        networks = drawn_networks(seed, 30)
+        contexts.append(fit.fit_networks(networks, noisy(1.03 * (0.01 + networks.each_ms.sum(axis=1)), seed, 0.01)).context)
+    assert np.mean([c.depthwise_factor for c in contexts]) == pytest.approx(1, abs=0.03)
+    assert np.mean([c.moving_factor for c in contexts]) == pytest.approx(1, abs=0.03)
+    assert np.mean([sum(cold.ms_per_mib for cold in c.cold_weights) for c in contexts]) < 0.005
 
 
 def test_rows_that_are_off_are_mended_by_networks(monkeypatch: pytest.MonkeyPatch) -> None:

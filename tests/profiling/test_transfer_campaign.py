@@ -119,7 +119,7 @@ def with_offset(table: LatencyTable, offset_ms: float) -> LatencyTable:
     return dataclasses.replace(table, card=msgspec.structs.replace(table.card, spaces={SPACE.key: card}))
 
 
-def test_networks_that_a_proxy_s_line_puts_below_zero_are_left_out(done: Done, tmp_path: Path) -> None:
+def test_networks_that_the_tangent_of_a_proxy_puts_below_zero_are_left_out(done: Done, tmp_path: Path) -> None:
     """A valid table: an offset that is negative for small networks, where the table itself predicts half of their kernels."""
     begun, _ = done
     said = begun.proxies_ms(begun.counts_of(begun.pool))[:, 0]

@@ -2,13 +2,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 from mobilenas.core.measurement import PLANS, MeasurementPlan, SweepRecord
 from mobilenas.devices.links import Link
 from mobilenas.runtimes.base import PreparedModel, RunSettings
-from mobilenas.runtimes.measure import JournalEntry, SweepLog, measure
+from mobilenas.runtimes.measure import measure
 from mobilenas.testing.fake_devices import FakeLink, FakeRuntime
 
 PLAN = msgspec.structs.replace(PLANS["quick"], sweeps=2, maximum_sweeps=5, spread_s=0.0)
@@ -53,19 +52,3 @@ def sweeps_of(settled: int, compared: bool) -> tuple[int, set[int]]:
 )
 def test_models_that_are_compared_share_their_sweeps(settled: int, compared: bool, expected: set[int]) -> None:
     assert sweeps_of(settled, compared) == (5, expected)
-
-
-@pytest.mark.parametrize("are_slowed_together", [True, False])
-def test_floors_are_brought_to_the_usual_speed_where_that_makes_them_repeat(are_slowed_together: bool) -> None:
-    """The sentinel's speed moves by a tenth; models move with it, or not at all. Theirs is the speed that it usually has."""
-    generator = np.random.default_rng(0)
-    log = SweepLog(None)
-    for sweep in range(8):
-        for number, name in enumerate("abcdef"):
-            slow = float(generator.choice([1.0, 1.1], p=[0.5, 0.5]))
-            wall = tuple((number + 1.0) * (slow if are_slowed_together else 1.0) * np.array([1.001, 1.0, 1.002]))
-            log.add(JournalEntry(sweep, name, SweepRecord(wall, wall, (0.1 * slow,), 1.0, 1.0, None), at_s=float(sweep)))
-    found = log.measurements("abcdef", PLANS["standard"], use_cpu_clock=True)
-    for number, measurement in enumerate(found.values()):
-        assert measurement.value_ms == pytest.approx(number + 1.0, rel=1e-9)
-        assert measurement.repeatability_fraction == pytest.approx(0, abs=1e-9)
