@@ -23,7 +23,6 @@ def run(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.serial
 @pytest.mark.slow
 def test_profile_search_train_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
