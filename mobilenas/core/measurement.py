@@ -51,7 +51,7 @@ class MeasurementPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sentinel_every_s: float = 0.001
     """Timed seconds of a model after which the sentinel runs again."""
     drift_fraction: float = 0.15
-    """A record does not count if the sentinel beside it was slower than it usually is by more than this."""
+    """A record does not count if the sentinel beside it was slower or faster than it usually is by more than this."""
 
 
 PLANS = {
@@ -120,7 +120,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu_median_ms: float
     cpu_p90_ms: float
     sentinel_ms: float
-    """Of the small model that ran beside it: the speed of the device at which ``value_ms`` of a floor holds."""
+    """What the small model beside it usually took: how fast the device was in the sweeps that count."""
     first_ms: float
     load_ms: float
     peak_memory_mib: float | None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -74,13 +73,15 @@ def row_from_measurements(kernel: Kernel, few: Measurement, many: Measurement) -
 @dataclass(frozen=True)
 class NetworkTerms:
     """What ``n`` networks are made of: ``(n,)`` the cost of a call, ``(n, k)`` what each of the ``rows`` adds, and
-    ``(n, len(WEIGHT_LIMITS_MIB))`` the weights of kernels that hold no more than so many.
+    ``(n, len(WEIGHT_LIMITS_MIB))`` the weights of kernels that hold no more than so many; ``(k,)`` what surrounds each row's
+    kernel.
     """
 
     session_ms: np.ndarray
     each_ms: np.ndarray
     weights_mib: np.ndarray
     rows: tuple[TableRow, ...]
+    contexts: np.ndarray
 
     @classmethod
     def of(cls, networks: Sequence[Counter[Kernel]], rows: Mapping[Kernel, TableRow], session_ms: float) -> NetworkTerms:
@@ -94,16 +95,14 @@ class NetworkTerms:
             each_ms=counts * [rows[kernel].value_ms for kernel in kernels],
             weights_mib=counts @ weights_mib,
             rows=tuple(rows[kernel] for kernel in kernels),
+            contexts=np.array([context_of(kernel) for kernel in kernels]),
         )
 
     def take(self, chosen: np.ndarray) -> NetworkTerms:
         """Those of some networks, by their numbers or a mask."""
-        return NetworkTerms(self.session_ms[chosen], self.each_ms[chosen], self.weights_mib[chosen], self.rows)
-
-    @cached_property
-    def contexts(self) -> np.ndarray:
-        """``(k,)``: what surrounds the kernel of each row."""
-        return np.array([context_of(row.kernel) for row in self.rows])
+        return replace(
+            self, session_ms=self.session_ms[chosen], each_ms=self.each_ms[chosen], weights_mib=self.weights_mib[chosen]
+        )
 
     def of_context_ms(self, context: Context) -> np.ndarray:
         """``(n,)``: what the rows of such kernels add up to."""
@@ -149,10 +148,10 @@ def fit_networks(networks: NetworkTerms, measured_ms: np.ndarray) -> NetworkFit:
     each = networks.each_ms / measured_ms[:, None]
     row_variance = np.array([ROW_SPREAD**2 + _half_width_fraction(row) ** 2 for row in networks.rows])
     of_rows = (each * row_variance) @ each.T
+    parts_ms = [networks.of_context_ms("depthwise"), networks.of_context_ms("moving"), *networks.weights_mib.T]
     weights, in_context_ms = np.ones(n), sums_ms
     for _ in range(ITERATIONS):
         bent_ms = in_context_ms * np.log(in_context_ms / reference_ms)
-        parts_ms = [networks.of_context_ms("depthwise"), networks.of_context_ms("moving"), *networks.weights_mib.T]
         design = np.stack([sums_ms, bent_ms, *parts_ms], axis=1) / measured_ms[:, None]
         covariance = of_rows + np.diag(NOISE**2 / weights)
         root = np.linalg.cholesky(covariance)

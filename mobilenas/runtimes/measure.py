@@ -108,7 +108,7 @@ class SweepLog:
         return usual_sentinel_ms([floor for _, floor in self.sentinels])
 
     def measurements(self, models: Iterable[str], plan: MeasurementPlan, use_cpu_clock: bool) -> dict[str, Measurement]:
-        """The estimate of each model that has records, at the speed that the device usually had in all of them."""
+        """The estimate of each model that has records; floors are of sweeps in which the device was about as fast as usual."""
         sentinel_ms = self.sentinel_ms if self.sentinels else None
         return {
             model: measurement_from_records(
@@ -151,11 +151,12 @@ def measure(
 ) -> tuple[dict[str, Measurement], SweepLog]:
     """Measure every model as ``plan`` says; return the measurements, with the log they come from.
 
-    Of a floor, records that the sentinel shows to be slow do not count towards ``plan.sweeps``. Models whose value does not
-    repeat get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says ``converged: False``. Those that
-    are to be ``compared`` with each other share their sweeps until nearly all have converged: what the sentinel does not see
-    of the device, as how much of its memory's speed others take, is then the same for all. What is in ``journal`` already
-    is not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a model ends without a record.
+    Of a floor, records beside which the sentinel was much slower or faster than usual do not count towards ``plan.sweeps``.
+    Models whose value does not repeat get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says
+    ``converged: False``. Those that are to be ``compared`` with each other share their sweeps until nearly all have
+    converged: what the sentinel does not see of the device, as how much of its memory's speed others take, is then the same
+    for all. What is in ``journal`` already is not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a
+    model ends without a record.
     """
     log = SweepLog.resume(journal)
     use_cpu_clock = settings.threads == 1

@@ -162,6 +162,7 @@ def joined(parts: list[fit.NetworkTerms]) -> fit.NetworkTerms:
         each_ms=block_diag(*(part.each_ms for part in parts)),
         weights_mib=np.concatenate([part.weights_mib for part in parts]),
         rows=tuple(row for part in parts for row in part.rows),
+        contexts=np.concatenate([part.contexts for part in parts]),
     )
 
 

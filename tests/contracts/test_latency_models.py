@@ -16,6 +16,7 @@ from mobilenas.latency.kernels import PREDICTOR, TargetKernels, learn
 from mobilenas.latency.models import LatencyModel, Sought, TableModel
 from mobilenas.latency.network_model import NetworkModel
 from mobilenas.latency.predictors.kernel import KernelPredictor
+from mobilenas.latency.store import FoundTables
 from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, NetworkScale
 from mobilenas.profiling.learn import learn_network_model
 from mobilenas.spaces import SPACES
@@ -187,3 +188,16 @@ class TestNetworkModelOfNasBench201(TestNetworkModel):
 
 class TestNetworkModelOfDenseBlocks(TestNetworkModel):
     space = SPACES.get("dense-small")()
+
+
+def test_what_networks_tell_of_rows_holds_in_their_own_table_only(tmp_path: Path) -> None:
+    """The table that calibrates keeps its factors; rows that another one brings come without."""
+    own, foreign = (make_table(CellSpace(channels=c, layers=3, image_size=8, nodes=3)) for c in (4, 6))
+    own, foreign = (
+        replace(t, rows={k: msgspec.structs.replace(row, network_factor=1.2) for k, row in t.rows.items()})
+        for t in (own, foreign)
+    )
+    found = FoundTables(((tmp_path / "foreign", foreign), (tmp_path / "own", own)))
+    kernels = TargetKernels.of(found, calibrating=own)
+    assert {kernels.rows[k].network_factor for k in foreign.rows} == {1.0}
+    assert {kernels.rows[k].network_factor for k in own.rows.keys() - foreign.rows.keys()} == {1.2}

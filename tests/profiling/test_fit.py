@@ -109,7 +109,7 @@ def test_the_error_is_that_of_networks_which_were_not_fitted_on() -> None:
 
 def sums_only(sums: np.ndarray) -> fit.NetworkTerms:
     """Networks of which nothing is known but what they add up to."""
-    return fit.NetworkTerms(sums, np.zeros((len(sums), 0)), np.zeros((len(sums), 2)), ())
+    return fit.NetworkTerms(sums, np.zeros((len(sums), 0)), np.zeros((len(sums), 2)), (), np.array([]))
 
 
 def convolution(channels: int, size: int, window: int, group: int) -> Kernel:
@@ -226,7 +226,7 @@ def test_a_row_is_moved_as_far_as_its_interval_allows() -> None:
     unsure = msgspec.structs.replace(unsure, value_ms=0.1, low_ms=0.07, high_ms=0.13)
     sums, each = np.linspace(1.0, 3.0, 20), np.zeros((20, 2))
     each[10:] = 0.3 * sums[10:, None]
-    terms = fit.NetworkTerms(sums - each.sum(axis=1), each, np.zeros((20, 2)), (sure, unsure))
+    terms = fit.NetworkTerms(sums - each.sum(axis=1), each, np.zeros((20, 2)), (sure, unsure), np.array(["computing"] * 2))
     little, much = fit.fit_networks(terms, sums + 0.2 * each.sum(axis=1)).row_factors
     assert 1 < little < much
     assert (much - 1) / (little - 1) == pytest.approx((0.06**2 + 0.3**2) / 0.06**2, rel=1e-3)
