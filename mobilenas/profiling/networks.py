@@ -131,9 +131,11 @@ SMALL = Sizes((96, 128, 160, 192, 224), (8, 12, 16, 24, 32, 48), (3, 4), (1, 3),
 PUBLISHED = Sizes((192, 224, 256), (16, 24, 32, 48, 64), (4, 5), (2, 4), (1.3, 2.0), 768)
 """As wide and deep as the networks of papers: most hold 5 to 50 MiB of weights."""
 LARGEST_HIDDEN = 2**23
-"""Weights of one hidden layer."""
+"""Weights of one hidden layer over averages."""
+LARGEST_CLASSIFIER = 2**27
+"""Weights of the first hidden layer of AlexNet's kind; VGG's has 2**26.6."""
 
-GENERATOR = 3
+GENERATOR = 4
 """Raised whenever ``random_network`` draws other networks from the same seeds: campaigns of two are never joined."""
 
 
@@ -215,6 +217,8 @@ def _head(generator: random.Random, body: nn.Module, image_size: int, activation
     """Averaging, or all pixels; perhaps a hidden layer; the classifier; perhaps a softmax."""
     with torch.no_grad():
         channels, pixels = body.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1:3]
+    if generator.random() < 0.2:
+        return _wide_head(generator, channels, pixels)
     averages: list[list[nn.Module]] = [
         [nn.AdaptiveAvgPool2d(1), nn.Flatten()],
         [nn.AvgPool2d(pixels), nn.Flatten()],
@@ -229,6 +233,17 @@ def _head(generator: random.Random, body: nn.Module, image_size: int, activation
         features = hidden
     layers.append(nn.Linear(features, generator.choice((*CLASSES, generator.randint(2, 1500)))))
     return [*layers, nn.Softmax(dim=1)] if generator.random() < 0.4 else layers
+
+
+def _wide_head(generator: random.Random, channels: int, pixels: int) -> list[nn.Module]:
+    """AlexNet, ZFNet and VGG: two hidden layers over a map of some 6x6 pixels, which hold most of a network's weights."""
+    pool = max(1, round(pixels / generator.choice((4, 5, 6, 7))))
+    features = channels * (pixels // pool) ** 2
+    hidden = min(generator.choice((512, 1024, 2048, 4096, 4096, 4096)), LARGEST_CLASSIFIER // features)
+    layers: list[nn.Module] = [nn.MaxPool2d(pool), nn.Flatten()]
+    for read in (features, hidden):
+        layers += [nn.Linear(read, hidden), nn.ReLU()]
+    return [*layers, nn.Linear(hidden, generator.choice(CLASSES))]
 
 
 def _channels(generator: random.Random, about: float, largest: int) -> int:
@@ -390,7 +405,7 @@ def _residual(generator: random.Random, before: int, after: int, stride: int, ac
 
 def _grouped(generator: random.Random, before: int, after: int, stride: int, activation: Any) -> nn.Module:
     """RegNet, ResNeXt, and ShuffleNet v1 with its grouped pointwise convolutions."""
-    width = generator.choice((8, 16, 16, 24, 32, 48))
+    width = generator.choice((4, 8, 8, 8, 16, 16, 24, 32, 48))
     inner = width * max(1, round(after / width))
     pointwise_groups = generator.choice([g for g in (1, 1, 2, 4) if before % g == 0 and inner % g == 0])
     body: list[nn.Module] = [
