@@ -46,6 +46,9 @@ class DeviceConfig(Strict):
     """Where and how networks are measured."""
 
     name: str = "local"
+    """``local``, ``ssh://user@host[:port]``, ``adb:SERIAL``, or a name given by ``mobilenas devices add``."""
+    python: str | None = None
+    """The interpreter on a remote device that has the engine; its ``python3``, or its card's, by default."""
     runtime: str = "onnxruntime"
     precision: str = "fp32"
     provider: str = "CPUExecutionProvider"

@@ -9,6 +9,7 @@ MobileNASError
     MissingDataError       data set not found
   DeviceError            the device or its runner failed                                           exit 4
     LinkError
+      LostLinkError          a further try may help
     DeviceTimeoutError
     RunnerError
   BudgetError            infeasible, exceeded after the last round, or only an estimate            exit 5
@@ -72,6 +73,10 @@ class DeviceError(MobileNASError):
 
 class LinkError(DeviceError):
     """The device cannot be reached, or a file cannot be moved."""
+
+
+class LostLinkError(LinkError):
+    """The device does not answer, or the connection to it broke: it may come back."""
 
 
 class DeviceTimeoutError(DeviceError):

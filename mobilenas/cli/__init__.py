@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from mobilenas.cli import jobs, looks
+from mobilenas.cli.devices import devices
 from mobilenas.core.documents import is_unicode
 from mobilenas.errors import MobileNASError, UsageError
 
@@ -37,7 +38,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(looks.table)
-app.add_typer(looks.devices)
+app.add_typer(devices)
 
 
 def _version(value: bool) -> None:

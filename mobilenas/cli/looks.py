@@ -327,31 +327,3 @@ def table_diff(
 
 def _unsure(move: Move) -> str:
     return "" if move.moved else " (within the intervals)" if move.converged else " (not converged)"
-
-
-devices = typer.Typer(name="devices", help="Look at devices.", no_args_is_help=True, rich_markup_mode=None)
-
-
-@devices.command("list")
-def devices_list(json: Json = False) -> None:
-    """The devices that --device takes, and the engines found on them."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from mobilenas.devices.device import LOCAL, find_device
-    from mobilenas.runtimes import RUNTIMES
-
-    engines = {}
-    for name in RUNTIMES:
-        try:
-            engines[name] = version(name)
-        except PackageNotFoundError:
-            engines[name] = "not installed"
-    card = find_device(LOCAL).card
-    document = [{"device": LOCAL, "card": card, "runtimes": engines}]
-    words = ", ".join(f"{name} {found}" for name, found in engines.items())
-    show(
-        {"devices": document},
-        json,
-        "devices",
-        [(LOCAL, f"{card.name}: {card.cpu_model}, {card.cpu_count} cores, {card.system}; {words}")],
-    )

@@ -102,7 +102,7 @@ class Campaign:
         """Hash of device, runtime, settings, source, plan and seed: the same command finds the same campaign."""
         identity = [
             PROTOCOL,
-            self.device.card,
+            self.device.card.identity,
             self.runtime.name,
             self.settings,
             self.source.name,

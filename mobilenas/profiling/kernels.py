@@ -115,7 +115,7 @@ def keep_kernels(
     Interrupted, the same kernels go on from ``records``. Returns the kernels that the engine refuses to run alone, of which
     nothing is kept, with its complaint.
     """
-    identity = [PROTOCOL, device.card, runtime.name, settings, plan, [k.identifier for k in kernels]]
+    identity = [PROTOCOL, device.card.identity, runtime.name, settings, plan, [k.identifier for k in kernels]]
     name = hashlib.sha256(msgspec.json.encode(identity)).hexdigest()[:12]
     campaign = records / f"kernels-{name}"
     with working_in(campaign):

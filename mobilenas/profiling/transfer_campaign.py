@@ -72,7 +72,7 @@ class TransferCampaign:
         proxies = sorted(table.digest for table in self.proxies)
         identity = [
             PROTOCOL,
-            self.device.card,
+            self.device.card.identity,
             self.runtime.name,
             self.settings,
             self.space.key,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,11 +17,14 @@ from mobilenas.core.measurement import MeasurementPlan, SweepRecord
 from mobilenas.core.resources import shipped
 from mobilenas.core.workload import Blueprint, Kernel, Layer, Workload
 from mobilenas.devices.links import Link
-from mobilenas.errors import IncompatibleError, RunnerError
+from mobilenas.errors import IncompatibleError, LostLinkError, RunnerError
 from mobilenas.runtimes.reports import Conversation, timing_from_report
 
 SENTINEL, SESSION = "sentinel", "session"
 """Names of the model that runs beside all others, and of that which computes next to nothing."""
+JOB = "job.json"
+LOST_LINKS = 5
+"""How many times in a row a connection may break without an answer in between."""
 SILENCE_S = 120.0
 """How long a runner may print nothing before it is given up: it loads its engine, or one model."""
 
@@ -119,12 +123,10 @@ class Runtime(ABC):
         ``on_hello`` is given what the runner says of itself and its engine, before any record. Raises ``RunnerError`` for
         a model that the engine refuses or a report outside the protocol, after all other models were reported.
         """
-        pushed = {**models, SENTINEL: self.sentinel_model(settings)}
-        for name, model in pushed.items():
-            link.push_bytes(model.content, f"{name}.onnx")
+        sentinel, *paths = link.keep([self.sentinel_model(settings).content, *(m.content for m in models.values())], ".onnx")
         job = {
             "mode": "time",
-            "sentinel": f"{SENTINEL}.onnx",
+            "sentinel": sentinel,
             "sentinel_every_s": plan.sentinel_every_s,
             "samples": plan.samples,
             "maximum_samples": plan.maximum_samples,
@@ -134,7 +136,10 @@ class Runtime(ABC):
             "warmup_s": plan.warmup_s,
             "warmup_maximum_s": plan.warmup_maximum_s,
             "warmup_tolerance_fraction": plan.warmup_tolerance_fraction,
-            "models": [{"id": name, "path": f"{name}.onnx", "optimise": model.optimise} for name, model in models.items()],
+            "models": [
+                {"id": name, "path": path, "optimise": model.optimise}
+                for (name, model), path in zip(models.items(), paths, strict=True)
+            ],
         }
 
         def receive(report: dict[str, Any]) -> None:
@@ -145,38 +150,59 @@ class Runtime(ABC):
                 on_record(name, record)
 
         self._run_job(job, link, settings, receive)
-        for name in pushed:
-            link.remove(f"{name}.onnx")
 
     def _run_job(
         self, job: dict[str, Any], link: Link, settings: RunSettings, receive: Callable[[dict[str, Any]], None]
     ) -> None:
-        job = {**job, "threads": settings.threads, "provider": settings.provider}
-        link.push(self.runner_file, self.runner)
-        link.push_bytes(documents.dump_json(job).encode(), "job.json")
+        """Have the runner do a job; where the connection breaks, the models without an answer are asked for again."""
         errors: dict[str, str] = {}
-        answer: Literal["timing", "graph"] = "timing" if job["mode"] == "time" else "graph"
-        conversation = Conversation(self.runner, (model["id"] for model in job["models"]), answer)
+        waiting = {model["id"]: model for model in job["models"]}
+        tries = LOST_LINKS
 
-        def on_line(line: str) -> None:
-            report = conversation.take(line)
+        def take(report: dict[str, Any]) -> None:
+            nonlocal tries
             if report["type"] == "error":
                 errors[report["id"]] = " ".join(report["message"].split())
             elif report["type"] != "bye":
                 receive(report)
+            if waiting.pop(report.get("id"), None):
+                tries = LOST_LINKS
 
-        link.run([link.python, self.runner, "job.json"], timeout_s=SILENCE_S, on_line=on_line)
-        conversation.check_whole()
+        while True:
+            try:
+                self._converse({**job, "models": list(waiting.values())}, link, settings, take)
+                break
+            except LostLinkError:
+                tries -= 1
+                if not tries:
+                    raise
         if errors:
             raise refusal(self.name, errors, len(job["models"]))
+
+    def _converse(self, job: dict[str, Any], link: Link, settings: RunSettings, take: Callable[[dict[str, Any]], None]) -> None:
+        """One run of the runner; ``take`` is given each of its reports."""
+        job = {**job, "threads": settings.threads, "provider": settings.provider}
+        link.push({self.runner: self.runner_file.read_bytes(), JOB: documents.dump_json(job).encode()})
+        answer: Literal["timing", "graph"] = "timing" if job["mode"] == "time" else "graph"
+        conversation = Conversation(self.runner, (model["id"] for model in job["models"]), answer)
+        try:
+            link.run([link.python, self.runner, JOB], timeout_s=SILENCE_S, on_line=lambda line: take(conversation.take(line)))
+        except RunnerError as error:
+            raise _without_engine(error, link.python) or error from None
+        conversation.check_whole()
+
+
+def _without_engine(error: RunnerError, python: str) -> RunnerError | None:
+    """What is lacking where the interpreter on the device has no such package."""
+    missing = re.search(r"No module named '([\w.]+)'", str(error))
+    if missing is None:
+        return None
+    return RunnerError(
+        f"{python} on the device has no package {missing[1]!r}: install it there, {python} -m pip install {missing[1]}"
+    )
 
 
 def refusal(runtime: str, refused: Mapping[str, str], models: int) -> RunnerError:
     """The error of an engine that would not run some of its ``models``."""
     first, complaint = next(iter(refused.items()))
     return RunnerError(f"{runtime} refused {len(refused)} of {models} models; first: {first}: {complaint}", refused)
-
-
-def numbered(count: int, prefix: str) -> Iterator[str]:
-    """File names for ``count`` models."""
-    return (f"{prefix}{index:06d}" for index in range(count))

@@ -19,7 +19,7 @@ from mobilenas import onnx_model
 from mobilenas.core.workload import OPSET, Kernel, TensorSpec
 from mobilenas.devices.links import Link
 from mobilenas.errors import DocumentError, RunnerError
-from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime, numbered
+from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.onnx_opsets import attribute_value, in_own_opset
 
 _DTYPES = {
@@ -68,25 +68,26 @@ class OnnxRuntime(Runtime):
     ) -> list[Counter[Kernel]]:
         self.check(settings)
         lowered: dict[str, Counter[Kernel]] = {}
-        names = list(numbered(len(models), "lower"))
+
+        def receive(report: dict[str, Any]) -> None:
+            if report["type"] == "hello":
+                on_hello(report)
+            elif report["type"] == "graph":
+                lowered[report["id"]] = kernels_from_graph(link.pull(report["path"]), report["nodes"])
+                link.remove([report["path"]])
+                if progress:
+                    progress(len(lowered))
+
+        names = []
         for start in range(0, len(models), _LOWER_BATCH):
-            batch = names[start : start + _LOWER_BATCH]
-            for name, model in zip(batch, models[start:], strict=False):
-                link.push_bytes(model, f"{name}.onnx")
-
-            def receive(report: dict[str, Any]) -> None:
-                if report["type"] == "hello":
-                    on_hello(report)
-                elif report["type"] == "graph":
-                    lowered[report["id"]] = kernels_from_graph(link.pull_bytes(report["path"]), report["nodes"])
-                    link.remove(report["path"])
-                    if progress:
-                        progress(len(lowered))
-
-            job = {"mode": "lower", "models": [{"id": name, "path": f"{name}.onnx"} for name in batch]}
+            paths = link.keep(models[start : start + _LOWER_BATCH], ".onnx")
+            job = {
+                "mode": "lower",
+                "models": [{"id": path, "path": path} for path in dict.fromkeys(paths) if path not in lowered],
+            }
             self._run_job(job, link, settings, receive)
-            for name in batch:
-                link.remove(f"{name}.onnx")
+            link.remove(paths)
+            names += paths
         return [lowered[name] for name in names]
 
     def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:

@@ -6,10 +6,8 @@ Nothing here imports pytest. The runtime's kit really runs the engine, on the de
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from abc import ABC, abstractmethod
-from pathlib import Path
 
 import msgspec
 
@@ -36,37 +34,39 @@ class LinkContract(ABC):
     def test_bytes_come_back_as_they_were(self) -> None:
         with self.make() as link:
             for content in (b"", b"\x00\xff\r\n", bytes(range(256)) * 4096):
-                link.push_bytes(content, "content.bin")
-                assert link.pull_bytes("content.bin") == content
+                link.push({"content.bin": content, "another": b"another"})
+                assert link.pull("content.bin") == content
 
-    def test_files_are_pushed(self) -> None:
-        with tempfile.TemporaryDirectory() as folder, self.make() as link:
-            source = Path(folder) / "source"
-            source.write_bytes(b"from the host")
-            link.push(source, "there")
-            assert link.pull_bytes("there") == b"from the host"
-            with expect_error(LinkError, "the host's file is missing"):
-                link.push(Path(folder) / "missing", "there")
+    def test_what_is_kept_travels_once_under_the_name_of_its_content(self) -> None:
+        with self.make() as link:
+            one, two, again = link.keep([b"one", b"two", b"one"], ".bin")
+            assert one == again != two
+            link.push({one: b"touched"})
+            assert link.keep([b"one"], ".bin") == [one]
+            assert link.pull(one) == b"touched", "it was there already"
+            link.remove([one])
+            assert link.keep([b"one"], ".bin") == [one]
+            assert link.pull(one) == b"one"
 
     def test_what_is_not_there_cannot_be_pulled_and_may_be_removed(self) -> None:
         with self.make() as link:
             with expect_error(LinkError, "the file is not on the device"):
-                link.pull_bytes("missing")
-            link.push_bytes(b"x", "here")
-            link.remove("here")
-            link.remove("here")
+                link.pull("missing")
+            link.push({"here": b"x"})
+            link.remove(["here", "missing"])
+            link.remove(["here"])
             with expect_error(LinkError, "the file was removed"):
-                link.pull_bytes("here")
+                link.pull("here")
 
     def test_each_use_begins_in_an_empty_directory(self) -> None:
         for _ in range(2):
             with self.make() as link:
-                link.push_bytes(b"import os; print(len(os.listdir('.')))", "count.py")
+                link.push({"count.py": b"import os; print(len(os.listdir('.')))"})
                 assert self._lines(link, ["count.py"]) == ["1"]
 
     def test_arguments_reach_the_program_as_they_are(self) -> None:
         with self.make() as link:
-            link.push_bytes(b"import json, sys; print(json.dumps(sys.argv[1:]))", "echo.py")
+            link.push({"echo.py": b"import json, sys; print(json.dumps(sys.argv[1:]))"})
             [line] = self._lines(link, ["echo.py", *AWKWARD_ARGUMENTS])
             assert msgspec.json.decode(line) == list(AWKWARD_ARGUMENTS)
 
@@ -75,20 +75,20 @@ class LinkContract(ABC):
         script = b"import time\nfor i in range(6):\n    print('line', i, flush=True)\n    time.sleep(0.7)\n"
         times: list[float] = []
         with self.make() as link:
-            link.push_bytes(script, "slow.py")
+            link.push({"slow.py": script})
             link.run([link.python, "slow.py"], timeout_s=3.0, on_line=lambda _: times.append(time.monotonic()))
         assert len(times) == 6
         assert times[5] - times[0] > 1.0, "lines were held back until the end"
 
     def test_a_failure_carries_its_exit_code_and_last_words(self) -> None:
         with self.make() as link:
-            link.push_bytes(b"import sys; print('it broke here', file=sys.stderr); sys.exit(7)", "fail.py")
+            link.push({"fail.py": b"import sys; print('it broke here', file=sys.stderr); sys.exit(7)"})
             with expect_error(RunnerError, "the program ends with 7", "7", "it broke here"):
                 link.run([link.python, "fail.py"], timeout_s=60, on_line=lambda _: None)
 
     def test_a_program_that_does_not_end_is_given_up(self) -> None:
         with self.make() as link:
-            link.push_bytes(b"import time; time.sleep(600)", "hang.py")
+            link.push({"hang.py": b"import time; time.sleep(600)"})
             begin = time.monotonic()
             with expect_error(DeviceTimeoutError, "the program hangs"):
                 link.run([link.python, "hang.py"], timeout_s=1.0, on_line=lambda _: None)
@@ -99,7 +99,7 @@ class LinkContract(ABC):
             raise ZeroDivisionError
 
         with self.make() as link:
-            link.push_bytes(b"import time\nprint('first', flush=True)\ntime.sleep(600)\n", "talk.py")
+            link.push({"talk.py": b"import time\nprint('first', flush=True)\ntime.sleep(600)\n"})
             begin = time.monotonic()
             with expect_error(ZeroDivisionError, "the reader refuses the line"):
                 link.run([link.python, "talk.py"], timeout_s=300, on_line=refuse)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import msgspec
 import onnx
@@ -151,6 +149,7 @@ class FakeLink(Link):
     """This host, with errors on schedule: ``failures[n]`` is raised by the ``n``-th operation, counted from 0."""
 
     def __init__(self, failures: Mapping[int, Exception] | None = None) -> None:
+        super().__init__()
         self.failures = dict(failures or {})
         self.operations = 0
         self._link = LocalLink()
@@ -164,28 +163,23 @@ class FakeLink(Link):
     def python(self) -> str:
         return self._link.python
 
-    def __enter__(self) -> Self:
-        self._link.__enter__()
-        return self
+    def open(self) -> None:
+        self._link.open()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._link.__exit__(kind, error, traceback)
+    def close(self) -> None:
+        self._link.close()
 
-    def push(self, source: Path, name: str) -> None:
+    def push(self, files: Mapping[str, bytes]) -> None:
         self._step()
-        self._link.push(source, name)
+        self._link.push(files)
 
-    def push_bytes(self, content: bytes, name: str) -> None:
+    def pull(self, name: str) -> bytes:
         self._step()
-        self._link.push_bytes(content, name)
+        return self._link.pull(name)
 
-    def pull_bytes(self, name: str) -> bytes:
+    def delete(self, names: Sequence[str]) -> None:
         self._step()
-        return self._link.pull_bytes(name)
-
-    def remove(self, name: str) -> None:
-        self._step()
-        self._link.remove(name)
+        self._link.delete(names)
 
     def run(self, argv: Sequence[str], *, timeout_s: float, on_line: Callable[[str], None]) -> None:
         self._step()

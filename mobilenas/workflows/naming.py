@@ -75,7 +75,7 @@ class Target:
         runtime = RUNTIMES.get(cfg.runtime)()
         settings = RunSettings(cfg.precision, cfg.provider, cfg.threads, cfg.batch)
         runtime.check(settings)
-        return cls(find_device(cfg.name), runtime, settings, cfg.estimator)
+        return cls(find_device(cfg.name, cfg.python), runtime, settings, cfg.estimator)
 
     def plan(self, name: str) -> MeasurementPlan:
         """The plan called ``name`` with the device's estimator; raises ``UnknownNameError``."""

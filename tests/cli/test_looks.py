@@ -161,13 +161,6 @@ def test_a_table_is_compared_with_what_it_replaced(table: Path, command: Command
     assert one_object(command("table", "diff", "table", "--json"))["median_ratio"] == 1
 
 
-def test_devices_list_names_this_host_and_its_engines(command: Command) -> None:
-    [local] = one_object(command("devices", "list", "--json"))["devices"]
-    assert local["device"] == "local"
-    assert local["card"]["cpu_count"] >= 1
-    assert local["runtimes"]["onnxruntime"] != "not installed"
-
-
 def test_report_tells_what_there_is(run: Path, command: Command) -> None:
     (run / "result.json").write_text(documents.dump_json(_search_result()))
     found = one_object(command("report", "run", "--json"))

@@ -88,9 +88,8 @@ def test_runner_reports_follow_the_schema() -> None:
     runtime = OnnxRuntime()
     lines: list[str] = []
     with find_device("local").open() as link:
-        link.push(shipped("export") / "runners" / runtime.runner, runtime.runner)
-        link.push_bytes(runtime.sentinel_model(SETTINGS).content, "good.onnx")
-        link.push_bytes(b"not a model", "bad.onnx")
+        link.push({runtime.runner: (shipped("export") / "runners" / runtime.runner).read_bytes()})
+        link.push({"good.onnx": runtime.sentinel_model(SETTINGS).content, "bad.onnx": b"not a model"})
         for mode in ("time", "lower"):
             job = {
                 "mode": mode,
@@ -107,7 +106,7 @@ def test_runner_reports_follow_the_schema() -> None:
                 "sentinel_every_s": 0.0,
                 "models": [{"id": n, "path": f"{n}.onnx", "optimise": True} for n in ("bad", "good")],
             }
-            link.push_bytes(json.dumps(job).encode(), "job.json")
+            link.push({"job.json": json.dumps(job).encode()})
             link.run([link.python, runtime.runner, "job.json"], timeout_s=60, on_line=lines.append)
     reports = [json.loads(line) for line in lines]
     for report in reports:

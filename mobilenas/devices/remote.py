@@ -1,0 +1,215 @@
+"""Links over a client program that runs a shell command on another machine: what ssh and adb have in common.
+
+All goes through one primitive, the client's command line for a script: files travel as a tar archive on its standard input,
+and come back on its standard output. So a device needs a shell, tar and cat, and no file server.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import secrets
+import shlex
+import subprocess
+import tarfile
+import tempfile
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+
+from mobilenas.devices.links import Link, check_ended
+from mobilenas.devices.streams import Ended, stream
+from mobilenas.errors import DeviceTimeoutError, LinkError, LostLinkError, MobileNASError, ResourceError
+
+PAUSES_S = (1.0, 2.0, 4.0, 8.0)
+"""Before each further try to reach a device that was lost."""
+CALL_S = 60.0
+"""How long a command that moves no data may take."""
+SLOWEST_BYTES_PER_S = 100_000
+"""What a connection must at least carry before it is given up."""
+ARCHIVE_BYTES = 2**25
+"""Of files that travel together, so that little is sent again when a connection breaks."""
+NOT_FOUND = 127
+"""What a shell ends with where there is no such program."""
+LONGEST_COMPLAINT = 300
+"""Characters of what a client says that are passed on."""
+
+
+class RemoteLink(Link):
+    """A device behind a client program. A subclass says how the client is called, and what its complaints mean."""
+
+    client: str
+    """The program on this host."""
+    base: str
+    """Where on the device the working directory is made; a shell's words."""
+
+    def __init__(self, python: str, pauses_s: Sequence[float] = PAUSES_S) -> None:
+        super().__init__()
+        self._python, self._pauses_s = python, tuple(pauses_s)
+
+    @property
+    @abstractmethod
+    def where(self) -> str:
+        """The device, for people."""
+
+    @abstractmethod
+    def client_argv(self, script: str) -> list[str]:
+        """The command line that runs ``script`` in a shell on the device."""
+
+    @abstractmethod
+    def complaint(self, words: str) -> MobileNASError:
+        """What the client means by ``words`` when it did not get through: ``LostLinkError`` where a further try may help."""
+
+    def prepare_call(self) -> None:
+        """What a client needs before a try to reach the device; raises as ``complaint`` says."""
+
+    @property
+    def python(self) -> str:
+        return self._python
+
+    def open(self) -> None:
+        found = self._call(f'umask 077; mktemp -d "{self.base}/mobilenas-XXXXXXXX"').decode(errors="replace").strip()
+        if not re.fullmatch(r"/[A-Za-z0-9._/-]+", found):
+            raise LinkError(f"{self.where} names {found[:LONGEST_COMPLAINT]!r} as a new folder: that is no path to work in")
+        self._directory = found
+
+    def close(self) -> None:
+        with suppress(MobileNASError):  # the device may be gone; what is left there lies where temporary files lie
+            self._call_once(f"{self._kill_script()} rm -rf {self._directory}", b"", CALL_S)
+
+    def push(self, files: Mapping[str, bytes]) -> None:
+        for part in _archives(files):
+            try:
+                self._call(f"tar -xf - -C {self._directory}", part)
+            except LostLinkError:
+                raise
+            except LinkError as error:
+                raise LinkError(f"{error}; {self._room()}") from error
+
+    def _room(self) -> str:
+        """What a full disk would show."""
+        free_kib = self._call(f"df -Pk {self._directory}").decode(errors="replace").splitlines()[-1].split()[3]
+        return f"{int(free_kib) // 1024} MiB are free in {self._directory} there"
+
+    def pull(self, name: str) -> bytes:
+        return self._call(f"cat {self._path(name)}")
+
+    def delete(self, names: Sequence[str]) -> None:
+        for start in range(0, len(names), 500):  # a command line is not endless
+            self._call("rm -f " + " ".join(self._path(name) for name in names[start : start + 500]))
+
+    def run(self, argv: Sequence[str], *, timeout_s: float, on_line: Callable[[str], None]) -> None:
+        """The exit code is told behind the error output under a word that no program can know: without it, the link broke.
+
+        What an earlier, lost run left on the device is killed first: it would be measured beside.
+        """
+        token = secrets.token_hex(8)
+        script = (
+            f"cd {self._directory} || exit 1; {self._kill_script()}"
+            f"OMP_NUM_THREADS=1 {shlex.join(argv)} </dev/null & echo $! >{self._pid}; "
+            f"wait $!; s=$?; rm -f {self._pid}; "
+            f"printf '\\n{token} %s\\n' $s >&2"
+        )
+        try:
+            ended = self._stream(script, timeout_s, on_line)
+        except BaseException:
+            self._kill()
+            raise
+        if ended.exit_code is None:
+            self._kill()
+            check_ended(argv, None, "", timeout_s, self.where)
+        said = [line for line in ended.error_lines if line]
+        if not said or not said[-1].startswith(f"{token} "):
+            raise self.complaint(ended.last_words)
+        code = int(said[-1].split()[1])
+        if code == NOT_FOUND:
+            raise LinkError(f"{self.where} has no {argv[0]}: install it there, or name the interpreter by device.python")
+        last_words = Ended(code, tuple(said[:-1])).last_words
+        check_ended(argv, code if code <= 128 else 128 - code, last_words, timeout_s, self.where)
+
+    def _path(self, name: str) -> str:
+        return f"{self._directory}/{shlex.quote(name)}"
+
+    @property
+    def _pid(self) -> str:
+        """Where the number of the running command is written down: beside the working directory, which is the user's."""
+        return f"{self._directory}.pid"
+
+    def _kill_script(self) -> str:
+        return f"test ! -f {self._pid} || kill -9 $(cat {self._pid}) 2>/dev/null; rm -f {self._pid}; "
+
+    def _kill(self) -> None:
+        with suppress(MobileNASError):
+            self._call_once(self._kill_script(), b"", CALL_S)
+
+    def _stream(self, script: str, timeout_s: float, on_line: Callable[[str], None]) -> Ended:
+        try:
+            return stream(self.client_argv(script), timeout_s=timeout_s, on_line=on_line)
+        except FileNotFoundError as error:
+            raise self._no_client() from error
+
+    def _call(self, script: str, content: bytes = b"") -> bytes:
+        """What a script prints that moves files or looks at them: tried again where the connection breaks."""
+        timeout_s = CALL_S + len(content) / SLOWEST_BYTES_PER_S
+        for pause_s in self._pauses_s:
+            try:
+                return self._call_once(script, content, timeout_s)
+            except (LostLinkError, DeviceTimeoutError):
+                time.sleep(pause_s)
+        return self._call_once(script, content, timeout_s)
+
+    def _call_once(self, script: str, content: bytes, timeout_s: float) -> bytes:
+        self.prepare_call()
+        token = secrets.token_hex(8)
+        argv = self.client_argv(f"{{ {script.rstrip('; ')}; }}; printf '\\n{token} %s\\n' $? >&2")
+        printed, said = self._client(argv, content, timeout_s)
+        words, _, code = said.rpartition(f"\n{token} ")
+        if not code.strip().isdigit():
+            raise self.complaint(said)
+        if int(code) != 0:
+            raise LinkError(f"{self.where}: {short(words) or f'{script.split()[0]} ended with exit code {int(code)}'}")
+        return printed
+
+    def _client(self, argv: Sequence[str], content: bytes, timeout_s: float) -> tuple[bytes, str]:
+        """What a client prints and says. Not by a pipe for the latter: what the client leaves in the background may hold it."""
+        with tempfile.TemporaryFile() as errors:
+            try:
+                done = subprocess.run(
+                    argv,
+                    input=content,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    timeout=timeout_s,
+                    check=False,
+                    start_new_session=True,
+                )
+            except FileNotFoundError as error:
+                raise self._no_client() from error
+            except subprocess.TimeoutExpired as error:
+                raise DeviceTimeoutError(f"{self.where} did not answer within {timeout_s:.0f} s") from error
+            errors.seek(0)
+            return done.stdout, errors.read().decode(errors="replace")
+
+    def _no_client(self) -> ResourceError:
+        return ResourceError(f"{self.where} is reached by the program {self.client}, which is not on this host: install it")
+
+
+def _archives(files: Mapping[str, bytes]) -> Iterator[bytes]:
+    """Tar archives of all files, each of about ``ARCHIVE_BYTES`` at most unless one file is larger."""
+    waiting = list(files.items())
+    while waiting:
+        size, buffer = 0, io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            while waiting and (size == 0 or size + len(waiting[0][1]) <= ARCHIVE_BYTES):
+                name, content = waiting.pop(0)
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(content), 0o600
+                archive.addfile(entry, io.BytesIO(content))
+                size += len(content) + 1
+        yield buffer.getvalue()
+
+
+def short(words: str) -> str:
+    """What a client says, in one line."""
+    return " ".join(words.split())[-LONGEST_COMPLAINT:]

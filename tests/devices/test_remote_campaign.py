@@ -1,0 +1,112 @@
+"""A campaign on a device behind ssh or adb, with the real engine: the local one's table in shape, and no row is lost."""
+
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mobilenas.core.measurement import PLANS
+from mobilenas.core.run_directory import Journal
+from mobilenas.devices.adb import AdbLink
+from mobilenas.devices.device import Device, find_device
+from mobilenas.devices.links import Link
+from mobilenas.devices.ssh import SshLink
+from mobilenas.errors import LinkError
+from mobilenas.latency.table import LatencyTable
+from mobilenas.profiling.campaign import Campaign
+from mobilenas.profiling.networks import SpaceNetworks
+from mobilenas.runtimes.base import RunSettings
+from mobilenas.runtimes.onnx_runtime import OnnxRuntime
+from tests.conftest import space
+from tests.devices.conftest import needs_adb, needs_ssh
+from tests.devices.loopback_adb import LoopbackAdb
+from tests.devices.loopback_ssh import LoopbackSsh
+
+PLAN = msgspec.structs.replace(
+    PLANS["quick"],
+    sweeps=2,
+    maximum_sweeps=2,
+    spread_s=0.0,
+    scale_networks=4,
+    test_networks=3,
+    lowered_networks=20,
+    samples=10,
+    maximum_samples=10,
+    minimum_s=0.0,
+    drift_fraction=100.0,
+)
+DROPS = 10
+
+
+def campaign(root: Path, open_link: Callable[[], Link]) -> Campaign:
+    """The same whatever the way to the device: its card is this host's, by which a campaign's networks are drawn."""
+    device = Device(find_device("local").card, open_link)
+    return Campaign(SpaceNetworks(space()), device, OnnxRuntime(), RunSettings(), PLAN, root, seed=1, gate="off")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> LatencyTable:
+    return campaign(tmp_path_factory.mktemp("local"), find_device("local").open).run()
+
+
+def check_alike(table: LatencyTable, local: LatencyTable) -> None:
+    assert table.rows.keys() == local.rows.keys()
+    assert [row.architecture for row in table.networks] == [row.architecture for row in local.networks]
+    assert table.workload_costs.keys() == local.workload_costs.keys()
+    assert all(row.sweeps == PLAN.sweeps for row in table.rows.values())
+    assert table.card.key == local.card.key
+
+
+@needs_ssh
+def test_a_table_through_ssh(ssh: LoopbackSsh, local: LatencyTable, tmp_path: Path) -> None:
+    check_alike(campaign(tmp_path / "ssh-table", lambda: SshLink(ssh.address)).run(), local)
+
+
+@needs_adb
+def test_a_table_through_adb(adb: LoopbackAdb, local: LatencyTable, tmp_path: Path) -> None:
+    check_alike(campaign(tmp_path / "adb-table", lambda: AdbLink(adb.address)).run(), local)
+
+
+@needs_ssh
+def test_no_row_is_lost_when_ssh_breaks_again_and_again(ssh: LoopbackSsh, local: LatencyTable, tmp_path: Path) -> None:
+    check_alike(_broken(ssh, campaign(tmp_path / "broken", lambda: SshLink(ssh.address, pauses_s=(0.05,)))), local)
+
+
+@needs_adb
+def test_no_row_is_lost_when_adb_breaks_again_and_again(adb: LoopbackAdb, local: LatencyTable, tmp_path: Path) -> None:
+    check_alike(_broken(adb, campaign(tmp_path / "broken", lambda: AdbLink(adb.address, pauses_s=(0.2,)))), local)
+
+
+def _broken(device: LoopbackSsh | LoopbackAdb, asked: Campaign) -> LatencyTable:
+    """The table of a campaign whose device goes off ``DROPS`` times at moments of chance, and comes back once given up."""
+    chance, journal = random.Random(0), asked.folder / "rows.jsonl"
+    drops, before = 0, ""
+    while True:
+
+        def go_off() -> None:
+            device.is_down = True
+            device.drop()
+
+        timer = threading.Timer(chance.uniform(0.1, 2.0), go_off)
+        timer.start()
+        if drops == DROPS:
+            timer.cancel()
+        try:
+            table = asked.run()
+            break
+        except LinkError:
+            drops += 1
+        finally:
+            timer.cancel()
+            timer.join()
+            device.is_down = False
+        lines = journal.read_text() if journal.exists() else ""
+        assert lines.startswith(before), "what was measured was touched"
+        before = lines
+    assert drops, "the device never went off"
+    records = [(entry["model"], entry["sweep"]) for entry in Journal(journal).read() if "record" in entry]
+    assert len(records) == len(set(records)), "something was measured twice"
+    return table
