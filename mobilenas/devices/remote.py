@@ -85,12 +85,14 @@ class RemoteLink(Link):
             except LostLinkError:
                 raise
             except LinkError as error:
-                raise LinkError(f"{error}; {self._room()}") from error
+                raise LinkError(f"{error}{self._room()}") from error
 
     def _room(self) -> str:
-        """What a full disk would show."""
-        free_kib = self._call(f"df -Pk {self._directory}").decode(errors="replace").splitlines()[-1].split()[3]
-        return f"{int(free_kib) // 1024} MiB are free in {self._directory} there"
+        """What a full disk would show; nothing where even that cannot be asked."""
+        with suppress(MobileNASError, LookupError, ValueError):
+            free_kib = self._call(f"df -Pk {self._directory}").decode(errors="replace").splitlines()[-1].split()[3]
+            return f"; {int(free_kib) // 1024} MiB are free in {self._directory} there"
+        return ""
 
     def pull(self, name: str) -> bytes:
         return self._call(f"cat {self._path(name)}")

@@ -188,7 +188,7 @@ class SearchSpace(ABC):
             total = self.expected_cost(probabilities, OptionCosts(0.0, costs), temperature)
         goes_on = torch.is_grad_enabled() and any(row.requires_grad for row in probabilities.values())
         uses = torch.autograd.grad(total, list(costs.values()), create_graph=goes_on, materialize_grads=True)
-        return torch.cat(uses)
+        return torch.cat(uses).to(next(iter(probabilities.values())).device)
 
     def workloads_of_options(self) -> np.ndarray:
         """How often each entry of ``OptionCosts`` runs each workload, ``(F, W)``, workloads sorted."""

@@ -102,6 +102,14 @@ class TestSsh:
         finally:
             subprocess.run(["umount", "-l", folder], check=True)
 
+    def test_a_working_folder_that_has_gone(self) -> None:
+        with self.link() as link:
+            [folder] = (self.server.folder / "tmp").iterdir()
+            folder.rmdir()
+            with pytest.raises(LinkError, match="Cannot open: No such file") as caught:
+                link.push({"x": b"x"})
+            assert not isinstance(caught.value, LostLinkError)
+
     def test_no_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "/nowhere")
         with pytest.raises(ResourceError, match="the program ssh, which is not on this host: install it"), self.link():
