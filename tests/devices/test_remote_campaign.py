@@ -38,7 +38,8 @@ PLAN = msgspec.structs.replace(
     minimum_s=0.0,
     drift_fraction=100.0,
 )
-DROPS = 10
+DROPS = {"ssh": 10, "adb": 4}
+"""How often a device goes off; by adb what is tried is that its own signs of a lost device are understood."""
 
 
 def campaign(root: Path, open_link: Callable[[], Link]) -> Campaign:
@@ -72,16 +73,18 @@ def test_a_table_through_adb(adb: LoopbackAdb, local: LatencyTable, tmp_path: Pa
 
 @needs_ssh
 def test_no_row_is_lost_when_ssh_breaks_again_and_again(ssh: LoopbackSsh, local: LatencyTable, tmp_path: Path) -> None:
-    check_alike(_broken(ssh, campaign(tmp_path / "broken", lambda: SshLink(ssh.address, pauses_s=(0.05,)))), local)
+    check_alike(
+        _broken(ssh, DROPS["ssh"], campaign(tmp_path / "broken", lambda: SshLink(ssh.address, pauses_s=(0.05,)))), local
+    )
 
 
 @needs_adb
 def test_no_row_is_lost_when_adb_breaks_again_and_again(adb: LoopbackAdb, local: LatencyTable, tmp_path: Path) -> None:
-    check_alike(_broken(adb, campaign(tmp_path / "broken", lambda: AdbLink(adb.address, pauses_s=(0.2,)))), local)
+    check_alike(_broken(adb, DROPS["adb"], campaign(tmp_path / "broken", lambda: AdbLink(adb.address, pauses_s=(0.2,)))), local)
 
 
-def _broken(device: LoopbackSsh | LoopbackAdb, asked: Campaign) -> LatencyTable:
-    """The table of a campaign whose device goes off ``DROPS`` times at moments of chance, and comes back once given up."""
+def _broken(device: LoopbackSsh | LoopbackAdb, most: int, asked: Campaign) -> LatencyTable:
+    """The table of a campaign whose device goes off up to ``most`` times at moments of chance, and comes back once given up."""
     chance, journal = random.Random(0), asked.folder / "rows.jsonl"
     drops, before = 0, ""
     while True:
@@ -92,7 +95,7 @@ def _broken(device: LoopbackSsh | LoopbackAdb, asked: Campaign) -> LatencyTable:
 
         timer = threading.Timer(chance.uniform(0.1, 2.0), go_off)
         timer.start()
-        if drops == DROPS:
+        if drops == most:
             timer.cancel()
         try:
             table = asked.run()
