@@ -251,11 +251,13 @@ def _origin_rows(card: TableCard | NetworkCard) -> list[tuple[str, str]]:
 
 
 def _weights_words(context: NetworkContext) -> str:
+    kinds = {"all": "kernels", "products": "linear layers", "others": "other kernels"}
     prices = [
-        f"{1000 * cold.ms_per_mib:.3g} us{f' in kernels with at most {cold.up_to_mib:g} MiB' if cold.up_to_mib else ''}"
+        f"{1000 * cold.ms_per_mib:.3g} us in {kinds[cold.kernels]}"
+        f"{f' with at most {cold.up_to_mib:g} MiB' if cold.up_to_mib else ''}"
         for cold in context.cold_weights
     ]
-    return f"a MiB of weights costs {' and '.join(prices)} more" if prices else "weights cost no more"
+    return f"a MiB of weights costs more: {' and '.join(prices)}" if prices else "weights cost no more"
 
 
 def _doubt_rows(card: TableCard | NetworkCard) -> list[tuple[str, str]]:

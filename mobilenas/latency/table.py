@@ -24,7 +24,7 @@ from mobilenas.core.workload import Kernel, Workload
 from mobilenas.devices.device import LOCAL
 from mobilenas.errors import DocumentError, IncompatibleError, MissingKernelError, nearest_names
 from mobilenas.latency.prediction import Prediction
-from mobilenas.latency.predictors.kernel_features import Context, context_of
+from mobilenas.latency.predictors.kernel_features import Context, context_of, is_product
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -253,15 +253,19 @@ class ModelFlags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ColdWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a mebibyte of weights costs more, of kernels that hold at most ``up_to_mib`` of them (``None``: of all).
 
-    A kernel with more than a cache holds finds them cold in its row too.
+    A kernel with more than a cache holds finds them cold in its row too. So does a matrix product, which uses each weight once,
+    far sooner than a convolution, which uses them at every position.
     """
 
     up_to_mib: Annotated[float, msgspec.Meta(gt=0)] | None
     ms_per_mib: Milliseconds
+    kernels: Literal["all", "products", "others"] = "all"
+    """Matrix products (linear layers), all others, or both."""
 
     def is_of(self, kernel: Kernel) -> bool:
         """Whether ``kernel`` pays it."""
-        return self.up_to_mib is None or kernel.weight_mib <= self.up_to_mib
+        kind = "products" if is_product(kernel) else "others"
+        return self.kernels in ("all", kind) and (self.up_to_mib is None or kernel.weight_mib <= self.up_to_mib)
 
 
 class NetworkContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from scipy.optimize import lsq_linear, nnls
 
@@ -41,8 +42,8 @@ NOISE, FREEDOM = 0.01, 4.0
 """What no model explains of a network's time: scale and degrees of freedom of a Student distribution."""
 LEAST_SCALE, LEAST_FACTOR, LEAST_MIB, ITERATIONS = 0.5, 0.1, 1e-3, 10
 BOOTSTRAPS = 100
-WEIGHT_LIMITS_MIB = (2.0, None)
-"""Sizes of kernels up to which a price of cold weights may hold; ``None`` is all."""
+PRICES = (ColdWeights(2.0, 0.0, "others"), ColdWeights(None, 0.0, "others"), ColdWeights(None, 0.0, "products"))
+"""What may cost more where it is cold. Linear layers apart: the large ones take in networks what they take in rows."""
 _FOLDS = 5
 _PRIOR_WEIGHT = 1e-3
 
@@ -73,8 +74,7 @@ def row_from_measurements(kernel: Kernel, few: Measurement, many: Measurement) -
 @dataclass(frozen=True)
 class NetworkTerms:
     """What ``n`` networks are made of: ``(n,)`` the cost of a call, ``(n, k)`` what each of the ``rows`` adds, and
-    ``(n, len(WEIGHT_LIMITS_MIB))`` the weights of kernels that hold no more than so many; ``(k,)`` what surrounds each row's
-    kernel.
+    ``(n, len(PRICES))`` the weights that each price is asked for; ``(k,)`` what surrounds each row's kernel.
     """
 
     session_ms: np.ndarray
@@ -88,8 +88,7 @@ class NetworkTerms:
         """Of networks whose kernels all have rows."""
         kernels = sorted(set().union(*networks))
         counts = np.array([[network[kernel] for kernel in kernels] for network in networks], dtype=float)
-        prices = [ColdWeights(limit, 0.0) for limit in WEIGHT_LIMITS_MIB]
-        weights_mib = np.array([[kernel.weight_mib * price.is_of(kernel) for price in prices] for kernel in kernels])
+        weights_mib = np.array([[kernel.weight_mib * price.is_of(kernel) for price in PRICES] for kernel in kernels])
         return cls(
             session_ms=np.full(len(networks), session_ms),
             each_ms=counts * [rows[kernel].value_ms for kernel in kernels],
@@ -120,8 +119,8 @@ class NetworkFit(NamedTuple):
     def kernel_sums_ms(self, networks: NetworkTerms) -> np.ndarray:
         """``(n,)``, before the scale: what ``LatencyTable.kernel_sum_ms`` gives once the rows have these factors."""
         factors = np.array([self.context.factors[context] for context in networks.contexts])
-        prices_ms = {cold.up_to_mib: cold.ms_per_mib for cold in self.context.cold_weights}
-        cold_ms = networks.weights_mib @ [prices_ms.get(limit, 0.0) for limit in WEIGHT_LIMITS_MIB]
+        prices_ms = {(cold.kernels, cold.up_to_mib): cold.ms_per_mib for cold in self.context.cold_weights}
+        cold_ms = networks.weights_mib @ [prices_ms.get((price.kernels, price.up_to_mib), 0.0) for price in PRICES]
         return np.asarray(networks.session_ms + networks.each_ms @ (factors * self.row_factors) + cold_ms)
 
     def predict(self, networks: NetworkTerms) -> np.ndarray:
@@ -137,13 +136,13 @@ def fit_networks(networks: NetworkTerms, measured_ms: np.ndarray) -> NetworkFit:
     and maximisation: Lange et al. 1989). With little that tells a factor it stays near one, with little that tells a price
     near nothing.
     """
-    n, limits = len(measured_ms), len(WEIGHT_LIMITS_MIB)
+    n, prices = len(measured_ms), len(PRICES)
     sums_ms = networks.session_ms + networks.each_ms.sum(axis=1)
     reference_ms = float(np.median(sums_ms))
-    per_mib = CONTEXT_SPREAD * reference_ms / max(float(np.median(networks.weights_mib[:, -1])), LEAST_MIB)
-    usual = np.array([1.0, *[0.0] * (3 + limits)])
-    spread = np.array([SCALE_SPREAD, CURVATURE_SPREAD, CONTEXT_SPREAD, CONTEXT_SPREAD, *[per_mib] * limits])
-    least = np.array([LEAST_SCALE, 0.0, *[-LEAST_SCALE / 2] * 2, *[0.0] * limits])
+    per_mib = CONTEXT_SPREAD * reference_ms / max(float(np.median(networks.weights_mib.max(axis=1))), LEAST_MIB)
+    usual = np.array([1.0, *[0.0] * (3 + prices)])
+    spread = np.array([SCALE_SPREAD, CURVATURE_SPREAD, CONTEXT_SPREAD, CONTEXT_SPREAD, *[per_mib] * prices])
+    least = np.array([LEAST_SCALE, 0.0, *[-LEAST_SCALE / 2] * 2, *[0.0] * prices])
 
     each = networks.each_ms / measured_ms[:, None]
     row_variance = np.array([ROW_SPREAD**2 + _half_width_fraction(row) ** 2 for row in networks.rows])
@@ -167,7 +166,7 @@ def fit_networks(networks: NetworkTerms, measured_ms: np.ndarray) -> NetworkFit:
         scale, bent, depthwise, moving, *prices_ms = (float(value) for value in found)
         context = NetworkContext(
             cold_weights=tuple(
-                ColdWeights(limit, ms / scale) for limit, ms in zip(WEIGHT_LIMITS_MIB, prices_ms, strict=True) if ms > 0
+                msgspec.structs.replace(price, ms_per_mib=ms / scale) for price, ms in zip(PRICES, prices_ms, strict=True) if ms > 0
             ),
             depthwise_factor=1 + depthwise / scale,
             moving_factor=1 + moving / scale,

@@ -55,7 +55,7 @@ def test_a_table_of_kernels_only_says_what_it_holds(table: Path, command: Comman
     assert f"kernels only, {len(whole.rows)} kernels, {card.key.device}" in " ".join(command("table", "list").out.split())
     shown = " ".join(command("table", "show", str(folder)).out.split())
     assert "a call 2 us, the sentinel 100 us" in shown
-    assert "a MiB of weights costs 12.5 us in kernels with at most 2 MiB more" in shown
+    assert "a MiB of weights costs more: 12.5 us in kernels with at most 2 MiB" in shown
     assert "learnt from them" not in shown
     predictor = KernelPredictor()
     predictor.families_, predictor.factors_ = {}, {"Conv": 1.25, "Relu": 1.5}

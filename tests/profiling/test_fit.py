@@ -109,7 +109,7 @@ def test_the_error_is_that_of_networks_which_were_not_fitted_on() -> None:
 
 def sums_only(sums: np.ndarray) -> fit.NetworkTerms:
     """Networks of which nothing is known but what they add up to."""
-    return fit.NetworkTerms(sums, np.zeros((len(sums), 0)), np.zeros((len(sums), 2)), (), np.array([]))
+    return fit.NetworkTerms(sums, np.zeros((len(sums), 0)), np.zeros((len(sums), len(fit.PRICES))), (), np.array([]))
 
 
 def convolution(channels: int, size: int, window: int, group: int) -> Kernel:
@@ -126,12 +126,19 @@ def addition(channels: int, size: int) -> Kernel:
     return Kernel("Add", "{}", (data, data), (data,), "FakeProvider", 17)
 
 
+def linear(taken: int, made: int) -> Kernel:
+    weights = TensorSpec((taken, made), "float32", is_constant=True)
+    given, result = TensorSpec((1, taken), "float32"), TensorSpec((1, made), "float32")
+    return Kernel("Gemm", "{}", (given, weights), (result,), "FakeProvider", 17)
+
+
 KERNELS = [
     *(convolution(channels, 14, 1, 1) for channels in range(100, 1000, 50)),
     *(convolution(channels, 14, window, channels) for channels in range(100, 700, 100) for window in (3, 5, 7)),
     *(addition(channels, 28) for channels in range(16, 300, 16)),
+    *(linear(taken, 1000) for taken in (200, 4000, 16000)),
 ]
-"""Some of 0.04 to 3.4 MiB, some depthwise, some that only move data."""
+"""Some of 0.04 to 3.4 MiB, some depthwise, some that only move data; linear layers of 0.8, 15 and 61 MiB."""
 
 
 SMALL, BIG = convolution(100, 14, 1, 1), convolution(900, 14, 1, 1)
@@ -185,7 +192,8 @@ def test_what_is_found_is_most_likely(seed: int) -> None:
 def test_scale_and_context_are_found_where_networks_tell_them(seed: int) -> None:
     """On networks never seen, to within the noise."""
     networks, others = drawn_networks(seed, 40), drawn_networks(100 + seed, 100)
-    context = NetworkContext((ColdWeights(2.0, 0.02), ColdWeights(None, 0.01)), depthwise_factor=1.3, moving_factor=0.8)
+    cold = ColdWeights(2.0, 0.02, "others"), ColdWeights(None, 0.01, "others")
+    context = NetworkContext(cold, depthwise_factor=1.3, moving_factor=0.8)
     truth = fit.NetworkFit(NetworkScale(1.1, 0.08, 1.0), context, np.ones(len(networks.rows)))
     found = fit.fit_networks(networks, noisy(truth.predict(networks), seed))
     assert error(found, others, truth.predict(others)) < 0.006
@@ -194,6 +202,7 @@ def test_scale_and_context_are_found_where_networks_tell_them(seed: int) -> None
     assert found.scale.curvature == pytest.approx(0.08, abs=0.02)
     all_mib, small_mib = (sum(cold.ms_per_mib for cold in found.context.cold_weights if cold.is_of(k)) for k in (BIG, SMALL))
     assert (all_mib, small_mib) == (pytest.approx(0.01, abs=0.005), pytest.approx(0.03, abs=0.01))
+    assert sum(cold.ms_per_mib for cold in found.context.cold_weights if cold.is_of(linear(4000, 1000))) < 0.0002
     plain = fit.NetworkFit(found.scale, NetworkContext(), np.ones(len(networks.rows)))
     assert error(plain, others, truth.predict(others)) > 0.03
 
@@ -209,14 +218,19 @@ def test_nothing_is_found_to_slow_kernels_where_nothing_does() -> None:
 
 
 def test_rows_that_are_off_are_mended_by_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    networks, others = drawn_networks(3, 40), drawn_networks(4, 100)
-    off = np.exp(np.random.default_rng(5).normal(0, 0.1, len(networks.rows)))
-    truth = fit.NetworkFit(NetworkScale(1.05), NetworkContext(), off)
-    measured = noisy(truth.predict(networks), 6)
-    mended = error(fit.fit_networks(networks, measured), others, truth.predict(others))
-    monkeypatch.setattr(fit, "ROW_SPREAD", 1e-6)
-    believed = error(fit.fit_networks(networks, measured), others, truth.predict(others))
-    assert mended < 0.6 * believed
+    errors = []
+    for seed in range(6):
+        networks, others = drawn_networks(seed, 40), drawn_networks(100 + seed, 100)
+        off = np.exp(np.random.default_rng(seed).normal(0, 0.1, len(networks.rows)))
+        truth = fit.NetworkFit(NetworkScale(1.05), NetworkContext(), off)
+        measured = noisy(truth.predict(networks), seed)
+        mended = error(fit.fit_networks(networks, measured), others, truth.predict(others))
+        with monkeypatch.context() as patch:
+            patch.setattr(fit, "ROW_SPREAD", 1e-6)
+            believed = error(fit.fit_networks(networks, measured), others, truth.predict(others))
+        errors.append((mended, believed))
+    mended, believed = np.mean(errors, axis=0)
+    assert mended < 0.75 * believed
 
 
 def test_a_row_is_moved_as_far_as_its_interval_allows() -> None:
@@ -226,7 +240,7 @@ def test_a_row_is_moved_as_far_as_its_interval_allows() -> None:
     unsure = msgspec.structs.replace(unsure, value_ms=0.1, low_ms=0.07, high_ms=0.13)
     sums, each = np.linspace(1.0, 3.0, 20), np.zeros((20, 2))
     each[10:] = 0.3 * sums[10:, None]
-    terms = fit.NetworkTerms(sums - each.sum(axis=1), each, np.zeros((20, 2)), (sure, unsure), np.array(["computing"] * 2))
+    terms = fit.NetworkTerms(sums - each.sum(axis=1), each, np.zeros((20, 3)), (sure, unsure), np.array(["computing"] * 2))
     little, much = fit.fit_networks(terms, sums + 0.2 * each.sum(axis=1)).row_factors
     assert 1 < little < much
     assert (much - 1) / (little - 1) == pytest.approx((0.06**2 + 0.3**2) / 0.06**2, rel=1e-3)
@@ -303,11 +317,12 @@ def test_terms_are_sums_over_the_kernels_of_each_network() -> None:
         assert terms.session_ms[index] + terms.each_ms[index].sum() == pytest.approx(0.5 + sum(each.values()))
         moving = sum(ms for k, ms in each.items() if context_of(k) == "moving")
         assert terms.of_context_ms("moving")[index] == pytest.approx(moving)
-        for column, limit in enumerate((2.0, math.inf)):
-            weights = [n * k.weight_mib for k, n in counts.items() if k.weight_mib <= limit]
+        for column, (name, limit) in enumerate((("Conv", 2.0), ("Conv", math.inf), ("Gemm", math.inf))):
+            weights = [n * k.weight_mib for k, n in counts.items() if k.operator == name and k.weight_mib <= limit]
             assert terms.weights_mib[index, column] == pytest.approx(sum(weights))
-    assert 0 < terms.weights_mib[1, 0] < terms.weights_mib[1, 1]
-    context = NetworkContext((ColdWeights(2.0, 0.1), ColdWeights(None, 0.05)), 1.5, 0.7)
+    assert 0 < terms.weights_mib[1, 0] < terms.weights_mib[1, 1] < terms.weights_mib[1, 2]
+    cold = ColdWeights(2.0, 0.1, "others"), ColdWeights(None, 0.05, "others"), ColdWeights(None, 0.02, "products")
+    context = NetworkContext(cold, 1.5, 0.7)
     factors = np.random.default_rng(0).uniform(0.8, 1.2, len(terms.rows))
     rows = {r.kernel: msgspec.structs.replace(r, network_factor=float(f)) for r, f in zip(terms.rows, factors, strict=True)}
     table = replace(table, card=msgspec.structs.replace(table.card, session_ms=0.5, context=context), rows=rows)

@@ -52,7 +52,7 @@ def work_of(kernel: Kernel) -> Work:
     if _is_convolution(kernel):
         positions = _data(kernel)[0].shape if _is_transposed(kernel) else kernel.outputs[0].shape
         madds = positions[0] * math.prod(positions[2:]) * _elements(_second(kernel))
-    elif _is_product(kernel):
+    elif is_product(kernel):
         madds = _elements(kernel.outputs[0]) * _contracted(kernel)
     return Work(madds, *(sum(map(_elements, specs)) for specs in (_data(kernel), kernel.outputs, kernel.weights)))
 
@@ -79,6 +79,11 @@ def context_of(kernel: Kernel) -> Context:
     if work_of(kernel).madds == 0 and not kernel.weights:  # others may compute what is not counted here
         return "moving"
     return "depthwise" if _is_convolution(kernel) and " depthwise" in family_of(kernel) else "computing"
+
+
+def is_product(kernel: Kernel) -> bool:
+    """Whether it is a matrix product, as linear layers are."""
+    return kernel.operator.endswith(("Gemm", "MatMul"))
 
 
 def features_of(kernel: Kernel) -> np.ndarray:
@@ -130,10 +135,6 @@ def _is_convolution(kernel: Kernel) -> bool:
 def _is_transposed(kernel: Kernel) -> bool:
     """Every element read meets every weight of its group, where a plain convolution's every element written does."""
     return kernel.operator.endswith("ConvTranspose")
-
-
-def _is_product(kernel: Kernel) -> bool:
-    return kernel.operator.endswith(("Gemm", "MatMul"))
 
 
 def _second(kernel: Kernel) -> TensorSpec:
