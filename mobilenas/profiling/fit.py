@@ -166,7 +166,9 @@ def fit_networks(networks: NetworkTerms, measured_ms: np.ndarray) -> NetworkFit:
         scale, bent, depthwise, moving, *prices_ms = (float(value) for value in found)
         context = NetworkContext(
             cold_weights=tuple(
-                msgspec.structs.replace(price, ms_per_mib=ms / scale) for price, ms in zip(PRICES, prices_ms, strict=True) if ms > 0
+                msgspec.structs.replace(price, ms_per_mib=ms / scale)
+                for price, ms in zip(PRICES, prices_ms, strict=True)
+                if ms > 0
             ),
             depthwise_factor=1 + depthwise / scale,
             moving_factor=1 + moving / scale,
