@@ -35,17 +35,19 @@ class Link(ABC):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
-    def keep(self, contents: Iterable[bytes], suffix: str) -> list[str]:
-        """Push what the device does not have yet under names made of the content; return the names, in order.
+    def keep(self, models: Iterable[Sequence[bytes]], suffixes: Sequence[str]) -> list[str]:
+        """Push what the device does not have yet under names made of the content; return those of each model's first file.
 
-        So a model that is timed in many sweeps travels once. Raises ``LinkError``.
+        The files of a model differ in their suffix only. So a model that is timed in many sweeps travels once. Raises
+        ``LinkError``.
         """
         names, missing = [], {}
-        for content in contents:
-            name = f"{hashlib.sha256(content).hexdigest()[:32]}{suffix}"
-            names.append(name)
-            if name not in self._kept:
-                missing[name] = content
+        for files in models:
+            parts = b"".join(hashlib.sha256(content).digest() for content in files)
+            stem = hashlib.sha256(parts).hexdigest()[:32]
+            names.append(f"{stem}{suffixes[0]}")
+            if names[-1] not in self._kept:
+                missing.update({f"{stem}{suffix}": content for content, suffix in zip(files, suffixes, strict=True)})
         self.push(missing)
         self._kept.update(missing)
         return names

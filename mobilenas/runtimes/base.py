@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +22,10 @@ from mobilenas.runtimes.reports import Conversation, timing_from_report
 
 SENTINEL, SESSION = "sentinel", "session"
 """Names of the model that runs beside all others, and of that which computes next to nothing."""
-JOB = "job.json"
+JOB, RUNNER_LIBRARY = "job.json", "mobilenas_runner.py"
+"""Files that lie beside a runner on the device: what it is to do, and what all runners do alike."""
+LOWER_BATCH = 64
+"""Models lowered by one runner process."""
 LOST_LINKS = 5
 """How many times in a row a connection may break without an answer in between."""
 SILENCE_S = 120.0
@@ -43,6 +46,13 @@ class PreparedModel(msgspec.Struct, frozen=True):
 
     content: bytes
     optimise: bool = True
+    weights: bytes | None = None
+    """In a file of their own, for an engine that wants them so."""
+
+    @property
+    def files(self) -> tuple[bytes, ...]:
+        """What goes to the device: the model and, where they are apart, its weights."""
+        return (self.content,) if self.weights is None else (self.content, self.weights)
 
 
 class Runtime(ABC):
@@ -52,12 +62,19 @@ class Runtime(ABC):
     precisions: ClassVar[tuple[str, ...]]
     runner: ClassVar[str]
     """File name of the program that runs on the device."""
+    suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
+    """Of the files of a prepared model."""
 
     @abstractmethod
     def prepare(self, onnx: bytes, settings: RunSettings) -> PreparedModel:
         """Convert an ONNX model to what the engine reads; raises ``IncompatibleError`` if it cannot."""
 
     @abstractmethod
+    def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:
+        """The kernels of a model from the runner's report on its ``nodes``, and the ``graph`` that the engine made of it if the
+        engine writes one. Raises ``RunnerError`` if the report does not cover a node.
+        """
+
     def kernels(
         self,
         models: Sequence[bytes],
@@ -71,6 +88,30 @@ class Runtime(ABC):
         ``on_hello`` is given what the runner says of itself and its engine, before any model. Raises ``RunnerError`` naming
         the engine's complaint.
         """
+        self.check(settings)
+        lowered: dict[str, Counter[Kernel]] = {}
+        names: list[str] = []
+        for start in range(0, len(models), LOWER_BATCH):
+            prepared = [self.prepare(model, settings) for model in models[start : start + LOWER_BATCH]]
+            paths = self._keep(prepared, link)
+            waiting = {path: model for path, model in zip(paths, prepared, strict=True) if path not in lowered}
+
+            def receive(report: dict[str, Any], waiting: Mapping[str, PreparedModel] = waiting) -> None:
+                if report["type"] == "hello":
+                    on_hello(report)
+                    return
+                path = report.get("path")
+                graph = link.pull(path) if path else None
+                lowered[report["id"]] = self.kernels_of(waiting[report["id"]], graph, report["nodes"])
+                link.remove([path] if path else [])
+                if progress:
+                    progress(len(lowered))
+
+            job = {"mode": "lower", "models": [{"id": path, "path": path} for path in waiting]}
+            self._run_job(job, link, settings, receive)
+            link.remove(f"{Path(path).stem}{suffix}" for path in paths for suffix in self.suffixes)
+            names += paths
+        return [lowered[name] for name in names]
 
     @abstractmethod
     def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
@@ -123,7 +164,7 @@ class Runtime(ABC):
         ``on_hello`` is given what the runner says of itself and its engine, before any record. Raises ``RunnerError`` for
         a model that the engine refuses or a report outside the protocol, after all other models were reported.
         """
-        sentinel, *paths = link.keep([self.sentinel_model(settings).content, *(m.content for m in models.values())], ".onnx")
+        sentinel, *paths = self._keep([self.sentinel_model(settings), *models.values()], link)
         job = {
             "mode": "time",
             "sentinel": sentinel,
@@ -150,6 +191,10 @@ class Runtime(ABC):
                 on_record(name, record)
 
         self._run_job(job, link, settings, receive)
+
+    def _keep(self, models: Iterable[PreparedModel], link: Link) -> list[str]:
+        """Where the models lie on the device, once they do."""
+        return link.keep((model.files for model in models), self.suffixes)
 
     def _run_job(
         self, job: dict[str, Any], link: Link, settings: RunSettings, receive: Callable[[dict[str, Any]], None]
@@ -181,8 +226,10 @@ class Runtime(ABC):
 
     def _converse(self, job: dict[str, Any], link: Link, settings: RunSettings, take: Callable[[dict[str, Any]], None]) -> None:
         """One run of the runner; ``take`` is given each of its reports."""
-        job = {**job, "threads": settings.threads, "provider": settings.provider}
-        link.push({self.runner: self.runner_file.read_bytes(), JOB: documents.dump_json(job).encode()})
+        job = {**job, "threads": settings.threads, "provider": settings.provider, "precision": settings.precision}
+        library = shipped("export") / "runners" / RUNNER_LIBRARY
+        programs = {self.runner: self.runner_file.read_bytes(), RUNNER_LIBRARY: library.read_bytes()}
+        link.push({**programs, JOB: documents.dump_json(job).encode()})
         answer: Literal["timing", "graph"] = "timing" if job["mode"] == "time" else "graph"
         conversation = Conversation(self.runner, (model["id"] for model in job["models"]), answer)
         try:

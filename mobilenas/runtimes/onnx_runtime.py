@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mobilenas import onnx_model
 from mobilenas.core.workload import OPSET, Kernel, TensorSpec
-from mobilenas.devices.links import Link
 from mobilenas.errors import DocumentError, RunnerError
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.onnx_opsets import attribute_value, in_own_opset
@@ -37,8 +36,6 @@ _DTYPES = {
     "bfloat16": "bfloat16",
     "double": "float64",
 }
-_LOWER_BATCH = 64
-"""Models lowered by one runner process."""
 _STORED_VALUES = 64
 """Whole constants up to this many elements are part of a kernel: they are shapes, axes and paddings. Of fractions only scalars
 are, as an exponent of 2 is quicker than another; what has a dimension is trained, be it one bias: its value changes no time.
@@ -58,37 +55,10 @@ class OnnxRuntime(Runtime):
         self.check(settings)
         return PreparedModel(onnx)
 
-    def kernels(
-        self,
-        models: Sequence[bytes],
-        link: Link,
-        settings: RunSettings,
-        progress: Callable[[int], None] | None = None,
-        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
-    ) -> list[Counter[Kernel]]:
-        self.check(settings)
-        lowered: dict[str, Counter[Kernel]] = {}
-
-        def receive(report: dict[str, Any]) -> None:
-            if report["type"] == "hello":
-                on_hello(report)
-            elif report["type"] == "graph":
-                lowered[report["id"]] = kernels_from_graph(link.pull(report["path"]), report["nodes"])
-                link.remove([report["path"]])
-                if progress:
-                    progress(len(lowered))
-
-        names = []
-        for start in range(0, len(models), _LOWER_BATCH):
-            paths = link.keep(models[start : start + _LOWER_BATCH], ".onnx")
-            job = {
-                "mode": "lower",
-                "models": [{"id": path, "path": path} for path in dict.fromkeys(paths) if path not in lowered],
-            }
-            self._run_job(job, link, settings, receive)
-            link.remove(paths)
-            names += paths
-        return [lowered[name] for name in names]
+    def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:
+        if graph is None:
+            raise RunnerError(f"{self.runner} did not say where the optimised graph lies")
+        return kernels_from_graph(graph, nodes)
 
     def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
         """Copies share inputs and weights, and only the last one's output leaves the graph; nothing is optimised, since

@@ -45,12 +45,12 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One model of a job that lowers: where the optimised graph lies, and what ran in it."""
+    """One model of a job that lowers: what ran in it, and where the graph lies if the engine has made one of its own."""
 
     type: Literal["graph"]
     id: Text
-    path: Text
     nodes: tuple[Node, ...]
+    path: Text | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import find_device
 from mobilenas.errors import IncompatibleError, MeasurementError, RunnerError
 from mobilenas.profiling.networks import network_for_timing
-from mobilenas.runtimes.base import PreparedModel, RunSettings
+from mobilenas.runtimes.base import RUNNER_LIBRARY, PreparedModel, RunSettings
 from mobilenas.runtimes.measure import measure
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime, kernels_from_graph
 from mobilenas.runtimes.reports import parse_report, timing_from_report
@@ -88,7 +88,8 @@ def test_runner_reports_follow_the_schema() -> None:
     runtime = OnnxRuntime()
     lines: list[str] = []
     with find_device("local").open() as link:
-        link.push({runtime.runner: (shipped("export") / "runners" / runtime.runner).read_bytes()})
+        runners = shipped("export") / "runners"
+        link.push({name: (runners / name).read_bytes() for name in (runtime.runner, RUNNER_LIBRARY)})
         link.push({"good.onnx": runtime.sentinel_model(SETTINGS).content, "bad.onnx": b"not a model"})
         for mode in ("time", "lower"):
             job = {

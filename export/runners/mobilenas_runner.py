@@ -1,0 +1,227 @@
+"""What every runner does: it reads a job, says hello, times or lowers each of its models, and says bye.
+
+Usage of a runner: python ENGINE_runner.py JOB.json, with this file beside it. Python 3.8 and its standard library.
+
+A runner hands ``main`` an ``Engine``. One JSON object is printed per line: "hello", one per model, "bye"
+(export/protocol/report.schema.json). A model that fails prints its error and the others go on.
+
+A job:
+  {"mode": "time" | "lower", "threads": 1, "provider": "CPUExecutionProvider", "precision": "fp32",
+   "models": [{"id": "m1", "path": "m1.onnx", "optimise": true}], "sentinel": "sentinel.onnx", "sentinel_every_s": 0.001,
+   "samples": 50, "maximum_samples": 200, "minimum_s": 0.01, "maximum_s": 1.0,
+   "warmup_runs": 3, "warmup_s": 0.005, "warmup_maximum_s": 0.1, "warmup_tolerance_fraction": 0.02}
+
+"time" runs every model on one fixed random input, in the order given, and prints wall and CPU time of every sample. Between
+them, every so often, it runs the sentinel, one and the same small model, which tells how fast the device is at that moment.
+"lower" prints what the engine executes of each model: of each node the provider and output shapes.
+"""
+
+import glob
+import json
+import os
+import platform
+import sys
+import time
+
+PROTOCOL = 3
+WARMUP_WINDOW = 5  # runs whose median is compared with that of as many before them
+FEWEST_SAMPLES = 10  # of a model that takes so long that "maximum_s" ends it
+SENTINEL_RUNS = 4  # at a time, of which the least counts
+FEWEST_BETWEEN = 3  # samples between two times of the sentinel
+
+
+class Engine:
+    """What a runner tells of its engine; ``job`` holds "threads", "provider" and "precision"."""
+
+    name = ""
+    version = ""
+    providers = ()
+
+    def load(self, job, path, optimise):
+        """A session of the model in ``path``; other files of it lie beside, under the same stem. May raise."""
+        raise NotImplementedError
+
+    def bind(self, session):
+        """A call that runs the model once on fixed inputs, and has done so."""
+        raise NotImplementedError
+
+    def provider(self, session):
+        """What really executes it."""
+        return self.providers[0]
+
+    def lower(self, job, path):
+        """Fields of the "graph" report: "nodes", and "path" of the graph if the engine has rewritten it."""
+        raise NotImplementedError
+
+
+def say(**report):
+    sys.stdout.write(json.dumps(report) + "\n")
+    sys.stdout.flush()
+
+
+def read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def machine_state():
+    """What this device tells of itself now; what it does not tell stays empty."""
+    models, clocks = [], []
+    for line in read("/proc/cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            models.append(value.strip())
+        elif key.strip() == "cpu MHz":
+            clocks.append(float(value))
+    for path in sorted(glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")) if not clocks else ():
+        clocks.append(int(read(path) or 0) / 1000.0)
+    zones = [read(path).strip() for path in sorted(glob.glob("/sys/class/thermal/thermal_zone*/temp"))]
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpu_model": models[0] if models else platform.processor() or "unknown",
+        "cpu_count": os.cpu_count() or 1,
+        "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
+        "frequencies_mhz": clocks,
+        "temperatures_celsius": [int(zone) / 1000.0 for zone in zones if zone],
+        "load_average": list(os.getloadavg()),
+    }
+
+
+def reset_peak_memory():
+    """Best effort: without it the peak is that of all models so far in this process."""
+    try:
+        with open("/proc/self/clear_refs", "w") as control:
+            control.write("5")
+    except OSError:
+        pass
+
+
+def peak_memory_mib():
+    """The process's peak resident memory since the reset, or None where the system does not tell."""
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 1024.0
+    except OSError:
+        pass
+    return None
+
+
+def warm_up(job, run):
+    """Run until the times have settled; False if they have not when the job's patience ends.
+
+    It lasts ten times as long for a model that takes so long that too few runs could tell yet.
+    """
+    begin = time.perf_counter()
+    times = []
+    while True:
+        start = time.perf_counter()
+        run()
+        end = time.perf_counter()
+        times.append(end - start)
+        if len(times) < job["warmup_runs"] or end - begin < job["warmup_s"]:
+            continue
+        if len(times) >= 2 * WARMUP_WINDOW:
+            now, before = (
+                sorted(part)[WARMUP_WINDOW // 2]
+                for part in (times[-WARMUP_WINDOW:], times[-2 * WARMUP_WINDOW : -WARMUP_WINDOW])
+            )
+            if abs(now - before) <= job["warmup_tolerance_fraction"] * before:
+                return True
+        patience_s = job["warmup_maximum_s"] * (1 if len(times) >= 2 * WARMUP_WINDOW else 10)
+        if end - begin >= patience_s:
+            return False
+
+
+def open_model(engine, job, path, optimise):
+    """A session, a call that runs it once, and how long loading and the first run took."""
+    start = time.perf_counter()
+    session = engine.load(job, path, optimise)
+    load_ms = (time.perf_counter() - start) * 1e3
+    start = time.perf_counter()
+    run = engine.bind(session)
+    first_ms = (time.perf_counter() - start) * 1e3
+    return session, run, load_ms, first_ms
+
+
+def time_sentinel(run):
+    times = []
+    for _ in range(SENTINEL_RUNS):
+        start = time.perf_counter_ns()
+        run()
+        times.append(time.perf_counter_ns() - start)
+    return min(times) / 1e6
+
+
+def time_model(engine, job, model, run_sentinel):
+    reset_peak_memory()
+    session, run, load_ms, first_ms = open_model(engine, job, model["path"], model["optimise"])
+    is_warm = warm_up(job, run)
+
+    wall_ns, cpu_ns = [], []
+    sentinel_ms = [time_sentinel(run_sentinel)]
+    timed_ns = since_ns = between = 0
+    while len(wall_ns) < job["maximum_samples"]:
+        if len(wall_ns) >= job["samples"] and timed_ns >= job["minimum_s"] * 1e9:
+            break
+        if len(wall_ns) >= FEWEST_SAMPLES and timed_ns >= job["maximum_s"] * 1e9:
+            break
+        if since_ns >= job["sentinel_every_s"] * 1e9 and between >= FEWEST_BETWEEN:
+            sentinel_ms.append(time_sentinel(run_sentinel))
+            since_ns = between = 0
+        cpu_start = time.thread_time_ns()
+        wall_start = time.perf_counter_ns()
+        run()
+        wall_end = time.perf_counter_ns()
+        cpu_end = time.thread_time_ns()
+        wall_ns.append(wall_end - wall_start)
+        cpu_ns.append(cpu_end - cpu_start)
+        timed_ns += wall_ns[-1]
+        since_ns += wall_ns[-1]
+        between += 1
+    sentinel_ms.append(time_sentinel(run_sentinel))
+    say(
+        type="timing",
+        id=model["id"],
+        wall_ms=[value / 1e6 for value in wall_ns],
+        cpu_ms=[value / 1e6 for value in cpu_ns],
+        sentinel_ms=sentinel_ms,
+        first_ms=first_ms,
+        load_ms=load_ms,
+        peak_memory_mib=peak_memory_mib(),
+        is_warm=is_warm,
+        provider=engine.provider(session),
+    )
+
+
+def main(engine):
+    with open(sys.argv[1]) as lines:
+        job = json.load(lines)
+    say(
+        type="hello",
+        protocol=PROTOCOL,
+        runner=engine.name,
+        engine_version=engine.version,
+        providers=list(engine.providers),
+        python=platform.python_version(),
+        state=machine_state(),
+    )
+    if job["mode"] == "time" and job["models"]:
+        _, run_sentinel, _, _ = open_model(engine, job, job["sentinel"], True)
+        warm_up(job, run_sentinel)
+    done = 0
+    for model in job["models"]:
+        try:
+            if job["mode"] == "time":
+                time_model(engine, job, model, run_sentinel)
+            else:
+                say(type="graph", id=model["id"], **engine.lower(job, model["path"]))
+            done += 1
+        except Exception as error:  # one bad model must not end the others
+            say(type="error", id=model["id"], message="%s: %s" % (type(error).__name__, error))
+    say(type="bye", models=done)
