@@ -30,6 +30,11 @@ from mobilenas.spaces.base import SearchSpace
 from mobilenas.testing import fakes
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: then no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this user's data goes; no tables are shipped beside it."""
