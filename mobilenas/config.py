@@ -51,7 +51,8 @@ class DeviceConfig(Strict):
     """The interpreter on a remote device that has the engine; its ``python3``, or its card's, by default."""
     runtime: str = "onnxruntime"
     precision: str = "fp32"
-    provider: str = "CPUExecutionProvider"
+    provider: str | None = None
+    """What executes inside the runtime; the first that it has by default."""
     threads: Threads = 1
     batch: Count = 1
     estimator: Estimator = "floor"

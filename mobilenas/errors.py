@@ -12,6 +12,7 @@ MobileNASError
       LostLinkError          a further try may help
     DeviceTimeoutError
     RunnerError
+      CrashError             it ended before its time: one model may be to blame
   BudgetError            infeasible, exceeded after the last round, or only an estimate            exit 5
   MeasurementError       too few samples, unstable, drift over the limit                           exit 6
   VerificationError      the exported model disagrees                                              exit 7
@@ -92,6 +93,10 @@ class RunnerError(DeviceError):
     def __init__(self, message: str, refused: Mapping[str, str] | None = None) -> None:
         self.refused = dict(refused or {})
         super().__init__(message)
+
+
+class CrashError(RunnerError):
+    """The runner was ended by a signal, or ended itself with an error, instead of saying what went wrong."""
 
 
 class BudgetError(MobileNASError):

@@ -110,6 +110,10 @@ OPSET = 17
 """Of ONNX's own operators: that of the models which are made here, and of kernels that name none."""
 
 
+COPIES = 2, 8
+"""How often a kernel stands in the two models that it is measured by, where an engine asks for nothing else."""
+
+
 class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a runtime executes after its own fusion: one node of its optimised graph. The key of a table's rows.
 

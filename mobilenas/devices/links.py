@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from mobilenas.devices.streams import stream
-from mobilenas.errors import DeviceTimeoutError, LinkError, RunnerError
+from mobilenas.errors import CrashError, DeviceTimeoutError, LinkError
 
 
 class Link(ABC):
@@ -47,7 +47,7 @@ class Link(ABC):
             stem = hashlib.sha256(parts).hexdigest()[:32]
             names.append(f"{stem}{suffixes[0]}")
             if names[-1] not in self._kept:
-                missing.update({f"{stem}{suffix}": content for content, suffix in zip(files, suffixes, strict=True)})
+                missing.update({f"{stem}{suffix}": content for content, suffix in zip(files, suffixes, strict=False)})
         self.push(missing)
         self._kept.update(missing)
         return names
@@ -135,4 +135,4 @@ def check_ended(argv: Sequence[str], exit_code: int | None, last_words: str, tim
         raise DeviceTimeoutError(f"{command}: nothing said for {timeout_s:.0f} s on {where}; killed")
     if exit_code != 0:
         outcome = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
-        raise RunnerError(f"{command} ended with {outcome} on {where}; its last words:\n{last_words}")
+        raise CrashError(f"{command} ended with {outcome} on {where}; its last words:\n{last_words}")

@@ -20,7 +20,7 @@ from mobilenas.core.architecture import Architecture, OptionValue
 from mobilenas.core.environment import Environment
 from mobilenas.core.measurement import Estimator, MeasurementPlan, SlowDown, Statistic
 from mobilenas.core.run_directory import write_together
-from mobilenas.core.workload import Kernel, Workload
+from mobilenas.core.workload import COPIES, Kernel, Workload
 from mobilenas.devices.device import LOCAL
 from mobilenas.errors import DocumentError, IncompatibleError, MissingKernelError, nearest_names
 from mobilenas.latency.prediction import Prediction
@@ -34,7 +34,7 @@ Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e4)]
 ModelMilliseconds = Annotated[float, msgspec.Meta(ge=1e-4, le=1e6)]
 """A time of a whole model; no call of any runtime takes less than 100 ns."""
 
-SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 7
+SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 8
 TINY_MS = 1e-6
 MOBILE_NETWORKS = "mobile-networks"
 """What a card calls networks of all kinds; their scale is preferred for a network of none of the known spaces."""
@@ -54,16 +54,18 @@ class TableKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One kernel's latency: ``value_ms = (t8_ms - t2_ms) / 6``, the slope between models of 8 and of 2 copies."""
+    """One kernel's latency: the slope between models of few and of many copies."""
 
     kernel: Kernel
     value_ms: Milliseconds
     low_ms: Milliseconds
     high_ms: Milliseconds
-    t2_ms: ModelMilliseconds
-    t8_ms: ModelMilliseconds
+    few_ms: ModelMilliseconds
+    many_ms: ModelMilliseconds
     sweeps: int
     converged: bool
+    few_copies: Annotated[int, msgspec.Meta(ge=1)] = COPIES[0]
+    many_copies: Annotated[int, msgspec.Meta(ge=2)] = COPIES[1]
     network_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     """How many times as long as row and context say it takes in networks, by those that the scale is from (decision 0024)."""
 
@@ -74,7 +76,7 @@ class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def times(self, factor: float) -> TableRow:
         """The same on a device that is so much slower."""
-        times = {f: factor * getattr(self, f) for f in ("value_ms", "low_ms", "high_ms", "t2_ms", "t8_ms")}
+        times = {f: factor * getattr(self, f) for f in ("value_ms", "low_ms", "high_ms", "few_ms", "many_ms")}
         return msgspec.structs.replace(self, **times)
 
 

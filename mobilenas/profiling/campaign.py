@@ -184,7 +184,7 @@ class Campaign:
             doubts = (*doubts, self._left_out(refused, kernels))
         card = card_of(self.device, self.runtime, self.settings, self.plan, log, measurements)
         card = msgspec.structs.replace(card, environment=environment, doubts=doubts)
-        rows = {kernel: row_of(kernel, measurements) for kernel in distinct if kernel not in refused}
+        rows = {kernel: row_of(kernel, measurements, self.runtime) for kernel in distinct if kernel not in refused}
         return self._table(card, rows, kernels, measurements)
 
     def _left_out(self, refused: Mapping[Kernel, str], kernels: Sequence[Counter[Kernel]]) -> str:

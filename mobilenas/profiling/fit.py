@@ -29,8 +29,6 @@ from mobilenas.latency.table import (
     WorkloadCosts,
 )
 
-FEW_COPIES, MANY_COPIES = 2, 8
-"""A row is the slope between models of so many copies: what a call costs, whatever it runs, cancels."""
 ROW_TOLERANCE_FRACTION = 0.1
 ROW_SPREAD = 0.06
 """How far a row is off in networks, beyond its interval: tensors lie elsewhere there, and other kernels ran before."""
@@ -48,13 +46,15 @@ _FOLDS = 5
 _PRIOR_WEIGHT = 1e-3
 
 
-def row_from_measurements(kernel: Kernel, few: Measurement, many: Measurement) -> TableRow:
-    """The row of one kernel, never below zero. Its interval takes the two models' errors to be independent.
+def row_from_measurements(kernel: Kernel, few: Measurement, many: Measurement, counts: tuple[int, int]) -> TableRow:
+    """The row of one kernel: the slope between models of so many copies, in which the cost of a call cancels; never below zero.
+
+    Its interval takes the two models' errors to be independent.
 
     It has converged when both models have and the slope between them is known to within a tenth, or to ``SMALLEST_MS``:
     models that repeat within 3 % can leave their slope open.
     """
-    copies = MANY_COPIES - FEW_COPIES
+    copies = counts[1] - counts[0]
     slope_ms = (many.value_ms - few.value_ms) / copies
     down_ms = math.hypot(many.value_ms - many.low_ms, few.high_ms - few.value_ms) / copies
     up_ms = math.hypot(many.high_ms - many.value_ms, few.value_ms - few.low_ms) / copies
@@ -64,8 +64,10 @@ def row_from_measurements(kernel: Kernel, few: Measurement, many: Measurement) -
         value_ms=max(0.0, slope_ms),
         low_ms=max(0.0, slope_ms - down_ms),
         high_ms=max(0.0, slope_ms + up_ms),
-        t2_ms=few.value_ms,
-        t8_ms=many.value_ms,
+        few_ms=few.value_ms,
+        many_ms=many.value_ms,
+        few_copies=counts[0],
+        many_copies=counts[1],
         sweeps=min(few.sweeps, many.sweeps),
         converged=few.converged and many.converged and is_known,
     )

@@ -23,6 +23,8 @@ from mobilenas.runtimes.base import SESSION, PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, SweepLog, measure
 from mobilenas.runtimes.reports import PROTOCOL
 
+_PREFIX = "kernel-"
+
 
 class MeasuredKernels(NamedTuple):
     """What was measured, the log that it comes from, and of kernels that the engine would not run alone its complaint."""
@@ -96,7 +98,7 @@ def measure_kernels(
         kernels, {}, link, runtime, settings, plan, journal=journal, progress=progress, on_refused=allow_none
     )
     factor = sentinel_ms / log.sentinel_ms if sentinel_ms else 1.0
-    return {kernel: row_of(kernel, measurements).times(factor) for kernel in kernels}
+    return {kernel: row_of(kernel, measurements, runtime).times(factor) for kernel in kernels}
 
 
 def keep_kernels(
@@ -125,7 +127,7 @@ def keep_kernels(
         measurements, log, refused = measure_accepted(
             kernels, others, link, runtime, settings, plan, journal=journal, progress=progress
         )
-        rows = {kernel: row_of(kernel, measurements) for kernel in kernels if kernel not in refused}
+        rows = {kernel: row_of(kernel, measurements, runtime) for kernel in kernels if kernel not in refused}
         if rows:
             card = card_of(device, runtime, settings, plan, log, measurements)
             card = msgspec.structs.replace(card, environment=environment, doubts=doubts, **row_counts(rows))
@@ -135,21 +137,22 @@ def keep_kernels(
 
 def _refused_kernels(kernels: Sequence[Kernel], error: RunnerError) -> dict[Kernel, str]:
     """The kernels that an engine would not run alone, with its complaint."""
-    names = {_kernel_name(kernel, n): kernel for kernel in kernels for n in (fit.FEW_COPIES, fit.MANY_COPIES)}
-    return {names[name]: complaint for name, complaint in error.refused.items() if name in names}
+    by_identifier = {kernel.identifier: kernel for kernel in kernels}
+    found = {name.removeprefix(_PREFIX).rpartition("-")[0]: complaint for name, complaint in error.refused.items()}
+    return {by_identifier[identifier]: complaint for identifier, complaint in found.items() if identifier in by_identifier}
 
 
 def kernel_models(kernels: Sequence[Kernel], runtime: Runtime) -> dict[str, PreparedModel]:
     """The two models of each kernel, by name."""
-    counts = (fit.FEW_COPIES, fit.MANY_COPIES)
-    return {_kernel_name(kernel, n): runtime.kernel_model(kernel, n) for kernel in kernels for n in counts}
+    return {_kernel_name(kernel, n): runtime.kernel_model(kernel, n) for kernel in kernels for n in runtime.copies(kernel)}
 
 
-def row_of(kernel: Kernel, measurements: Mapping[str, Measurement]) -> TableRow:
+def row_of(kernel: Kernel, measurements: Mapping[str, Measurement], runtime: Runtime) -> TableRow:
     """The row of one kernel, from the measurements of its two models."""
-    few, many = (measurements[_kernel_name(kernel, n)] for n in (fit.FEW_COPIES, fit.MANY_COPIES))
-    return fit.row_from_measurements(kernel, few, many)
+    counts = runtime.copies(kernel)
+    few, many = (measurements[_kernel_name(kernel, n)] for n in counts)
+    return fit.row_from_measurements(kernel, few, many, counts)
 
 
 def _kernel_name(kernel: Kernel, copies: int) -> str:
-    return f"kernel-{kernel.identifier}-{copies}"
+    return f"{_PREFIX}{kernel.identifier}-{copies}"

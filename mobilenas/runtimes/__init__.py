@@ -9,4 +9,6 @@ from mobilenas.core.registry import Registry
 if TYPE_CHECKING:
     from mobilenas.runtimes.base import Runtime
 
-RUNTIMES: Registry[type[Runtime]] = Registry("runtime", {"onnxruntime": "mobilenas.runtimes.onnx_runtime:OnnxRuntime"})
+RUNTIMES: Registry[type[Runtime]] = Registry(
+    "runtime", {"onnxruntime": "mobilenas.runtimes.onnx_runtime:OnnxRuntime", "ncnn": "mobilenas.runtimes.ncnn:Ncnn"}
+)

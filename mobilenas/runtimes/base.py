@@ -15,9 +15,9 @@ from mobilenas import onnx_model
 from mobilenas.core import documents
 from mobilenas.core.measurement import MeasurementPlan, SweepRecord
 from mobilenas.core.resources import shipped
-from mobilenas.core.workload import Blueprint, Kernel, Layer, Workload
+from mobilenas.core.workload import COPIES, Blueprint, Kernel, Layer, Workload
 from mobilenas.devices.links import Link
-from mobilenas.errors import IncompatibleError, LostLinkError, RunnerError
+from mobilenas.errors import CrashError, DeviceTimeoutError, IncompatibleError, LostLinkError, RunnerError
 from mobilenas.runtimes.reports import Conversation, timing_from_report
 
 SENTINEL, SESSION = "sentinel", "session"
@@ -26,8 +26,8 @@ JOB, RUNNER_LIBRARY = "job.json", "mobilenas_runner.py"
 """Files that lie beside a runner on the device: what it is to do, and what all runners do alike."""
 LOWER_BATCH = 64
 """Models lowered by one runner process."""
-LOST_LINKS = 5
-"""How many times in a row a connection may break without an answer in between."""
+LOST_LINKS, CRASHES = 5, 3
+"""How many times in a row a connection may break, or a runner end, without an answer in between."""
 SILENCE_S = 120.0
 """How long a runner may print nothing before it is given up: it loads its engine, or one model."""
 
@@ -60,6 +60,8 @@ class Runtime(ABC):
 
     name: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
+    providers: ClassVar[tuple[str, ...]] = ("CPUExecutionProvider",)
+    """What may execute inside the engine; the first unless another one is asked for."""
     runner: ClassVar[str]
     """File name of the program that runs on the device."""
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
@@ -117,6 +119,14 @@ class Runtime(ABC):
     def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
         """A model that executes ``kernel`` so many times on the same inputs and weights."""
 
+    def copies(self, kernel: Kernel) -> tuple[int, int]:
+        """How often a kernel stands in the two models that it is measured by: few and many.
+
+        An engine whose copies do not share their weights asks for fewer of large ones, which would outgrow a cache that holds
+        one network's.
+        """
+        return COPIES
+
     @abstractmethod
     def session_model(self) -> PreparedModel:
         """A model that computes next to nothing: the cost of one call."""
@@ -140,6 +150,10 @@ class Runtime(ABC):
         if settings.precision not in self.precisions:
             raise IncompatibleError(
                 f"{self.name} runs {', '.join(self.precisions)} here, not {settings.precision!r}: change --precision"
+            )
+        if settings.provider not in self.providers:
+            raise IncompatibleError(
+                f"{self.name} runs by {', '.join(self.providers)} here, not {settings.provider!r}: change device.provider"
             )
         if settings.threads < 1:
             raise IncompatibleError(f"--threads is {settings.threads}; it must be at least 1")
@@ -199,28 +213,43 @@ class Runtime(ABC):
     def _run_job(
         self, job: dict[str, Any], link: Link, settings: RunSettings, receive: Callable[[dict[str, Any]], None]
     ) -> None:
-        """Have the runner do a job; where the connection breaks, the models without an answer are asked for again."""
+        """Have the runner do a job; where the connection breaks, the models without an answer are asked for again.
+
+        A model at which the runner crashes or falls silent counts as refused, and the others go on.
+        """
         errors: dict[str, str] = {}
         waiting = {model["id"]: model for model in job["models"]}
-        tries = LOST_LINKS
+        lost = crashes = 0
+        is_working = False
 
         def take(report: dict[str, Any]) -> None:
-            nonlocal tries
+            nonlocal lost, crashes, is_working
+            is_working = True
             if report["type"] == "error":
                 errors[report["id"]] = " ".join(report["message"].split())
             elif report["type"] != "bye":
                 receive(report)
             if waiting.pop(report.get("id"), None):
-                tries = LOST_LINKS
+                lost = crashes = 0
 
         while True:
+            is_working = False
             try:
                 self._converse({**job, "models": list(waiting.values())}, link, settings, take)
                 break
             except LostLinkError:
-                tries -= 1
-                if not tries:
+                lost += 1
+                if lost == LOST_LINKS:
                     raise
+            except (CrashError, DeviceTimeoutError) as error:
+                crashes += 1
+                if not (is_working and waiting) or crashes == CRASHES:
+                    raise
+                blamed = next(iter(waiting))
+                errors[blamed] = " ".join(str(error).split())
+                del waiting[blamed]
+                if not waiting:
+                    break
         if errors:
             raise refusal(self.name, errors, len(job["models"]))
 

@@ -102,8 +102,8 @@ def _row(workload: Workload) -> TableRow:
         value_ms=value,
         low_ms=0.99 * value,
         high_ms=1.01 * value,
-        t2_ms=SESSION_MS + 2 * value,
-        t8_ms=SESSION_MS + 8 * value,
+        few_ms=SESSION_MS + 2 * value,
+        many_ms=SESSION_MS + 8 * value,
         sweeps=4,
         converged=True,
     )

@@ -73,7 +73,7 @@ class Target:
     def from_config(cls, cfg: DeviceConfig) -> Target:
         """Resolve the names; raises ``UnknownNameError`` and ``IncompatibleError``."""
         runtime = RUNTIMES.get(cfg.runtime)()
-        settings = RunSettings(cfg.precision, cfg.provider, cfg.threads, cfg.batch)
+        settings = RunSettings(cfg.precision, cfg.provider or runtime.providers[0], cfg.threads, cfg.batch)
         runtime.check(settings)
         return cls(find_device(cfg.name, cfg.python), runtime, settings, cfg.estimator)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from mobilenas.core.run_directory import Journal
+from mobilenas.core.workload import COPIES
 from mobilenas.latency.diff import SMALLEST_MS
-from mobilenas.profiling import fit
 from mobilenas.runtimes.measure import SweepLog
 
 OVER_SWEEPS: dict[str, Callable[[np.ndarray], float]] = {
@@ -74,7 +74,7 @@ def groups_of(names: list[str]) -> dict[str, list[tuple[str, ...]]]:
     groups: dict[str, list[tuple[str, ...]]] = {
         "networks": [(name,) for name in names if name not in models],
         "kernel models": [(name,) for name in models],
-        "rows": [(f"{kernel}-{fit.FEW_COPIES}", f"{kernel}-{fit.MANY_COPIES}") for kernel in kernels],
+        "rows": [(f"{kernel}-{COPIES[0]}", f"{kernel}-{COPIES[1]}") for kernel in kernels],
     }
     return {title: members for title, members in groups.items() if members}
 
@@ -83,7 +83,7 @@ def apart(first: dict[str, float], second: dict[str, float], members: list[tuple
     """Mean and 90th percentile of how far two campaigns are apart; rows below a tenth of a microsecond are noise, left out."""
 
     def value_ms(seen: dict[str, float], names: tuple[str, ...]) -> float:
-        return seen[names[0]] if len(names) == 1 else (seen[names[1]] - seen[names[0]]) / (fit.MANY_COPIES - fit.FEW_COPIES)
+        return seen[names[0]] if len(names) == 1 else (seen[names[1]] - seen[names[0]]) / (COPIES[1] - COPIES[0])
 
     pairs = [(value_ms(first, names), value_ms(second, names)) for names in members]
     found = [abs(np.log(one / other)) for one, other in pairs if min(one, other) >= SMALLEST_MS]

@@ -4,7 +4,8 @@ import pytest
 
 from mobilenas.devices.links import Link, LocalLink
 from mobilenas.runtimes import RUNTIMES
-from mobilenas.runtimes.base import Runtime
+from mobilenas.runtimes.base import RunSettings, Runtime
+from mobilenas.runtimes.ncnn import Ncnn
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime
 from mobilenas.testing.device_contracts import LinkContract, RuntimeContract
 from mobilenas.testing.fake_devices import FakeLink
@@ -26,5 +27,13 @@ class TestOnnxRuntime(RuntimeContract):
         return OnnxRuntime()
 
 
+@pytest.mark.serial
+class TestNcnn(RuntimeContract):
+    settings = RunSettings(provider="CPU")
+
+    def make(self) -> Runtime:
+        return Ncnn()
+
+
 def test_every_registered_runtime_is_tested_here() -> None:
-    assert set(RUNTIMES) == {"onnxruntime"}
+    assert set(RUNTIMES) == {"onnxruntime", "ncnn"}

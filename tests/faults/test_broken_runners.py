@@ -1,6 +1,5 @@
 """Runners that misbehave, driven by the path of all numbers: refused, never a wrong row, and what was good is kept."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from mobilenas.core.measurement import PLANS
 from mobilenas.core.run_directory import Journal
 from mobilenas.devices.device import find_device
-from mobilenas.errors import MobileNASError, RunnerError
+from mobilenas.errors import CrashError, MobileNASError, RunnerError
 from mobilenas.runtimes.base import PreparedModel, RunSettings
 from mobilenas.runtimes.measure import measure
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime
@@ -131,6 +130,28 @@ def test_a_runner_that_ends_in_the_middle_is_no_whole_sweep(then: str, tmp_path:
     assert found["b"].value_ms == 1.0
 
 
+@pytest.mark.parametrize("then", ["os.kill(os.getpid(), 11)", "import time; time.sleep(60)"], ids=["signal 11", "silence"])
+def test_a_model_at_which_the_runner_ends_or_hangs_is_refused_and_the_others_go_on(
+    then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobilenas.runtimes.base.SILENCE_S", 2.0)
+    models = {name: PreparedModel(name.encode()) for name in ("a", "b", "c", "d")}
+    seen: list[str] = []
+    with find_device("local").open() as link, pytest.raises(RunnerError, match="refused 1 of 4 models; first: b: ") as caught:
+        Scripted(tmp_path, "", then).time_models(models, link, RunSettings(), PLAN, lambda name, record: seen.append(name))
+    assert list(caught.value.refused) == ["b"]
+    assert ("signal 11" if "11" in then else "nothing said for 2 s") in caught.value.refused["b"]
+    assert seen == ["a", "c", "d"]
+
+
+def test_a_runner_that_ends_at_every_model_is_given_up(tmp_path: Path) -> None:
+    scripted = Scripted(tmp_path, "", "os.abort()")
+    scripted.path.write_text(scripted.path.read_text().replace("== 'b'", "!= ''"))
+    models = {name: PreparedModel(name.encode()) for name in "abcdefgh"}
+    with find_device("local").open() as link, pytest.raises(CrashError, match="signal 6"):
+        scripted.time_models(models, link, RunSettings(), PLAN, lambda name, record: None)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
@@ -161,7 +182,9 @@ def test_a_runner_that_has_lost_count_is_refused(tmp_path: Path) -> None:
 
 
 def test_lowering_that_leaves_out_a_model_or_its_nodes_is_refused(tmp_path: Path) -> None:
-    graph = {"type": "graph", "id": f"{hashlib.sha256(b'').hexdigest()[:32]}.onnx"}
+    with find_device("local").open() as link:
+        [name] = link.keep([[b""]], [".onnx"])
+    graph = {"type": "graph", "id": name}
     for wrong in ("", json.dumps(graph) + "\n", json.dumps({**graph, "path": 3, "nodes": []}) + "\n"):
         runner = Scripted(tmp_path, wrong)
         runner.path.write_text(runner.path.read_text().replace("== 'b'", "!= ''"))

@@ -79,7 +79,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         ({"schema": "mobilenas/latency-table@99"}, "upgrade"),
         (
             {"schema": "mobilenas/latency-table@4"},
-            "older mobilenas; this one reads mobilenas/latency-table@7: profile again: mobilenas profile --device fake-device",
+            "older mobilenas; this one reads mobilenas/latency-table@8: profile again: mobilenas profile --device fake-device",
         ),
         ({"schema": "mobilenas/latency-table@1", "key": "x"}, "older mobilenas"),
         ({"origin": "guessed"}, "origin"),
@@ -134,7 +134,7 @@ def test_all_wrong_rows_are_named_by_their_kernels(folder: Path, bad: str) -> No
 @pytest.mark.parametrize(
     ("name", "column", "bad"),
     [
-        ("kernels.csv", "t2_ms", "0.00001"),
+        ("kernels.csv", "few_ms", "0.00001"),
         ("kernels.csv", "kernel", "{"),
         ("networks.csv", "measured_ms", "-5"),
         ("networks.csv", "measured_ms", "0"),

@@ -39,18 +39,18 @@ def sums_of(counts: list[Counter[Workload]], cost: dict[Workload, float]) -> np.
 
 
 def test_a_row_is_the_slope_between_the_two_models() -> None:
-    row = fit.row_from_measurements(KERNEL, measured(0.5, 0.56, 6), measured(1.1, 1.22, 4))
+    row = fit.row_from_measurements(KERNEL, measured(0.5, 0.56, 6), measured(1.1, 1.22, 4), (2, 8))
     assert row.kernel == KERNEL
     assert row.value_ms == pytest.approx(0.1)
     assert row.high_ms == pytest.approx(0.1 + 0.12 / 6), "upwards the slower model may, the faster one is known"
     assert row.low_ms == pytest.approx(0.1 - 0.06 / 6)
-    assert (row.t2_ms, row.t8_ms, row.sweeps) == (0.5, 1.1, 4)
+    assert (row.few_ms, row.many_ms, row.few_copies, row.many_copies, row.sweeps) == (0.5, 1.1, 2, 8, 4)
 
 
 def test_a_row_is_never_below_zero() -> None:
-    row = fit.row_from_measurements(KERNEL, measured(0.5, 0.6), measured(0.49, 0.49))
+    row = fit.row_from_measurements(KERNEL, measured(0.5, 0.6), measured(0.49, 0.49), (2, 8))
     assert row.value_ms == row.low_ms == row.high_ms == 0.0
-    assert row.t8_ms == 0.49, "what was measured is kept"
+    assert row.many_ms == 0.49, "what was measured is kept"
 
 
 @pytest.mark.parametrize(("low", "high", "converged"), [(0.49, 1.15, True), (0.49, 1.18, False), (0.4, 1.1, False)])
@@ -58,19 +58,19 @@ def test_a_row_converged_only_if_its_slope_is_known_to_within_a_tenth(low: float
     """The two models' errors are independent: 60 us of slope in six copies may be off by 6, up and down together by 12."""
     few = msgspec.structs.replace(measured(0.5, 0.5), low_ms=low, high_ms=1.0 - low)
     many = msgspec.structs.replace(measured(1.1, high), low_ms=2.2 - high)
-    row = fit.row_from_measurements(KERNEL, few, many)
+    row = fit.row_from_measurements(KERNEL, few, many, (2, 8))
     assert row.converged is converged
     assert row.high_ms - row.value_ms == pytest.approx(np.hypot(0.5 - low, high - 1.1) / 6)
 
 
 def test_a_kernel_that_costs_nothing_converges() -> None:
-    assert fit.row_from_measurements(KERNEL, measured(0.5, 0.5), measured(0.4999, 0.4999)).converged
+    assert fit.row_from_measurements(KERNEL, measured(0.5, 0.5), measured(0.4999, 0.4999), (2, 8)).converged
 
 
 @pytest.mark.parametrize("flags", [(True, False), (False, True), (False, False)])
 def test_a_row_converged_only_if_both_did(flags: tuple[bool, bool]) -> None:
     few, many = (measured(value, value, converged=flag) for value, flag in zip((0.5, 1.1), flags, strict=True))
-    assert not fit.row_from_measurements(KERNEL, few, many).converged
+    assert not fit.row_from_measurements(KERNEL, few, many, (2, 8)).converged
 
 
 def test_additive_networks_are_recovered() -> None:

@@ -1,0 +1,269 @@
+"""ncnn: models converted on this host by pnnx, kernels read from the converted graph.
+
+ncnn runs the layers of its ``.param`` file as they stand, one after the other: nothing is fused when it is loaded. What a
+layer takes depends on how its input lies in memory (4, 8 or 16 channels side by side), which the layer before it decides; in a
+row the input has therefore gone through a layer that packs it as ncnn would.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from mobilenas import onnx_model
+from mobilenas.core.workload import COPIES, Kernel, TensorSpec
+from mobilenas.errors import IncompatibleError, ResourceError, RunnerError
+from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
+
+MAGIC = "7767517"
+OPERATORS = {
+    "Convolution": "Conv",
+    "ConvolutionDepthWise": "Conv",
+    "Deconvolution": "ConvTranspose",
+    "DeconvolutionDepthWise": "ConvTranspose",
+    "InnerProduct": "Gemm",
+}
+"""Layers whose kernels have a name that all engines share, by which they are told apart and predicted."""
+ACTIVATIONS = ("", "Relu", "LeakyRelu", "Clip", "Sigmoid", "Mish", "HardSwish")
+"""Fused into a convolution or a product, by parameter 9."""
+FREE = ("Input", "Split", "MemoryData", "Noop")
+"""Layers that compute nothing while a network runs: they hand on what is there."""
+IN_PLACE = (
+    *(
+        "BatchNorm",
+        "Bias",
+        "Clip",
+        "Dropout",
+        "ELU",
+        "GELU",
+        "GroupNorm",
+        "HardSigmoid",
+        "HardSwish",
+        "InstanceNorm",
+        "LayerNorm",
+    ),
+    *("LRN", "Mish", "PReLU", "ReLU", "SELU", "Scale", "Sigmoid", "Softmax", "Swish", "TanH", "UnaryOp"),
+)
+"""They write over their input, which they would copy first if others read it too."""
+LARGE_WEIGHTS_MIB, LARGE_COPIES = 0.5, (1, 2)
+"""Copies have weights of their own. Eight times more than this is more than most devices cache."""
+CONVERSION_TIMEOUT_S = 600.0
+
+
+class _Layer(NamedTuple):
+    kind: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parameters: dict[str, str]
+
+    def line(self) -> str:
+        entries = [f"{key}={value}" for key, value in self.parameters.items()]
+        sizes = [str(len(self.inputs)), str(len(self.outputs))]
+        return " ".join([self.kind, self.name, *sizes, *self.inputs, *self.outputs, *entries])
+
+
+class Ncnn(Runtime):
+    """ncnn on the CPU. A batch is one image; the precision is that of weights and sums."""
+
+    name: ClassVar[str] = "ncnn"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    providers: ClassVar[tuple[str, ...]] = ("CPU",)
+    runner: ClassVar[str] = "ncnn_runner.py"
+    suffixes: ClassVar[tuple[str, ...]] = (".param", ".bin")
+
+    def check(self, settings: RunSettings) -> None:
+        super().check(settings)
+        if settings.batch != 1:
+            raise IncompatibleError(f"ncnn runs one image at a time, not {settings.batch}: say --batch 1")
+
+    def prepare(self, onnx: bytes, settings: RunSettings) -> PreparedModel:
+        self.check(settings)
+        graph = onnx_model.parse_model(onnx, "model").graph
+        constants = {tensor.name for tensor in graph.initializer}
+        shapes = [
+            tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            for value in graph.input
+            if value.name not in constants
+        ]
+        if any(not shape or shape[0] != 1 for shape in shapes):
+            raise IncompatibleError(f"ncnn runs one image at a time; the model's inputs are {shapes}")
+        param, weights = _converted(onnx, shapes)
+        inputs = {f"in{index}": _sizes(shape[1:]) for index, shape in enumerate(shapes)}
+        layers = [layer._replace(parameters=inputs[layer.name]) if layer.kind == "Input" else layer for layer in _layers(param)]
+        unknown = next((layer for layer in layers if "." in layer.kind or "::" in layer.kind), None)
+        if unknown is not None:
+            raise IncompatibleError(f"ncnn has no layer for {unknown.kind} ({unknown.name}): the model cannot be converted")
+        return PreparedModel(_param(layers), weights=weights)
+
+    def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:
+        reports = {node["name"]: node for node in nodes}
+        specs: dict[str, TensorSpec] = {}
+        found: Counter[Kernel] = Counter()
+        for layer in _layers(model.content.decode()):
+            if layer.name not in reports:
+                raise RunnerError(f"the runner did not report the layer {layer.name!r} ({layer.kind})")
+            report = reports[layer.name]
+            made = tuple(TensorSpec((1, *shape), "float32") for _, shape in report["outputs"])
+            specs.update(zip(layer.outputs, made, strict=True))
+            if layer.kind not in FREE:
+                taken = tuple(specs[name] for name in layer.inputs)
+                found[_kernel(layer, taken, made, report["provider"])] += 1
+        return found
+
+    def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
+        """Copies share their inputs, packed as ncnn packs them; each has weights of its own, as ncnn loads them.
+
+        What works in place works on the result of the copy before it.
+        """
+        stored = json.loads(kernel.attributes)
+        data = [spec for spec in kernel.inputs if spec is not None and not spec.is_constant]
+        layers = []
+        for index, spec in enumerate(data):
+            layers.append(_Layer("Input", f"in{index}", (), (f"in{index}",), _sizes(spec.shape[1:])))
+            layers.append(_Layer("ReLU", f"packed{index}", (f"in{index}",), (f"packed{index}",), {}))
+        outputs = [tuple(f"out{copy}_{index}" for index in range(len(kernel.outputs))) for copy in range(copies)]
+        if stored["layer"] in IN_PLACE and len(data) == 1:
+            inputs, ends = [("packed0",), *outputs[:-1]], outputs[-1:]
+        else:
+            inputs, ends = [tuple(f"in{index}_{copy}" for index in range(len(data))) for copy in range(copies)], outputs
+            shared = enumerate(zip(*inputs, strict=True))
+            layers += [_Layer("Split", f"split{index}", (f"packed{index}",), names, {}) for index, names in shared]
+        for copy, (taken, made) in enumerate(zip(inputs, outputs, strict=True)):
+            layers.append(_Layer(stored["layer"], f"copy{copy}", taken, made, stored["parameters"]))
+        layers.append(_Layer("Noop", "end", tuple(name for made in ends for name in made), ("end",), {}))
+        weights = _weights(stored["layer"], stored["parameters"], kernel.weights)
+        return PreparedModel(_param(layers), optimise=False, weights=weights * copies)
+
+    def copies(self, kernel: Kernel) -> tuple[int, int]:
+        return COPIES if kernel.weight_mib <= LARGE_WEIGHTS_MIB else LARGE_COPIES
+
+    def session_model(self) -> PreparedModel:
+        layers = [_Layer("Input", "in0", (), ("in0",), {"0": "1"}), _Layer("Noop", "end", ("in0",), ("end",), {})]
+        return PreparedModel(_param(layers), optimise=False, weights=b"")
+
+
+# ---- conversion --------------------------------------------------------------------------------------------------------
+
+
+def _converted(onnx: bytes, shapes: Sequence[tuple[int, ...]]) -> tuple[str, bytes]:
+    """The ``.param`` and ``.bin`` that pnnx makes of a model."""
+    try:
+        import pnnx
+    except ImportError:
+        raise ResourceError("ncnn's converter pnnx is not installed here: pip install 'mobilenas[ncnn]'") from None
+    sizes = ",".join(f"[{','.join(map(str, shape))}]f32" for shape in shapes)
+    with tempfile.TemporaryDirectory(prefix="mobilenas-pnnx-") as folder:
+        (Path(folder) / "model.onnx").write_bytes(onnx)
+        argv = [pnnx.EXEC_PATH, "model.onnx", f"inputshape={sizes}", "fp16=0"]
+        try:
+            done = subprocess.run(
+                argv, cwd=folder, capture_output=True, text=True, errors="replace", check=False, timeout=CONVERSION_TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise IncompatibleError(f"pnnx did not convert the model to ncnn within {CONVERSION_TIMEOUT_S:.0f} s") from None
+        param, weights = Path(folder) / "model.ncnn.param", Path(folder) / "model.ncnn.bin"
+        if done.returncode != 0 or not param.exists() or not weights.exists():
+            last = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-3:]
+            raise IncompatibleError(f"pnnx cannot convert the model to ncnn (exit code {done.returncode}): {' / '.join(last)}")
+        return param.read_text(), weights.read_bytes()
+
+
+def _layers(param: str) -> Iterator[_Layer]:
+    lines = param.splitlines()
+    if not lines or lines[0].strip() != MAGIC:
+        raise IncompatibleError("this is no .param file of ncnn")
+    for row in filter(None, (line.split() for line in lines[2:])):
+        taken, made = int(row[2]), int(row[3])
+        ends = 4 + taken, 4 + taken + made
+        parameters = dict(entry.split("=", 1) for entry in row[ends[1] :])
+        yield _Layer(row[0], row[1], tuple(row[4 : ends[0]]), tuple(row[ends[0] : ends[1]]), parameters)
+
+
+def _param(layers: Sequence[_Layer]) -> bytes:
+    blobs = {name for layer in layers for name in layer.outputs}
+    lines = [MAGIC, f"{len(layers)} {len(blobs)}", *(layer.line() for layer in layers)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _sizes(shape: tuple[int, ...]) -> dict[str, str]:
+    """Parameters of an input layer: width, height, depth, channels."""
+    keys = {1: ("0",), 2: ("1", "0"), 3: ("2", "1", "0"), 4: ("2", "11", "1", "0")}.get(len(shape))
+    if keys is None:
+        raise IncompatibleError(f"ncnn has tensors of one to four dimensions beside the batch, not of shape {shape}")
+    return dict(sorted(((key, str(size)) for key, size in zip(keys, shape, strict=True)), key=lambda entry: int(entry[0])))
+
+
+# ---- kernels -----------------------------------------------------------------------------------------------------------
+
+
+def _kernel(layer: _Layer, taken: tuple[TensorSpec, ...], made: tuple[TensorSpec, ...], provider: str) -> Kernel:
+    attributes: dict[str, Any] = {"layer": layer.kind, "parameters": layer.parameters}
+    number = {key: int(value) for key, value in layer.parameters.items() if value.lstrip("-").isdigit()}
+    code = number.get("9", 0)
+    if layer.kind in OPERATORS and 0 < code < len(ACTIVATIONS):
+        attributes["activation"] = ACTIVATIONS[code]
+    window = (number.get("11", number.get("1", 1)), number.get("1", 1))
+    if OPERATORS.get(layer.kind, "").startswith("Conv"):
+        attributes |= {
+            "kernel_shape": window,
+            "strides": (number.get("13", number.get("3", 1)), number.get("3", 1)),
+            "dilations": (number.get("12", number.get("2", 1)), number.get("2", 1)),
+            "group": number.get("7", 1) if layer.kind.endswith("DepthWise") else 1,
+        }
+    elif layer.kind == "Pooling" and not number.get("4"):
+        attributes |= {"kernel_shape": window, "strides": (number.get("12", number.get("2", 1)), number.get("2", 1))}
+    weights = tuple(TensorSpec(shape, "float32", is_constant=True) for shape in _weight_shapes(layer.kind, number))
+    operator = f"ncnn::{OPERATORS.get(layer.kind, layer.kind)}"
+    return Kernel(operator, json.dumps(attributes, sort_keys=True), (*taken, *weights), made, provider)
+
+
+def _weight_shapes(kind: str, number: Mapping[str, int]) -> list[tuple[int, ...]]:
+    """Of a layer's tensors in the order of the ``.bin`` file; raises ``IncompatibleError`` for layers not known here."""
+    size, channels = number.get("6", 0), number.get("0", 0)
+    if kind in ("Convolution", "ConvolutionDepthWise"):
+        window = (number.get("11", number["1"]), number["1"])
+        return [(channels, size // channels // math.prod(window), *window), *([(channels,)] if number.get("5") else [])]
+    if kind in ("Deconvolution", "DeconvolutionDepthWise"):
+        window, group = (number.get("11", number["1"]), number["1"]), number.get("7", 1)
+        each = channels // group
+        return [(size // each // math.prod(window), each, *window), *([(channels,)] if number.get("5") else [])]
+    if kind == "InnerProduct":
+        return [(channels, number["2"] // channels), *([(channels,)] if number.get("1") else [])]
+    if kind == "BatchNorm":
+        return [(channels,)] * 4
+    if kind == "Scale":
+        return [(channels,)] * (2 if number.get("1") else 1)
+    if kind in ("PReLU", "Bias"):
+        return [(channels,)]
+    if kind in (
+        "LayerNorm",
+        "GroupNorm",
+        "InstanceNorm",
+        "LSTM",
+        "GRU",
+        "RNN",
+        "MultiHeadAttention",
+        "Embed",
+        "Gemm",
+        "Quantize",
+    ):
+        raise IncompatibleError(f"the ncnn layer {kind} holds weights in a form that is not known here")
+    return []
+
+
+def _weights(kind: str, parameters: Mapping[str, str], weights: Sequence[TensorSpec]) -> bytes:
+    """What one layer reads from a ``.bin`` file: small noise; a convolution's weights begin with a word for "plain numbers"."""
+    generator = np.random.default_rng(0)
+    arrays = [(0.1 * generator.standard_normal(spec.shape)).astype("<f4").tobytes() for spec in weights]
+    if kind == "BatchNorm":
+        arrays[2] = np.ones(weights[2].shape, "<f4").tobytes()
+    return (b"\0\0\0\0" if kind in OPERATORS else b"") + b"".join(arrays)
