@@ -218,7 +218,7 @@ class TestUnreadableTables:
 
     def test_one_of_an_older_mobilenas_says_how_to_renew_it(self, spoiled: Path, tmp_path: Path) -> None:
         card = (spoiled / "card.json").read_text()
-        (spoiled / "card.json").write_text(card.replace("latency-table@7", "latency-table@4"))
+        (spoiled / "card.json").write_text(card.replace("latency-table@8", "latency-table@4"))
         with pytest.raises(MissingDataError, match=r"older mobilenas.*profile again: mobilenas profile --device local"):
             workflows.predict(written(tmp_path, "Relu"), PredictConfig())
 
