@@ -223,12 +223,15 @@ class TrainConfig(Strict):
 class ExportConfig(Strict):
     """``mobilenas export``."""
 
-    onnx: bool = True
+    runtimes: tuple[str, ...] = ()
+    """Engines whose form of the model is wanted beside ONNX; that of the search is always there."""
     device: str | None = "local"
-    """Where the exported model is measured; the runtime and its settings are those of the search."""
+    """Where the exported model is measured; the settings of the runtime are those of the search."""
+    precision: str | None = None
+    """That of the search by default."""
     plan: str = "quick"
-    tolerance: Fraction = 1e-3
-    """Largest difference of any logit between torch and the runtime, relative to the largest logit."""
+    tolerance: Fraction | None = None
+    """Largest difference of any logit between torch and an engine, relative to the largest logit; by the precision."""
 
 
 class DescribeConfig(Strict):

@@ -214,6 +214,18 @@ class PredictResult(msgspec.Struct, frozen=True):
     measured: Measurement | None
 
 
+class EngineExport(msgspec.Struct, frozen=True):
+    """A model in the form of one engine, as the engine on the device computed and was timed."""
+
+    runtime: str
+    engine_version: str
+    precision: str
+    files: tuple[str, ...]
+    """Called ``unverified`` where the engine disagrees with torch."""
+    agreement: Agreement
+    measured: Measurement | None
+
+
 class ExportResult(msgspec.Struct, frozen=True):
     """What ``export`` wrote and measured; ``report.json`` of the exported folder."""
 
@@ -225,8 +237,12 @@ class ExportResult(msgspec.Struct, frozen=True):
     trained: bool
     test_accuracy: float | None
     agreement: Agreement
+    """Of the ONNX model, by ONNX Runtime on this host."""
+    engines: tuple[EngineExport, ...]
+    """That of the search first."""
     budget: BudgetOutcome | None
     measured: Measurement | None
+    """By the engine of the search."""
     budget_met: bool | None
     """Whether the exported model, as measured here, is within the budget."""
     device: dict[str, Any] | None

@@ -6,7 +6,7 @@ A runner hands ``main`` an ``Engine``. One JSON object is printed per line: "hel
 (export/protocol/report.schema.json). A model that fails prints its error and the others go on.
 
 A job:
-  {"mode": "time" | "lower", "threads": 1, "provider": "CPUExecutionProvider", "precision": "fp32",
+  {"mode": "time" | "lower" | "compute", "threads": 1, "provider": "CPUExecutionProvider", "precision": "fp32",
    "models": [{"id": "m1", "path": "m1.onnx", "optimise": true}], "sentinel": "sentinel.onnx", "sentinel_every_s": 0.001,
    "samples": 50, "maximum_samples": 200, "minimum_s": 0.01, "maximum_s": 1.0,
    "warmup_runs": 3, "warmup_s": 0.005, "warmup_maximum_s": 0.1, "warmup_tolerance_fraction": 0.02}
@@ -14,6 +14,8 @@ A job:
 "time" runs every model on one fixed random input, in the order given, and prints wall and CPU time of every sample. Between
 them, every so often, it runs the sentinel, one and the same small model, which tells how fast the device is at that moment.
 "lower" prints what the engine executes of each model: of each node the provider and output shapes.
+"compute" runs each model on the job's "inputs", a file of "calls" times as many float32 numbers as the model's one input has,
+and prints where the numbers of its one output lie.
 """
 
 import glob
@@ -48,6 +50,10 @@ class Engine:
     def provider(self, session):
         """What really executes it."""
         return self.providers[0]
+
+    def compute(self, session, numbers):
+        """The model's one output for one input, both as bytes of float32 numbers."""
+        raise NotImplementedError
 
     def lower(self, job, path):
         """Fields of the "graph" report: "nodes", and "path" of the graph if the engine has rewritten it."""
@@ -199,6 +205,18 @@ def time_model(engine, job, model, run_sentinel):
     )
 
 
+def compute_model(engine, job, model):
+    session = engine.load(job, model["path"], True)
+    with open(job["inputs"], "rb") as file:
+        numbers = file.read()
+    size = len(numbers) // job["calls"]
+    path = model["path"] + ".outputs"
+    with open(path, "wb") as file:
+        for start in range(0, len(numbers), size):
+            file.write(engine.compute(session, numbers[start : start + size]))
+    say(type="outputs", id=model["id"], path=path)
+
+
 def main(engine):
     with open(sys.argv[1]) as lines:
         job = json.load(lines)
@@ -219,6 +237,8 @@ def main(engine):
         try:
             if job["mode"] == "time":
                 time_model(engine, job, model, run_sentinel)
+            elif job["mode"] == "compute":
+                compute_model(engine, job, model)
             else:
                 say(type="graph", id=model["id"], **engine.lower(job, model["path"]))
             done += 1

@@ -75,6 +75,16 @@ class Ncnn(mobilenas_runner.Engine):
         run()
         return run
 
+    def compute(self, session, numbers):
+        net, [(name, mat)] = session
+        array = numpy.frombuffer(numbers, numpy.float32).reshape(shape_of(mat))
+        extractor = net.create_extractor()
+        extractor.input(name, ncnn.Mat(array.copy()).clone())
+        code, found = extractor.extract(net.output_names()[0])
+        if code != 0:
+            raise ValueError("ncnn cannot compute its output")
+        return numpy.array(found, numpy.float32).tobytes()
+
     def lower(self, job, path):
         net, inputs = self.load(job, path, True, keeps_all=True)
         extractor = net.create_extractor()

@@ -29,6 +29,7 @@ from mobilenas.cli.options import (
 from mobilenas.cli.output import (
     BEGINS_ANEW,
     GOES_ON,
+    agreement_words,
     budget_rows,
     coverage_words,
     flag_words,
@@ -313,7 +314,9 @@ def train(
 
 def export(
     target: Annotated[str, typer.Argument(help="Run directory, or name of a published network.", metavar="RUN|NAME")],
-    onnx: Annotated[bool | None, typer.Option("--onnx", help="Write an ONNX model (the default).")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Check and measure the ONNX model by ONNX Runtime.")] = False,
+    ncnn: Annotated[bool, typer.Option("--ncnn", help="Convert the model to ncnn, too.")] = False,
+    precision: Precision = None,
     device: DeviceName = None,
     no_device: Annotated[bool, typer.Option("--no-device", help="Do not measure the exported model.")] = False,
     plan: Plan = None,
@@ -323,7 +326,9 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export the network, check it against torch, and measure it on the device: predicted beside measured."""
-    cfg = load_config(ExportConfig, config, sets, {"onnx": onnx, "device": device, "plan": plan})
+    asked = [name for name, is_asked in (("onnxruntime", onnx), ("ncnn", ncnn)) if is_asked]
+    flags = {"runtimes": asked or None, "precision": precision, "device": device, "plan": plan}
+    cfg = load_config(ExportConfig, config, sets, flags)
     from mobilenas import workflows
 
     if no_device:
@@ -333,21 +338,20 @@ def export(
     run = workflows.run_of(target)
     result = with_listener(quiet or json, lambda told: workflows.export(run, cfg, told), BEGINS_ANEW)
     rows = [] if result.budget is None else budget_rows(result.budget)
-    if result.measured is not None:
-        met = {None: "", True: "; the budget is met", False: "; OVER THE BUDGET"}[result.budget_met]
-        speed = speed_words(result.budget.table_sentinel_ms, result.measured.sentinel_ms) if result.budget else ""
-        rows.append(("measured, exported", f"{result.measured.value_ms:.4g} ms, {repeats_of(result.measured)}{speed}{met}"))
-    agreement = result.agreement
+    verdict = {None: "", True: "; the budget is met", False: "; OVER THE BUDGET"}[result.budget_met]
+    if result.budget and result.measured:
+        verdict = speed_words(result.budget.table_sentinel_ms, result.measured.sentinel_ms) + verdict
+    for engine in result.engines:
+        files = f"{', '.join(engine.files)}; {agreement_words(engine.agreement)}"
+        rows.append((f"{engine.runtime} {engine.precision}", files))
+        if engine.measured is not None:
+            rows.append(("  measured", f"{engine.measured.value_ms:.4g} ms, {repeats_of(engine.measured)}{verdict}"))
+        verdict = ""  # the budget is that of the first one, the search's own
     rows += [
         ("parameters", f"{result.params:,}"),
         ("MAdds", f"{result.madds:,}"),
         ("test accuracy", "untrained" if result.test_accuracy is None else f"{result.test_accuracy:.2%}"),
-        (
-            "against torch",
-            f"largest difference {agreement.maximum_difference:.2g}, same class for "
-            f"{agreement.top_1_agreement_fraction:.0%} of {agreement.inputs} images",
-        ),
-        ("model", result.model),
+        ("model", f"{result.model}; {agreement_words(result.agreement)}"),
         ("report", f"{result.folder}/report.json"),
         ("look further", f"{run}/result.json, {run}/metrics.jsonl; netron {result.model}"),
     ]

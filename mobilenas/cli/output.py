@@ -13,6 +13,7 @@ from mobilenas.core import documents
 
 if TYPE_CHECKING:
     from mobilenas.core.measurement import Measurement, SlowDown
+    from mobilenas.export.verify import Agreement
     from mobilenas.latency.diff import TableDifference
     from mobilenas.latency.network_card import Proxy
     from mobilenas.latency.table import ModelFlags, NetworkScale
@@ -78,6 +79,14 @@ def coverage_words(fraction: float) -> str:
     from mobilenas.latency.prediction import COVERAGE_FRACTION
 
     return "" if fraction >= COVERAGE_FRACTION else f", which promises to hold {fraction:.0%} of networks only"
+
+
+def agreement_words(agreement: Agreement) -> str:
+    """How an exported model compares with torch."""
+    return (
+        f"largest difference from torch {agreement.maximum_difference:.2g}, same class for "
+        f"{agreement.top_1_agreement_fraction:.0%} of {agreement.inputs} images"
+    )
 
 
 def repeats_of(measured: Measurement) -> str:

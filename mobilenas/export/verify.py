@@ -1,4 +1,4 @@
-"""Do the numbers agree? The same inputs through torch and through the runtime that will serve the model."""
+"""Do the numbers agree? The same inputs through torch and through the engine that will serve the model."""
 
 from __future__ import annotations
 
@@ -21,27 +21,48 @@ class Agreement(msgspec.Struct, frozen=True):
     relative_difference: float
     """The same, relative to the largest logit."""
     top_1_agreement_fraction: float
+    tolerance: float
+    """Largest relative difference that is allowed."""
+
+    @property
+    def is_within(self) -> bool:
+        """Whether no logit is further off than allowed; not if one is no number."""
+        return self.relative_difference <= self.tolerance
+
+    def check(self, what: str) -> None:
+        """Raise ``VerificationError`` if a logit is further off than allowed."""
+        if not self.is_within:
+            raise VerificationError(
+                f"{what} differs from torch by {self.maximum_difference:.3g} ({self.relative_difference:.2g} of the largest "
+                f"logit; allowed {self.tolerance:.2g}), same class for {self.top_1_agreement_fraction:.0%} of {self.inputs} "
+                "images: its files are called unverified"
+            )
 
 
-def compare(module: nn.Module, model: bytes, images: Tensor, tolerance: float, batch: int = 1) -> Agreement:
-    """Run ``images (N, C, H, W)`` through both, ``batch`` at a time; raises ``VerificationError`` above ``tolerance``."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+def logits_of(module: nn.Module, images: Tensor, batch: int) -> np.ndarray:
+    """``(N, classes)`` of ``images (N, C, H, W)``, ``batch`` at a time."""
     module.eval()
     with torch.no_grad():
-        parts = [images[start : start + batch] for start in range(0, len(images), batch)]
-        expected = np.concatenate([module(part).numpy() for part in parts])
-    actual = np.concatenate([session.run(None, {INPUT_NAME: part.numpy()})[0] for part in parts])
-    difference = np.abs(expected - actual)
-    agreement = Agreement(
-        inputs=len(images),
-        maximum_difference=float(difference.max()),
-        relative_difference=float(difference.max() / np.abs(expected).max()),
-        top_1_agreement_fraction=float((expected.argmax(1) == actual.argmax(1)).mean()),
+        return np.concatenate([module(part).numpy() for part in _parts(images, batch)])
+
+
+def onnx_logits_of(model: bytes, images: Tensor, batch: int) -> np.ndarray:
+    """The same by ONNX Runtime, in this process."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, {INPUT_NAME: part.numpy()})[0] for part in _parts(images, batch)])
+
+
+def _parts(images: Tensor, batch: int) -> list[Tensor]:
+    return [images[start : start + batch] for start in range(0, len(images), batch)]
+
+
+def compare(expected: np.ndarray, found: np.ndarray, tolerance: float) -> Agreement:
+    """Of logits ``(N, classes)``."""
+    difference = float(np.abs(expected - found).max())
+    return Agreement(
+        inputs=len(expected),
+        maximum_difference=difference,
+        relative_difference=difference / float(np.abs(expected).max()),
+        top_1_agreement_fraction=float((expected.argmax(1) == found.argmax(1)).mean()),
+        tolerance=tolerance,
     )
-    if not agreement.relative_difference <= tolerance:
-        worst = int(difference.max(axis=1).argmax())
-        raise VerificationError(
-            f"the exported model differs from torch by {agreement.maximum_difference:.3g} "
-            f"({agreement.relative_difference:.2g} of the largest logit; allowed {tolerance:.2g}) on test image {worst}"
-        )
-    return agreement

@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import msgspec
+import numpy as np
 
 from mobilenas import onnx_model
 from mobilenas.core import documents
@@ -18,7 +19,7 @@ from mobilenas.core.resources import shipped
 from mobilenas.core.workload import COPIES, Blueprint, Kernel, Layer, Workload
 from mobilenas.devices.links import Link
 from mobilenas.errors import CrashError, DeviceTimeoutError, IncompatibleError, LostLinkError, RunnerError
-from mobilenas.runtimes.reports import Conversation, timing_from_report
+from mobilenas.runtimes.reports import ANSWERS, Conversation, timing_from_report
 
 SENTINEL, SESSION = "sentinel", "session"
 """Names of the model that runs beside all others, and of that which computes next to nothing."""
@@ -206,6 +207,25 @@ class Runtime(ABC):
 
         self._run_job(job, link, settings, receive)
 
+    def compute(self, model: PreparedModel, inputs: np.ndarray, link: Link, settings: RunSettings) -> np.ndarray:
+        """What the engine on the device makes of ``inputs``, ``(calls, ...)`` each of the model's input: ``(calls, numbers)``.
+
+        Both are float32, whatever the precision in between. Raises ``RunnerError`` if the engine refuses the model.
+        """
+        [path] = self._keep([model], link)
+        [numbers] = link.keep([[np.ascontiguousarray(inputs, "<f4").tobytes()]], [".inputs"])
+        found: list[bytes] = []
+
+        def receive(report: dict[str, Any]) -> None:
+            if report["type"] == "outputs":
+                found.append(link.pull(report["path"]))
+                link.remove([report["path"]])
+
+        job = {"mode": "compute", "inputs": numbers, "calls": len(inputs), "models": [{"id": path, "path": path}]}
+        self._run_job(job, link, settings, receive)
+        link.remove([numbers])
+        return np.frombuffer(found[0], "<f4").reshape(len(inputs), -1)
+
     def _keep(self, models: Iterable[PreparedModel], link: Link) -> list[str]:
         """Where the models lie on the device, once they do."""
         return link.keep((model.files for model in models), self.suffixes)
@@ -259,8 +279,7 @@ class Runtime(ABC):
         library = shipped("export") / "runners" / RUNNER_LIBRARY
         programs = {self.runner: self.runner_file.read_bytes(), RUNNER_LIBRARY: library.read_bytes()}
         link.push({**programs, JOB: documents.dump_json(job).encode()})
-        answer: Literal["timing", "graph"] = "timing" if job["mode"] == "time" else "graph"
-        conversation = Conversation(self.runner, (model["id"] for model in job["models"]), answer)
+        conversation = Conversation(self.runner, (model["id"] for model in job["models"]), ANSWERS[job["mode"]])
         try:
             link.run([link.python, self.runner, JOB], timeout_s=SILENCE_S, on_line=lambda line: take(conversation.take(line)))
         except RunnerError as error:

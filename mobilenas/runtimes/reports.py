@@ -53,6 +53,14 @@ class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: Text | None = None
 
 
+class Outputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One model of a job that computes: where its results lie."""
+
+    type: Literal["outputs"]
+    id: Text
+    path: Text
+
+
 class Refused(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model that failed; the others go on."""
 
@@ -68,7 +76,16 @@ class Bye(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: int
 
 
-KINDS: dict[str, type[msgspec.Struct]] = {"hello": Hello, "timing": Timing, "graph": Graph, "error": Refused, "bye": Bye}
+KINDS: dict[str, type[msgspec.Struct]] = {
+    "hello": Hello,
+    "timing": Timing,
+    "graph": Graph,
+    "outputs": Outputs,
+    "error": Refused,
+    "bye": Bye,
+}
+ANSWERS = {"time": "timing", "lower": "graph", "compute": "outputs"}
+"""What a job of each mode has told of each of its models."""
 
 
 class Conversation:
@@ -77,7 +94,7 @@ class Conversation:
     Anything else raises ``RunnerError``.
     """
 
-    def __init__(self, runner: str, models: Iterable[str], answer: Literal["timing", "graph"]) -> None:
+    def __init__(self, runner: str, models: Iterable[str], answer: str) -> None:
         self.runner, self.answer = runner, answer
         self._waiting = dict.fromkeys(models)
         self._given = frozenset(self._waiting)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
 import msgspec
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -30,7 +31,7 @@ from mobilenas.latency.table import TableKey
 from mobilenas.network import Network, initialise_for_timing
 from mobilenas.results import BudgetOutcome, TrainResult
 from mobilenas.runtimes import RUNTIMES
-from mobilenas.runtimes.base import RunSettings, Runtime
+from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, measure
 from mobilenas.search.checkpoints import load_tensors, one_line, sha256_of
 from mobilenas.search.engine import SgdSettings
@@ -92,10 +93,19 @@ class Target:
             estimator=self.estimator,
         )
 
-    def measure(self, name: str, model: bytes, plan: MeasurementPlan, told: Listener, stage: str) -> Measurement:
-        """Measure one ONNX model on the device, by the path of all numbers."""
+    def compute(self, model: PreparedModel, inputs: np.ndarray) -> tuple[str, np.ndarray]:
+        """The version of the engine on the device, and what it makes of ``inputs``, ``(calls, ...)``: ``(calls, numbers)``."""
         with self.device.open() as link:
-            models = {name: self.runtime.prepare(model, self.settings)}
+            version = str(self.runtime.hello(link, self.settings)["engine_version"])
+            return version, self.runtime.compute(model, inputs, link, self.settings)
+
+    def measure(
+        self, name: str, model: bytes | PreparedModel, plan: MeasurementPlan, told: Listener, stage: str
+    ) -> Measurement:
+        """Measure a model, given as ONNX or in the engine's form, on the device, by the path of all numbers."""
+        prepared = self.runtime.prepare(model, self.settings) if isinstance(model, bytes) else model
+        with self.device.open() as link:
+            models = {name: prepared}
             found, _ = measure(models, link, self.runtime, self.settings, plan, progress=lambda p: tell_sweep(told, stage, p))
         return found[name]
 

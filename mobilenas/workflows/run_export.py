@@ -10,14 +10,15 @@ import msgspec
 import torch
 
 from mobilenas import onnx_model
-from mobilenas.config import DescribeConfig, ExportConfig
+from mobilenas.config import DescribeConfig, DeviceConfig, ExportConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.data import ImageData
+from mobilenas.devices.device import LOCAL
 from mobilenas.errors import MissingDataError, UsageError
 from mobilenas.export.bundle import write_bundle
-from mobilenas.export.verify import compare
-from mobilenas.results import ExportResult
+from mobilenas.export.verify import Agreement, compare, logits_of, onnx_logits_of
+from mobilenas.results import EngineExport, ExportResult
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.published import PUBLISHED
 from mobilenas.workflows.naming import (
@@ -34,6 +35,8 @@ from mobilenas.workflows.naming import (
 )
 from mobilenas.workflows.run_describe import find_network, make_run
 
+TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2}
+"""Largest difference of any logit, relative to the largest logit, by precision."""
 VERIFIED_INPUTS = 64
 """Images that an exported model is compared on: as many whole batches of them as this holds, at least one."""
 
@@ -59,49 +62,77 @@ def run_of(target: str) -> Path:
 def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> ExportResult:
     """Export the architecture of ``run``, trained if ``train`` was run, into ``run/export``: checked and measured.
 
-    A run that was made without a data set is compared on noise.
+    The ONNX model is there whatever is asked for. Each engine's own form of it is checked against torch by that engine on the
+    device, or on this host without one. A run that was made without a data set is compared on noise. Raises
+    ``VerificationError`` for a model that disagrees, once all are written, it under a name that says so.
     """
     told = listener or Silent()
-    if not cfg.onnx:
-        raise UsageError("nothing to export: say --onnx")
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
     search_cfg = search_config_of(run)
     data = data_from_config(search_cfg.data, search_cfg.seed) if search_cfg.data.name else None
     if data is not None:
         check_data_fits(space, data)
-    target = Target.from_config(msgspec.structs.replace(search_cfg.device, name=cfg.device)) if cfg.device else None
-    plan = target.plan(cfg.plan) if target else None
+    targets = _targets(search_cfg.device, cfg)
+    plan = targets[0].plan(cfg.plan) if cfg.device else None
     budget = budget_of(run)
     network, trained = network_of(run, space, architecture)
-    told.progress("exporting", 0, 1)
+    told.progress("exporting", 0, 1 + len(targets))
     exported = onnx_model.slim(onnx_model.onnx_from_module(network, [torch.zeros(space.image_shape)]))
     onnx_model.set_metadata(exported, _metadata(architecture, data))
     model = exported.SerializeToString()
-    agreement = compare(network, model, _images(space, data), cfg.tolerance, space.image_shape[0])
-
-    measured = None
-    if target is not None and plan is not None:
-        measured = target.measure(architecture.fingerprint, model, plan, told, "measuring the exported model")
-        measured = measured.of_statistic(budget.statistic) if budget else measured
+    images, batch = _images(space, data), space.image_shape[0]
+    expected = logits_of(network, images, batch)
+    agreement = compare(expected, onnx_logits_of(model, images, batch), cfg.tolerance or TOLERANCES["fp32"])
+    files = {_name(".onnx", agreement): model}
+    engines = []
+    for number, target in enumerate(targets, 1):
+        told.progress("exporting", number, 1 + len(targets))
+        prepared = target.runtime.prepare(model, target.settings)
+        engine_version, found = target.compute(prepared, images.numpy().reshape(-1, *space.image_shape))
+        precision = target.settings.precision
+        agrees = compare(expected, found.reshape(expected.shape), cfg.tolerance or TOLERANCES[precision])
+        names = [_name(suffix, agrees) for suffix in target.runtime.suffixes[: len(prepared.files)]]
+        files.update(zip(names, prepared.files, strict=True))
+        stage = f"measuring the exported model by {target.runtime.name}"
+        measured = target.measure(architecture.fingerprint, prepared, plan, told, stage) if plan else None
+        measured = measured.of_statistic(budget.statistic) if measured and budget else measured
+        paths = tuple(str(run / "export" / name) for name in names)
+        engines.append(EngineExport(target.runtime.name, engine_version, precision, paths, agrees, measured))
+    measured = engines[0].measured
     folder = run / "export"
     result = ExportResult(
         folder=str(folder),
-        model=str(folder / "model.onnx"),
+        model=str(folder / _name(".onnx", agreement)),
         fingerprint=architecture.fingerprint,
         params=space.params(architecture),
         madds=space.madds(architecture),
         trained=trained is not None,
         test_accuracy=trained,
         agreement=agreement,
+        engines=tuple(engines),
         budget=budget,
         measured=measured,
         budget_met=measured.is_within(budget.target_ms) if budget and measured else None,
-        device=msgspec.to_builtins(target.device.card) if target else None,
+        device=msgspec.to_builtins(targets[0].device.card) if cfg.device else None,
     )
     report = documents.dump_json({"schema": "mobilenas/export-report@1", **msgspec.to_builtins(result)})
-    write_bundle(folder, {"model.onnx": model, ARCHITECTURE: architecture.to_json(), "report.json": report})
+    write_bundle(folder, {**files, ARCHITECTURE: architecture.to_json(), "report.json": report})
+    agreement.check("the ONNX model")
+    for engine in engines:
+        engine.agreement.check(f"{engine.runtime} {engine.precision}")
     return result
+
+
+def _targets(device: DeviceConfig, cfg: ExportConfig) -> list[Target]:
+    """The search's engine and those asked for, on the device that measures; on this host where nothing is measured."""
+    changed = msgspec.structs.replace(device, name=cfg.device or LOCAL, precision=cfg.precision or device.precision)
+    own = [msgspec.structs.replace(changed, runtime=name, provider=None) for name in cfg.runtimes if name != device.runtime]
+    return [Target.from_config(each) for each in (changed, *own)]
+
+
+def _name(suffix: str, agreement: Agreement) -> str:
+    return f"model{'' if agreement.is_within else '.unverified'}{suffix}"
 
 
 def _images(space: SearchSpace, data: ImageData | None) -> torch.Tensor:

@@ -1,0 +1,80 @@
+"""Exports in the form of each engine, each really computed by it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mobilenas.errors import VerificationError
+from mobilenas.export.verify import compare
+from tests.conftest import Outcome
+
+Command = Callable[..., Outcome]
+
+
+def test_ncnn_computes_what_torch_does(run: Path, command: Command) -> None:
+    exported = json.loads(command("export", str(run), "--ncnn", "--no-device", "--json").out)
+    own, ncnn = exported["engines"]
+    assert (own["runtime"], ncnn["runtime"]) == ("onnxruntime", "ncnn")
+    assert ncnn["engine_version"].startswith("1.")
+    assert [Path(file).name for file in ncnn["files"]] == ["model.param", "model.bin"]
+    for agreement in (exported["agreement"], own["agreement"], ncnn["agreement"]):
+        assert agreement["inputs"] == 64
+        assert agreement["relative_difference"] < 1e-3
+        assert agreement["top_1_agreement_fraction"] == 1
+    assert ncnn["measured"] is None
+    listed = (run / "export" / "SHA256SUMS").read_text()
+    assert all((run / "export" / name).exists() and name in listed for name in ("model.onnx", "model.param", "model.bin"))
+
+
+def test_the_engine_of_the_search_is_the_first_and_may_compute_in_halves(run: Path, command: Command) -> None:
+    config = run / "config.toml"
+    config.write_text(config.read_text().replace('runtime = "onnxruntime"', 'runtime = "ncnn"'))
+    whole, half = (
+        json.loads(command("export", str(run), "--no-device", "--json", *more).out)["engines"][0]
+        for more in ((), ("--precision", "fp16"))
+    )
+    assert (whole["precision"], half["precision"]) == ("fp32", "fp16")
+    assert half["agreement"]["relative_difference"] > 3 * whole["agreement"]["relative_difference"]
+    assert half["agreement"]["tolerance"] == 1e-2
+
+
+def test_a_model_that_disagrees_is_written_under_a_name_that_says_so(run: Path, command: Command) -> None:
+    outcome = command("export", str(run), "--ncnn", "--no-device", "--set", "tolerance=1e-9")
+    assert outcome.code == 7
+    assert "differs from torch" in outcome.err
+    assert "allowed 1e-09" in outcome.err
+    names = {path.name for path in (run / "export").iterdir()}
+    assert {"model.unverified.param", "model.unverified.bin", "report.json", "SHA256SUMS"} <= names
+    assert not {"model.param", "model.bin"} & names
+
+
+def test_a_logit_that_is_no_number_agrees_with_nothing() -> None:
+    expected = np.array([[1.0, 2.0], [3.0, 4.0]])
+    assert compare(expected, expected, 1e-3).is_within
+    for wrong in (np.nan, np.inf):
+        found = expected.copy()
+        found[1, 0] = wrong
+        agreement = compare(expected, found, 1e-3)
+        assert not agreement.is_within
+        with pytest.raises(VerificationError, match="the model differs from torch"):
+            agreement.check("the model")
+
+
+def test_agreement_by_hand() -> None:
+    expected = np.array([[1.0, 2.0], [-4.0, 3.0], [0.0, 0.5]])
+    found = np.array([[1.0, 2.0], [-3.0, 3.0], [0.6, 0.5]])
+    agreement = compare(expected, found, 0.25)
+    assert agreement.maximum_difference == pytest.approx(1.0)
+    assert agreement.relative_difference == pytest.approx(0.25)
+    assert agreement.top_1_agreement_fraction == pytest.approx(2 / 3)
+    assert agreement.is_within
+
+
+@pytest.mark.parametrize("asked", ["fp12", "int8"])
+def test_a_precision_that_the_engine_lacks_is_refused(asked: str, run: Path, command: Command) -> None:
+    outcome = command("export", str(run), "--precision", asked, "--no-device")
+    assert outcome.code == 2
+    assert "onnxruntime runs fp32 here" in outcome.err
