@@ -60,9 +60,13 @@ class Engine:
         raise NotImplementedError
 
 
+REPORT = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # engines print to the standard output, which is the report's
+
+
 def say(**report):
-    sys.stdout.write(json.dumps(report) + "\n")
-    sys.stdout.flush()
+    REPORT.write(json.dumps(report) + "\n")
+    REPORT.flush()
 
 
 def read(path):

@@ -22,6 +22,11 @@ def layers_of(path):
         yield row[0], row[1], row[4 : 4 + taken], row[4 + taken : 4 + taken + made], row[4 + taken + made :]
 
 
+def mat_of(array):
+    borrowed = ncnn.Mat(array)  # the array's memory, which must be there until it is copied
+    return borrowed.clone()
+
+
 def random_inputs(path):
     generator = numpy.random.RandomState(0)
     inputs = []
@@ -31,8 +36,7 @@ def random_inputs(path):
             shape = [int(sizes[key]) for key in ("2", "11", "1", "0") if key in sizes]
             if not shape:
                 raise ValueError("the input %s does not tell its size" % name)
-            mat = ncnn.Mat(generator.standard_normal(shape).astype(numpy.float32))
-            inputs.append((outputs[0], mat.clone()))  # the first one borrows the array's memory
+            inputs.append((outputs[0], mat_of(generator.standard_normal(shape).astype(numpy.float32))))
     return inputs
 
 
@@ -79,7 +83,7 @@ class Ncnn(mobilenas_runner.Engine):
         net, [(name, mat)] = session
         array = numpy.frombuffer(numbers, numpy.float32).reshape(shape_of(mat))
         extractor = net.create_extractor()
-        extractor.input(name, ncnn.Mat(array.copy()).clone())
+        extractor.input(name, mat_of(array.copy()))
         code, found = extractor.extract(net.output_names()[0])
         if code != 0:
             raise ValueError("ncnn cannot compute its output")

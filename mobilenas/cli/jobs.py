@@ -316,6 +316,7 @@ def export(
     target: Annotated[str, typer.Argument(help="Run directory, or name of a published network.", metavar="RUN|NAME")],
     onnx: Annotated[bool, typer.Option("--onnx", help="Check and measure the ONNX model by ONNX Runtime.")] = False,
     ncnn: Annotated[bool, typer.Option("--ncnn", help="Convert the model to ncnn, too.")] = False,
+    mnn: Annotated[bool, typer.Option("--mnn", help="Convert the model to MNN, too.")] = False,
     precision: Precision = None,
     device: DeviceName = None,
     no_device: Annotated[bool, typer.Option("--no-device", help="Do not measure the exported model.")] = False,
@@ -326,7 +327,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export the network, check it against torch, and measure it on the device: predicted beside measured."""
-    asked = [name for name, is_asked in (("onnxruntime", onnx), ("ncnn", ncnn)) if is_asked]
+    asked = [name for name, is_asked in (("onnxruntime", onnx), ("ncnn", ncnn), ("mnn", mnn)) if is_asked]
     flags = {"runtimes": asked or None, "precision": precision, "device": device, "plan": plan}
     cfg = load_config(ExportConfig, config, sets, flags)
     from mobilenas import workflows

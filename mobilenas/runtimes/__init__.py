@@ -10,5 +10,10 @@ if TYPE_CHECKING:
     from mobilenas.runtimes.base import Runtime
 
 RUNTIMES: Registry[type[Runtime]] = Registry(
-    "runtime", {"onnxruntime": "mobilenas.runtimes.onnx_runtime:OnnxRuntime", "ncnn": "mobilenas.runtimes.ncnn:Ncnn"}
+    "runtime",
+    {
+        "onnxruntime": "mobilenas.runtimes.onnx_runtime:OnnxRuntime",
+        "ncnn": "mobilenas.runtimes.ncnn:Ncnn",
+        "mnn": "mobilenas.runtimes.mnn:Mnn",
+    },
 )

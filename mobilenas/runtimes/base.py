@@ -25,6 +25,7 @@ SENTINEL, SESSION = "sentinel", "session"
 """Names of the model that runs beside all others, and of that which computes next to nothing."""
 JOB, RUNNER_LIBRARY = "job.json", "mobilenas_runner.py"
 """Files that lie beside a runner on the device: what it is to do, and what all runners do alike."""
+LARGE_WEIGHTS_MIB, LARGE_COPIES = 0.5, (1, 2)
 LOWER_BATCH = 64
 """Models lowered by one runner process."""
 LOST_LINKS, CRASHES = 5, 3
@@ -65,6 +66,8 @@ class Runtime(ABC):
     """What may execute inside the engine; the first unless another one is asked for."""
     runner: ClassVar[str]
     """File name of the program that runs on the device."""
+    shares_weights: ClassVar[bool] = True
+    """Whether the copies of a kernel in one model read the same weights."""
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     """Of the files of a prepared model."""
 
@@ -123,10 +126,9 @@ class Runtime(ABC):
     def copies(self, kernel: Kernel) -> tuple[int, int]:
         """How often a kernel stands in the two models that it is measured by: few and many.
 
-        An engine whose copies do not share their weights asks for fewer of large ones, which would outgrow a cache that holds
-        one network's.
+        Of large weights that copies do not share there are fewer: eight times as many outgrow a cache that holds a network's.
         """
-        return COPIES
+        return COPIES if self.shares_weights or kernel.weight_mib <= LARGE_WEIGHTS_MIB else LARGE_COPIES
 
     @abstractmethod
     def session_model(self) -> PreparedModel:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from mobilenas import onnx_model
-from mobilenas.core.workload import COPIES, Kernel, TensorSpec
+from mobilenas.core.workload import Kernel, TensorSpec
 from mobilenas.errors import IncompatibleError, ResourceError, RunnerError
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 
@@ -53,8 +53,6 @@ IN_PLACE = (
     *("LRN", "Mish", "PReLU", "ReLU", "SELU", "Scale", "Sigmoid", "Softmax", "Swish", "TanH", "UnaryOp"),
 )
 """They write over their input, which they would copy first if others read it too."""
-LARGE_WEIGHTS_MIB, LARGE_COPIES = 0.5, (1, 2)
-"""Copies have weights of their own. Eight times more than this is more than most devices cache."""
 CONVERSION_TIMEOUT_S = 600.0
 
 
@@ -79,6 +77,7 @@ class Ncnn(Runtime):
     providers: ClassVar[tuple[str, ...]] = ("CPU",)
     runner: ClassVar[str] = "ncnn_runner.py"
     suffixes: ClassVar[tuple[str, ...]] = (".param", ".bin")
+    shares_weights: ClassVar[bool] = False
 
     def check(self, settings: RunSettings) -> None:
         super().check(settings)
@@ -142,9 +141,6 @@ class Ncnn(Runtime):
         layers.append(_Layer("Noop", "end", tuple(name for made in ends for name in made), ("end",), {}))
         weights = _weights(stored["layer"], stored["parameters"], kernel.weights)
         return PreparedModel(_param(layers), optimise=False, weights=weights * copies)
-
-    def copies(self, kernel: Kernel) -> tuple[int, int]:
-        return COPIES if kernel.weight_mib <= LARGE_WEIGHTS_MIB else LARGE_COPIES
 
     def session_model(self) -> PreparedModel:
         layers = [_Layer("Input", "in0", (), ("in0",), {"0": "1"}), _Layer("Noop", "end", ("in0",), ("end",), {})]

@@ -5,6 +5,7 @@ import pytest
 from mobilenas.devices.links import Link, LocalLink
 from mobilenas.runtimes import RUNTIMES
 from mobilenas.runtimes.base import RunSettings, Runtime
+from mobilenas.runtimes.mnn import Mnn
 from mobilenas.runtimes.ncnn import Ncnn
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime
 from mobilenas.testing.device_contracts import LinkContract, RuntimeContract
@@ -35,5 +36,13 @@ class TestNcnn(RuntimeContract):
         return Ncnn()
 
 
+@pytest.mark.serial
+class TestMnn(RuntimeContract):
+    settings = RunSettings(provider="CPU")
+
+    def make(self) -> Runtime:
+        return Mnn()
+
+
 def test_every_registered_runtime_is_tested_here() -> None:
-    assert set(RUNTIMES) == {"onnxruntime", "ncnn"}
+    assert set(RUNTIMES) == {"onnxruntime", "ncnn", "mnn"}

@@ -14,19 +14,20 @@ from tests.conftest import Outcome
 Command = Callable[..., Outcome]
 
 
-def test_ncnn_computes_what_torch_does(run: Path, command: Command) -> None:
-    exported = json.loads(command("export", str(run), "--ncnn", "--no-device", "--json").out)
-    own, ncnn = exported["engines"]
-    assert (own["runtime"], ncnn["runtime"]) == ("onnxruntime", "ncnn")
+def test_every_engine_computes_what_torch_does(run: Path, command: Command) -> None:
+    exported = json.loads(command("export", str(run), "--ncnn", "--mnn", "--no-device", "--json").out)
+    own, ncnn, mnn = exported["engines"]
+    assert (own["runtime"], ncnn["runtime"], mnn["runtime"]) == ("onnxruntime", "ncnn", "mnn")
     assert ncnn["engine_version"].startswith("1.")
     assert [Path(file).name for file in ncnn["files"]] == ["model.param", "model.bin"]
-    for agreement in (exported["agreement"], own["agreement"], ncnn["agreement"]):
+    assert [Path(file).name for file in mnn["files"]] == ["model.mnn", "model.mnn.weight"]
+    for agreement in (exported["agreement"], own["agreement"], ncnn["agreement"], mnn["agreement"]):
         assert agreement["inputs"] == 64
         assert agreement["relative_difference"] < 1e-3
         assert agreement["top_1_agreement_fraction"] == 1
     assert ncnn["measured"] is None
     listed = (run / "export" / "SHA256SUMS").read_text()
-    assert all((run / "export" / name).exists() and name in listed for name in ("model.onnx", "model.param", "model.bin"))
+    assert all((run / "export" / name).exists() and name in listed for name in ("model.onnx", "model.bin", "model.mnn.weight"))
 
 
 def test_the_engine_of_the_search_is_the_first_and_may_compute_in_halves(run: Path, command: Command) -> None:

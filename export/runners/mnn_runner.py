@@ -1,0 +1,56 @@
+"""Times MNN models, on the device that this file was copied to.
+
+Usage: python mnn_runner.py JOB.json, with mobilenas_runner.py beside it, which says what a job is. A model's weights lie beside
+it, in a file of its name and ".weight".
+
+Needs Python 3.8, numpy and MNN, nothing of mobilenas. Lowering is done on the host: MNN runs the graph that its converter made.
+"""
+
+import mobilenas_runner  # isort: skip  # first: from then on what an engine prints is kept out of the report
+import MNN
+import numpy
+
+PRECISIONS = {"fp32": "high", "fp16": "low"}
+
+
+def tensor_of(array):
+    return MNN.Tensor(array.shape, MNN.Halide_Type_Float, array, MNN.Tensor_DimensionType_Caffe)
+
+
+class Mnn(mobilenas_runner.Engine):
+    name = "mnn"
+    version = MNN.version()
+    providers = ("CPU",)
+
+    def load(self, job, path, optimise):
+        interpreter = MNN.Interpreter(path)
+        settings = {"backend": "CPU", "numThread": job["threads"], "precision": PRECISIONS[job["precision"]]}
+        session = interpreter.createSession(settings)
+        generator = numpy.random.RandomState(0)
+        for tensor in interpreter.getSessionInputAll(session).values():
+            tensor.copyFrom(tensor_of(generator.standard_normal(tensor.getShape()).astype(numpy.float32)))
+        return interpreter, session
+
+    def bind(self, session):
+        interpreter, session = session
+
+        def run():
+            interpreter.runSession(session)
+
+        run()
+        return run
+
+    def compute(self, session, numbers):
+        interpreter, session = session
+        [given] = interpreter.getSessionInputAll(session).values()
+        array = numpy.frombuffer(numbers, numpy.float32).reshape(given.getShape()).copy()
+        given.copyFrom(tensor_of(array))
+        interpreter.runSession(session)
+        found = interpreter.getSessionOutput(session)
+        result = tensor_of(numpy.zeros(found.getShape(), numpy.float32))
+        found.copyToHostTensor(result)
+        return numpy.array(result.getNumpyData(), numpy.float32).tobytes()
+
+
+if __name__ == "__main__":
+    mobilenas_runner.main(Mnn())

@@ -1,0 +1,305 @@
+"""MNN: models converted on this host, kernels read from the converted graph.
+
+MNN runs the operators of its graph as they stand. How a tensor lies in memory is the converter's choice: four channels side by
+side after a convolution (``NC4HW4``), plain after a reshape. A kernel is an operator with the layout of what it reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+
+from mobilenas import onnx_model
+from mobilenas.core.workload import Kernel, TensorSpec
+from mobilenas.devices.links import Link
+from mobilenas.errors import IncompatibleError, ResourceError, RunnerError
+from mobilenas.runtimes import mnn_convert
+from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
+
+PLAIN, BLOCKED = "NCHW", "NC4HW4"
+OPERATORS = {
+    "Convolution": "Conv",
+    "ConvolutionDepthwise": "Conv",
+    "Deconvolution": "ConvTranspose",
+    "DeconvolutionDepthwise": "ConvTranspose",
+}
+"""Operators whose kernels have a name that all engines share, by which they are told apart and predicted."""
+RESHAPING = ("Flatten", "MatMul", "Reshape", "Squeeze", "Unsqueeze")
+"""What they make is plain."""
+NUMBERS = {"float32s": "float32", "int32s": "int32", "int8s": "int8", "uint8s": "uint8", "int64s": "int64"}
+"""Under which name a constant of the graph holds its numbers."""
+STORED_VALUES = 64
+"""Constants up to this size are part of a kernel, as shapes and scalars are."""
+R = TypeVar("R")
+
+
+class Mnn(Runtime):
+    """MNN on the CPU."""
+
+    name: ClassVar[str] = "mnn"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    providers: ClassVar[tuple[str, ...]] = ("CPU",)
+    runner: ClassVar[str] = "mnn_runner.py"
+    suffixes: ClassVar[tuple[str, ...]] = (".mnn", f".mnn{mnn_convert.WEIGHTS}")
+    shares_weights: ClassVar[bool] = False
+
+    def prepare(self, onnx: bytes, settings: RunSettings) -> PreparedModel:
+        self.check(settings)
+        onnx_model.parse_model(onnx, "model")
+        model, weights = _converted(mnn_convert.model_from_onnx, onnx)
+        return PreparedModel(model, weights=weights)
+
+    def kernels(
+        self,
+        models: Sequence[bytes],
+        link: Link,
+        settings: RunSettings,
+        progress: Callable[[int], None] | None = None,
+        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> list[Counter[Kernel]]:
+        """Read on this host: the device runs the graph that was made here."""
+        on_hello(self.hello(link, settings))
+        lowered: dict[bytes, Counter[Kernel]] = {}
+        for onnx in models:
+            if onnx not in lowered:
+                model = self.prepare(onnx, settings)
+                graph, tensors = _converted(mnn_convert.graph_of, model.content, model.weights)
+                lowered[onnx] = kernels_of_graph(graph, tensors)
+            if progress:
+                progress(len(lowered))
+        return [lowered[onnx] for onnx in models]
+
+    def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:
+        raise RunnerError(f"{self.runner} lowers nothing")
+
+    def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
+        """Copies share their inputs, which lie as they do in a network; what fits itself works on the result before it.
+
+        Each has weights of its own, from the same place of the file.
+        """
+        stored = json.loads(kernel.attributes)
+        graph, inputs, weights = _Graph(), [], b""
+        for index, (spec, layout) in enumerate(zip(kernel.inputs, stored["layouts"], strict=False)):
+            assert spec is not None
+            inputs.append(graph.constant(index, spec) if spec.is_constant else graph.input(index, spec, layout))
+        if stored["external"]:
+            stored["main"]["external"] = [0, *stored["external"]]
+            count = sum(stored["external"]) // 4
+            weights = (0.1 * np.random.default_rng(0).standard_normal(count)).astype("<f4").tobytes()
+        data = [spec for spec in kernel.inputs if spec is not None and not spec.is_constant]
+        fits_itself = len(kernel.outputs) == 1 and data and data[0].shape == kernel.outputs[0].shape
+        is_chain = fits_itself and stored["layouts"][0] == stored["made"]
+        for copy in range(copies):
+            made = graph.operator(f"copy{copy}", stored, inputs, len(kernel.outputs))
+            graph.ends = made if is_chain else [*graph.ends, *made]
+            if is_chain:
+                inputs = [*made, *inputs[1:]]
+        return PreparedModel(_converted(mnn_convert.model_from_graph, graph.whole()), optimise=False, weights=weights)
+
+    def session_model(self) -> PreparedModel:
+        graph = _Graph()
+        number = graph.input(0, TensorSpec((1, 1), "float32"), PLAIN)
+        relu = {"main_type": "Relu", "main": {"slope": 0.0}, "type": "ReLU", "defaultDimentionFormat": PLAIN}
+        graph.ends = graph.operator("end", relu, [number], 1)
+        return PreparedModel(_converted(mnn_convert.model_from_graph, graph.whole()), optimise=False, weights=b"")
+
+
+class _Converter:
+    """The process that converts, begun when it is needed and again if it has crashed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+
+    def __call__(self, work: Callable[..., R], *arguments: Any) -> R:
+        """What ``work`` of ``mnn_convert`` returns there; raises ``IncompatibleError`` with what the converter said."""
+        if find_spec("MNN") is None:
+            raise ResourceError("MNN, which converts models, is not installed here: pip install 'mobilenas[mnn]'")
+        if self._process is None or self._process.poll() is not None:
+            argv = [sys.executable, mnn_convert.__file__]
+            self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words)
+        begin = self._words.seek(0, os.SEEK_END)
+        try:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            pickle.dump((work.__name__, arguments), self._process.stdin)
+            self._process.stdin.flush()
+            result, complaint = pickle.load(self._process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            result, complaint = None, f"its converter ended with exit code {self._process.wait()}"
+        if complaint is not None:
+            self._words.seek(begin)
+            last = [line for line in self._words.read().decode(errors="replace").splitlines() if line.strip()][-3:]
+            raise IncompatibleError(f"the model cannot be converted to MNN: {complaint}: {' / '.join(last)}")
+        found: R = result
+        return found
+
+
+class _Graph:
+    """A graph in MNN's JSON, put together from its front to its end."""
+
+    def __init__(self) -> None:
+        self.tensors: list[str] = []
+        self.operators: list[dict[str, Any]] = []
+        self.ends: list[int] = []
+        """Tensors that must be there in the end: what only moves numbers is not done for no one."""
+
+    def input(self, index: int, spec: TensorSpec, layout: str) -> int:
+        """The tensor of an input that lies so."""
+        main = {"dims": list(spec.shape), "dtype": "DT_FLOAT", "dformat": PLAIN}
+        [plain] = self._append("Input", "Input", main, f"in{index}", [])
+        if layout == PLAIN:
+            return plain
+        [blocked] = self._append(
+            "ConvertTensor", "TensorConvertInfo", {"source": PLAIN, "dest": layout}, f"laid{index}", [plain]
+        )
+        return blocked
+
+    def constant(self, index: int, spec: TensorSpec) -> int:
+        """The tensor of a constant, of noise where its values are none of the kernel's."""
+        values = (
+            np.array(spec.values) if spec.values is not None else 0.1 * np.random.default_rng(0).standard_normal(spec.shape)
+        )
+        field, kind = next((field, kind) for field, kind in NUMBERS.items() if kind == spec.dtype)
+        kinds = {"float32": "DT_FLOAT", "int32": "DT_INT32", "int8": "DT_INT8", "uint8": "DT_UINT8", "int64": "DT_INT64"}
+        numbers = values.astype(spec.dtype).reshape(-1).tolist()
+        main = {"dataFormat": PLAIN, "dataType": kinds[kind], "dims": list(spec.shape), field: numbers}
+        [found] = self._append("Const", "Blob", main, f"constant{index}", [])
+        return found
+
+    def operator(self, name: str, stored: Mapping[str, Any], inputs: Sequence[int], outputs: int) -> list[int]:
+        """The tensors that an operator makes."""
+        return self._append(stored["type"], stored["main_type"], stored["main"], name, inputs, outputs)
+
+    def whole(self) -> dict[str, Any]:
+        """The graph."""
+        return {
+            "bizCode": "mobilenas",
+            "oplists": self.operators,
+            "outputName": [self.tensors[index] for index in self.ends],
+            "preferForwardType": "CPU",
+            "sourceType": "ONNX",
+            "tensorName": self.tensors,
+            "tensorNumber": len(self.tensors),
+            "usage": "INFERENCE",
+        }
+
+    def _append(
+        self, kind: str, main_type: str | None, main: Any, name: str, inputs: Sequence[int], outputs: int = 1
+    ) -> list[int]:
+        first = len(self.tensors)
+        self.tensors += [name if outputs == 1 else f"{name}_{index}" for index in range(outputs)]
+        made = list(range(first, first + outputs))
+        operator: dict[str, Any] = {"type": kind, "name": name, "outputIndexes": made, "defaultDimentionFormat": "NHWC"}
+        if inputs:
+            operator["inputIndexes"] = list(inputs)
+        if main_type is not None:
+            operator |= {"main_type": main_type, "main": main}
+        self.operators.append(operator)
+        return made
+
+
+_converted = _Converter()
+
+
+def kernels_of_graph(
+    graph: Mapping[str, Any], tensors: Mapping[str, tuple[Sequence[int], Sequence[int] | None]]
+) -> Counter[Kernel]:
+    """Count the kernels of a graph in MNN's JSON; of its ``tensors`` the shapes and, of integers, the values are known.
+
+    What makes only integers computes sizes, once, before the network runs: it is no kernel.
+    """
+    names = graph["tensorName"]
+    specs: dict[int, TensorSpec] = {}
+    layouts: dict[int, str] = {}
+    found: Counter[Kernel] = Counter()
+    for operator in graph["oplists"]:
+        taken, made = operator.get("inputIndexes", []), operator.get("outputIndexes", [])
+        if operator["type"] in ("Const", "TrainableParam"):
+            [index] = made
+            specs[index], layouts[index] = _constant_spec(operator), PLAIN
+            continue
+        layout = _layout(operator, [layouts[index] for index in taken if not specs[index].is_constant])
+        for index in made:
+            specs[index], layouts[index] = _spec(*tensors[names[index]]), layout
+        outputs = tuple(specs[index] for index in made)
+        if operator["type"] != "Input" and not all(spec.is_constant for spec in outputs):
+            inputs = tuple(specs[index] for index in taken)
+            found[_kernel(operator, inputs, outputs, [layouts[index] for index in taken], layout)] += 1
+    return found
+
+
+def _layout(operator: Mapping[str, Any], inputs: Sequence[str]) -> str:
+    if operator["type"] == "ConvertTensor":
+        return str(operator["main"]["dest"])
+    if operator["type"] in OPERATORS:
+        return BLOCKED
+    return PLAIN if operator["type"] in RESHAPING or not inputs else inputs[0]
+
+
+def _kernel(
+    operator: Mapping[str, Any],
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    layouts: list[str],
+    made: str,
+) -> Kernel:
+    main = dict(operator.get("main") or {})
+    external = main.pop("external", None)
+    attributes: dict[str, Any] = {
+        "type": operator["type"],
+        "main_type": operator.get("main_type"),
+        "main": main,
+        "external": external[1:] if external else [],
+        "layouts": layouts,
+        "made": made,
+    }
+    weights: tuple[TensorSpec, ...] = ()
+    if operator["type"] in OPERATORS:
+        common = main["common"]
+        window, group = (common["kernelY"], common["kernelX"]), common.get("group", 1)
+        attributes |= {
+            "kernel_shape": window,
+            "strides": (common["strideY"], common["strideX"]),
+            "dilations": (common["dilateY"], common["dilateX"]),
+            "group": group,
+            "activation": "Relu" if common.get("relu") else "Clip" if common.get("relu6") else "",
+        }
+        channels, size = common["outputCount"], (attributes["external"] or [0])[0] // 4
+        first = channels if OPERATORS[operator["type"]] == "Conv" else inputs[0].shape[1]
+        weights = (
+            TensorSpec((first, size // (first * window[0] * window[1]), *window), "float32", is_constant=True),
+            TensorSpec((channels,), "float32", is_constant=True),
+        )
+    elif operator["type"] == "Pooling" and not main.get("isGlobal"):
+        attributes |= {"kernel_shape": (main["kernelY"], main["kernelX"]), "strides": (main["strideY"], main["strideX"])}
+    name = f"mnn::{OPERATORS.get(operator['type'], operator['type'])}"
+    return Kernel(name, json.dumps(attributes, sort_keys=True), (*inputs, *weights), outputs, "CPU")
+
+
+def _spec(shape: Sequence[int], values: Sequence[int] | None) -> TensorSpec:
+    if values is None:
+        return TensorSpec(tuple(shape), "float32")
+    return TensorSpec(tuple(shape), "int32", is_constant=True, values=tuple(values))
+
+
+def _constant_spec(operator: Mapping[str, Any]) -> TensorSpec:
+    main = operator["main"]
+    field = next((field for field in NUMBERS if field in main), None)
+    if field is None:
+        raise IncompatibleError(
+            f"the constant {operator['name']!r} holds {main.get('dataType')}: only tensors of numbers are known"
+        )
+    values, shape = main[field], tuple(main.get("dims", ()))
+    is_part = not shape or len(values) <= STORED_VALUES
+    return TensorSpec(shape, NUMBERS[field], is_constant=True, values=tuple(values) if is_part else None)

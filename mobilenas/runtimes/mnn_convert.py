@@ -1,0 +1,96 @@
+"""MNN's converter in a process of its own, since it prints to the standard output and may end the process it is called in.
+
+Run as a program this file serves: pickled ``(name of a function, arguments)`` in, pickled ``(result, complaint)`` out.
+Nothing of mobilenas is imported here. The ``mnnconvert`` command is not used: it sends data on its use to a server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = ".weight"
+"""Added to a model's name: its weights, in a file of their own."""
+
+
+def model_from_onnx(onnx: bytes) -> tuple[bytes, bytes]:
+    """Model and weights; raises ``ValueError`` if MNN cannot convert it."""
+    with tempfile.TemporaryDirectory(prefix="mobilenas-mnn-") as folder:
+        given, made = Path(folder) / "model.onnx", Path(folder) / "model.mnn"
+        given.write_bytes(onnx)
+        _convert("ONNX", given, "--MNNModel", made, "--saveExternalData")
+        weights = Path(f"{made}{WEIGHTS}")
+        return made.read_bytes(), weights.read_bytes() if weights.exists() else b""
+
+
+def model_from_graph(graph: dict[str, Any]) -> bytes:
+    """The inverse of ``graph_of``."""
+    with tempfile.TemporaryDirectory(prefix="mobilenas-mnn-") as folder:
+        given, made = Path(folder) / "model.json", Path(folder) / "model.mnn"
+        given.write_text(json.dumps(graph))
+        _convert("JSON", given, "--MNNModel", made)
+        return made.read_bytes()
+
+
+def graph_of(model: bytes, weights: bytes) -> tuple[dict[str, Any], dict[str, tuple[list[int], list[int] | None]]]:
+    """A model as MNN's own JSON, and of each of its tensors the shape, and the values where they are integers: these are
+    sizes, which are computed before the network runs.
+    """
+    import MNN
+
+    with tempfile.TemporaryDirectory(prefix="mobilenas-mnn-") as folder:
+        given, made = Path(folder) / "model.mnn", Path(folder) / "model.json"
+        given.write_bytes(model)
+        Path(f"{given}{WEIGHTS}").write_bytes(weights)
+        _convert("MNN", given, "--JsonFile", made)
+        graph = json.loads(made.read_text())
+        interpreter = MNN.Interpreter(str(given))
+        kept = tuple(graph["tensorName"])
+        session = interpreter.createSession({"numThread": 1, "backend": "CPU", "precision": "high", "saveTensors": kept})
+        interpreter.runSession(session)
+        return graph, {name: _facts(tensor) for name, tensor in interpreter.getSessionOutputAll(session).items()}
+
+
+def _facts(tensor: Any) -> tuple[list[int], list[int] | None]:
+    import MNN
+    import numpy as np
+
+    shape = tuple(tensor.getShape())
+    if tensor.getDataType() != MNN.Halide_Type_Int:
+        return list(shape), None
+    found = MNN.Tensor(shape, MNN.Halide_Type_Int, np.zeros(shape, np.int32), MNN.Tensor_DimensionType_Caffe)
+    tensor.copyToHostTensor(found)
+    return list(shape), np.array(found.getNumpyData()).reshape(-1).tolist()
+
+
+def _convert(kind: str, given: Path, option: str, made: Path, *more: str) -> None:
+    import _tools
+
+    argv = ["mobilenas", "-f", kind, "--modelFile", str(given), option, str(made), "--bizCode", "mobilenas", *more]
+    if not _tools.mnnconvert(argv) or not made.exists():
+        raise ValueError(f"MNN's converter refuses the model ({kind})")
+
+
+def _serve() -> None:
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
+        while True:
+            try:
+                name, arguments = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                return
+            try:
+                answer: tuple[Any, str | None] = (globals()[name](*arguments), None)
+            except ValueError as error:
+                answer = None, str(error)
+            pickle.dump(answer, answers)
+            answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()

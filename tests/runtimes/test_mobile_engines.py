@@ -1,0 +1,201 @@
+"""ncnn and MNN, really converted to and really run: numbers against ONNX Runtime, kernels against the network."""
+
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from mobilenas import onnx_model
+from mobilenas.core.measurement import PLANS
+from mobilenas.core.workload import Kernel
+from mobilenas.devices.device import find_device
+from mobilenas.errors import IncompatibleError, RunnerError
+from mobilenas.latency.predictors.kernel_features import family_of, features_of, work_of
+from mobilenas.profiling.networks import network_for_timing
+from mobilenas.runtimes.base import LARGE_COPIES, PreparedModel, RunSettings, Runtime
+from mobilenas.runtimes.mnn import Mnn
+from mobilenas.runtimes.ncnn import Ncnn
+from mobilenas.runtimes.onnx_runtime import OnnxRuntime
+from mobilenas.spaces.base import SearchSpace
+from mobilenas.spaces.cells import CellSpace
+from mobilenas.spaces.dense_blocks import DenseBlockSpace
+from mobilenas.spaces.nas_bench_201 import NasBench201Space
+
+SETTINGS = RunSettings(provider="CPU")
+SPACES = [CellSpace(channels=8, layers=3, image_size=16), NasBench201Space(channels=4, cells_per_stage=1, image_size=16)]
+of_both = pytest.mark.parametrize("engine", [Ncnn(), Mnn()], ids=["ncnn", "mnn"])
+of_all_spaces = pytest.mark.parametrize("space", SPACES, ids=["cells", "nas-bench-201"])
+
+
+def network(space: SearchSpace, seed: int = 0) -> bytes:
+    return network_for_timing(space, space.random_architecture(random.Random(seed)))
+
+
+def exported(*layers: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
+    module = torch.nn.Sequential(*layers)
+    return onnx_model.slim(onnx_model.onnx_from_module(module, [torch.zeros(shape)])).SerializeToString()
+
+
+def lowered(engine: Runtime, *models: bytes) -> list[Counter[Kernel]]:
+    with find_device("local").open() as link:
+        return engine.kernels(models, link, SETTINGS)
+
+
+@of_both
+@of_all_spaces
+def test_a_converted_network_computes_what_its_onnx_does(engine: Runtime, space: SearchSpace) -> None:
+    model = network(space)
+    images = np.random.default_rng(0).standard_normal((3, *space.image_shape)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model)
+    expected = np.concatenate([session.run(None, {"images": image})[0] for image in images])
+    with find_device("local").open() as link:
+        found = engine.compute(engine.prepare(model, SETTINGS), images, link, SETTINGS)
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-3 * float(np.abs(expected).max()))
+
+
+@of_both
+def test_multiply_adds_of_the_kernels_are_those_of_onnx_runtime(engine: Runtime) -> None:
+    """Two engines, two graphs, one network; ONNX Runtime pads channels to blocks, so the models have none to pad."""
+    model = exported(
+        torch.nn.Conv2d(16, 32, 3, 2, 1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(32, 32, 5, 1, 2, groups=32),
+        torch.nn.Hardswish(),
+        torch.nn.Conv2d(32, 64, 1),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(64, 10),
+        shape=(1, 16, 32, 32),
+    )
+    [ours] = lowered(engine, model)
+    with find_device("local").open() as link:
+        [theirs] = OnnxRuntime().kernels([model], link, RunSettings())
+    total, weights = (
+        [sum(n * getattr(work_of(kernel), what) for kernel, n in kernels.items()) for kernels in (ours, theirs)]
+        for what in ("madds", "weights")
+    )
+    assert total[0] == total[1] > 0
+    assert weights[0] == weights[1] > 0
+    families = Counter(family_of(kernel).partition("::")[2] for kernel in ours.elements())
+    assert families["Conv window"] == families["Conv depthwise"] == 1
+    assert families["Conv pointwise"] + families["Gemm"] == 2
+    assert all(np.isfinite(features_of(kernel)).all() for kernel in ours)
+
+
+@pytest.mark.serial
+@of_both
+def test_rows_by_slope_add_up_to_the_network(engine: Runtime) -> None:
+    """Within a third: what a loaded machine allows a test to say. Figures are the benchmarks' business."""
+    model, best = network(SPACES[0]), {}
+    with find_device("local").open() as link:
+        [kernels] = engine.kernels([model], link, SETTINGS)
+        models = {"network": engine.prepare(model, SETTINGS), "session": engine.session_model()}
+        for kernel in kernels:
+            models |= {f"{kernel.identifier}-{n}": engine.kernel_model(kernel, n) for n in engine.copies(kernel)}
+
+        def keep(name: str, record) -> None:
+            best[name] = min(best.get(name, np.inf), *record.wall_ms)
+
+        for _ in range(4):
+            engine.time_models(models, link, SETTINGS, PLANS["quick"], keep)
+
+    def row_ms(kernel: Kernel) -> float:
+        few, many = engine.copies(kernel)
+        return (best[f"{kernel.identifier}-{many}"] - best[f"{kernel.identifier}-{few}"]) / (many - few)
+
+    total_ms = best["session"] + sum(n * row_ms(kernel) for kernel, n in kernels.items())
+    assert total_ms == pytest.approx(best["network"], rel=0.33)
+
+
+@of_both
+def test_every_kernel_of_dense_blocks_can_be_timed_alone(engine: Runtime) -> None:
+    space = DenseBlockSpace(image_size=32)
+    [kernels] = lowered(engine, network(space))
+    models = {kernel.identifier: engine.kernel_model(kernel, engine.copies(kernel)[0]) for kernel in kernels}
+    seen = {}
+    with find_device("local").open() as link:
+        engine.time_models(models, link, SETTINGS, PLANS["quick"], seen.__setitem__)
+    assert seen.keys() == models.keys()
+
+
+def test_every_copy_is_computed_by_ncnn() -> None:
+    """An engine that computes only what is asked for must be asked for all: what a model makes depends on each copy."""
+    runtime = Ncnn()
+    [kernels] = lowered(runtime, network(SPACES[0]))
+    for kernel in kernels:
+        for copies in runtime.copies(kernel):
+            param = runtime.kernel_model(kernel, copies).content.decode().splitlines()
+            layer = f'"layer": "{param[-2].split()[0]}"'
+            assert layer in kernel.attributes
+            assert sum(line.split()[1].startswith("copy") for line in param[2:]) == copies
+            ends = param[-1].split()
+            assert ends[0] == "Noop"
+            made = {name for line in param[2:-1] for name in line.split()[4 + int(line.split()[2]) :] if "=" not in name}
+            read = {name for line in param[2:] for name in line.split()[4 : 4 + int(line.split()[2])]}
+            assert made <= read, "nothing that a copy makes is left unread"
+
+
+@of_both
+def test_large_weights_are_copied_less(engine: Runtime) -> None:
+    [kernels] = lowered(engine, exported(torch.nn.Flatten(), torch.nn.Linear(1024, 512), shape=(1, 1024, 1, 1)))
+    [large] = [kernel for kernel in kernels if kernel.weight_mib > 1]
+    assert engine.copies(large) == LARGE_COPIES
+    assert len(engine.kernel_model(large, 1).weights or b"") == pytest.approx(4 * 1024 * 512, rel=0.01)
+
+
+def test_ncnn_refuses_batches() -> None:
+    with pytest.raises(IncompatibleError, match="one image at a time"):
+        Ncnn().check(RunSettings(provider="CPU", batch=2))
+    with pytest.raises(IncompatibleError, match="one image at a time"):
+        Ncnn().prepare(exported(torch.nn.Flatten(), torch.nn.Linear(4, 2), shape=(2, 4, 1, 1)), SETTINGS)
+
+
+def test_mnn_takes_batches() -> None:
+    model = exported(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 2), shape=(2, 3, 8, 8))
+    images = np.random.default_rng(0).standard_normal((1, 2, 3, 8, 8)).astype(np.float32)
+    expected = onnxruntime.InferenceSession(model).run(None, {"images": images[0]})[0]
+    with find_device("local").open() as link:
+        found = Mnn().compute(Mnn().prepare(model, SETTINGS), images, link, SETTINGS)
+    assert found.reshape(2, 2) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+@of_both
+def test_another_provider_is_refused(engine: Runtime) -> None:
+    with pytest.raises(IncompatibleError, match="CPU here, not 'CPUExecutionProvider'"):
+        engine.check(RunSettings())
+
+
+@of_both
+def test_an_operator_that_the_engine_lacks_is_named(engine: Runtime) -> None:
+    value = helper.make_tensor_value_info("images", TensorProto.FLOAT, (1, 4))
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 4))
+    node = helper.make_node("Frobnicate", ["images"], ["y"], name="odd", domain="com.example")
+    graph = helper.make_graph([node], "odd", [value], [made])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.example", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+    with pytest.raises(IncompatibleError, match="Frobnicate"):
+        engine.prepare(model, SETTINGS)
+    assert engine.prepare(network(SPACES[0]), SETTINGS).content, "the converter goes on"
+
+
+@of_both
+def test_a_model_that_is_cut_off_is_refused_and_the_others_timed(engine: Runtime) -> None:
+    model = engine.prepare(network(SPACES[0]), SETTINGS)
+    cut = PreparedModel(model.content[:200], weights=model.weights)
+    seen: list[str] = []
+    with find_device("local").open() as link, pytest.raises(RunnerError, match="cut") as caught:
+        engine.time_models({"cut": cut, "whole": model}, link, SETTINGS, PLANS["quick"], lambda name, record: seen.append(name))
+    assert list(caught.value.refused) == ["cut"]
+    assert seen == ["whole"]
+
+
+@of_both
+def test_the_same_kernel_has_the_same_name_in_two_networks(engine: Runtime) -> None:
+    one, other = lowered(engine, network(SPACES[0], 1), network(SPACES[0], 2))
+    assert len(one.keys() & other.keys()) > 10
+    assert all(json.loads(kernel.attributes) for kernel in one)
