@@ -225,6 +225,8 @@ class ExportConfig(Strict):
 
     runtimes: tuple[str, ...] = ()
     """Engines whose form of the model is wanted beside ONNX; that of the search is always there."""
+    kits: tuple[str, ...] = ()
+    """Deployment kits that are filled with the model, by name."""
     device: str | None = "local"
     """Where the exported model is measured; the settings of the runtime are those of the search."""
     precision: str | None = None

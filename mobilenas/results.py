@@ -240,6 +240,8 @@ class ExportResult(msgspec.Struct, frozen=True):
     """Of the ONNX model, by ONNX Runtime on this host."""
     engines: tuple[EngineExport, ...]
     """That of the search first."""
+    kits: tuple[str, ...]
+    """Folders that can be copied to a device."""
     budget: BudgetOutcome | None
     measured: Measurement | None
     """By the engine of the search."""

@@ -317,6 +317,7 @@ def export(
     onnx: Annotated[bool, typer.Option("--onnx", help="Check and measure the ONNX model by ONNX Runtime.")] = False,
     ncnn: Annotated[bool, typer.Option("--ncnn", help="Convert the model to ncnn, too.")] = False,
     mnn: Annotated[bool, typer.Option("--mnn", help="Convert the model to MNN, too.")] = False,
+    kit: Annotated[list[str] | None, typer.Option("--kit", help="Fill a deployment kit, as linux-onnxruntime.")] = None,
     precision: Precision = None,
     device: DeviceName = None,
     no_device: Annotated[bool, typer.Option("--no-device", help="Do not measure the exported model.")] = False,
@@ -328,7 +329,7 @@ def export(
 ) -> None:
     """Export the network, check it against torch, and measure it on the device: predicted beside measured."""
     asked = [name for name, is_asked in (("onnxruntime", onnx), ("ncnn", ncnn), ("mnn", mnn)) if is_asked]
-    flags = {"runtimes": asked or None, "precision": precision, "device": device, "plan": plan}
+    flags = {"runtimes": asked or None, "kits": kit or None, "precision": precision, "device": device, "plan": plan}
     cfg = load_config(ExportConfig, config, sets, flags)
     from mobilenas import workflows
 
@@ -353,6 +354,7 @@ def export(
         ("MAdds", f"{result.madds:,}"),
         ("test accuracy", "untrained" if result.test_accuracy is None else f"{result.test_accuracy:.2%}"),
         ("model", f"{result.model}; {agreement_words(result.agreement)}"),
+        *(("kit", folder) for folder in result.kits),
         ("report", f"{result.folder}/report.json"),
         ("look further", f"{run}/result.json, {run}/metrics.jsonl; netron {result.model}"),
     ]

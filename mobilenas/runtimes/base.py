@@ -182,8 +182,28 @@ class Runtime(ABC):
         a model that the engine refuses or a report outside the protocol, after all other models were reported.
         """
         sentinel, *paths = self._keep([self.sentinel_model(settings), *models.values()], link)
-        job = {
+        entries = [
+            {"id": name, "path": path, "optimise": model.optimise}
+            for (name, model), path in zip(models.items(), paths, strict=True)
+        ]
+        job = self.timing_job(settings, plan, sentinel, entries)
+
+        def receive(report: dict[str, Any]) -> None:
+            if report["type"] == "hello":
+                on_hello(report)
+            else:
+                name, record = timing_from_report(report)
+                on_record(name, record)
+
+        self._run_job(job, link, settings, receive)
+
+    def timing_job(
+        self, settings: RunSettings, plan: MeasurementPlan, sentinel: str, models: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """What a runner is told that shall time models: each with an ``id``, a ``path``, and whether to ``optimise`` it."""
+        return {
             "mode": "time",
+            **_asked(settings),
             "sentinel": sentinel,
             "sentinel_every_s": plan.sentinel_every_s,
             "samples": plan.samples,
@@ -194,20 +214,8 @@ class Runtime(ABC):
             "warmup_s": plan.warmup_s,
             "warmup_maximum_s": plan.warmup_maximum_s,
             "warmup_tolerance_fraction": plan.warmup_tolerance_fraction,
-            "models": [
-                {"id": name, "path": path, "optimise": model.optimise}
-                for (name, model), path in zip(models.items(), paths, strict=True)
-            ],
+            "models": list(models),
         }
-
-        def receive(report: dict[str, Any]) -> None:
-            if report["type"] == "hello":
-                on_hello(report)
-            else:
-                name, record = timing_from_report(report)
-                on_record(name, record)
-
-        self._run_job(job, link, settings, receive)
 
     def compute(self, model: PreparedModel, inputs: np.ndarray, link: Link, settings: RunSettings) -> np.ndarray:
         """What the engine on the device makes of ``inputs``, ``(calls, ...)`` each of the model's input: ``(calls, numbers)``.
@@ -277,7 +285,7 @@ class Runtime(ABC):
 
     def _converse(self, job: dict[str, Any], link: Link, settings: RunSettings, take: Callable[[dict[str, Any]], None]) -> None:
         """One run of the runner; ``take`` is given each of its reports."""
-        job = {**job, "threads": settings.threads, "provider": settings.provider, "precision": settings.precision}
+        job = {**job, **_asked(settings)}
         library = shipped("export") / "runners" / RUNNER_LIBRARY
         programs = {self.runner: self.runner_file.read_bytes(), RUNNER_LIBRARY: library.read_bytes()}
         link.push({**programs, JOB: documents.dump_json(job).encode()})
@@ -287,6 +295,10 @@ class Runtime(ABC):
         except RunnerError as error:
             raise _without_engine(error, link.python) or error from None
         conversation.check_whole()
+
+
+def _asked(settings: RunSettings) -> dict[str, Any]:
+    return {"threads": settings.threads, "provider": settings.provider, "precision": settings.precision}
 
 
 def _without_engine(error: RunnerError, python: str) -> RunnerError | None:

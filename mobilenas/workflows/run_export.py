@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -17,6 +19,7 @@ from mobilenas.data import ImageData
 from mobilenas.devices.device import LOCAL
 from mobilenas.errors import MissingDataError, UsageError
 from mobilenas.export.bundle import write_bundle
+from mobilenas.export.kits import kit_files, kit_named
 from mobilenas.export.verify import Agreement, compare, logits_of, onnx_logits_of
 from mobilenas.results import EngineExport, ExportResult
 from mobilenas.spaces.base import SearchSpace
@@ -73,7 +76,8 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     data = data_from_config(search_cfg.data, search_cfg.seed) if search_cfg.data.name else None
     if data is not None:
         check_data_fits(space, data)
-    targets = _targets(search_cfg.device, cfg)
+    kits = {name: kit_named(name) for name in cfg.kits}
+    targets = _targets(search_cfg.device, cfg, [kit.runtime for kit in kits.values()])
     plan = targets[0].plan(cfg.plan) if cfg.device else None
     budget = budget_of(run)
     network, trained = network_of(run, space, architecture)
@@ -85,13 +89,14 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     expected = logits_of(network, images, batch)
     agreement = compare(expected, onnx_logits_of(model, images, batch), cfg.tolerance or TOLERANCES["fp32"])
     files = {_name(".onnx", agreement): model}
-    engines = []
+    engines, models = [], {}
     for number, target in enumerate(targets, 1):
         told.progress("exporting", number, 1 + len(targets))
         prepared = target.runtime.prepare(model, target.settings)
         engine_version, found = target.compute(prepared, images.numpy().reshape(-1, *space.image_shape))
         precision = target.settings.precision
         agrees = compare(expected, found.reshape(expected.shape), cfg.tolerance or TOLERANCES[precision])
+        models[target.runtime.name] = prepared
         names = [_name(suffix, agrees) for suffix in target.runtime.suffixes[: len(prepared.files)]]
         files.update(zip(names, prepared.files, strict=True))
         stage = f"measuring the exported model by {target.runtime.name}"
@@ -111,6 +116,7 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
         test_accuracy=trained,
         agreement=agreement,
         engines=tuple(engines),
+        kits=tuple(str(folder / "kits" / name) for name in kits),
         budget=budget,
         measured=measured,
         budget_met=measured.is_within(budget.target_ms) if budget and measured else None,
@@ -121,13 +127,41 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     agreement.check("the ONNX model")
     for engine in engines:
         engine.agreement.check(f"{engine.runtime} {engine.precision}")
+    for name, kit in kits.items():
+        [target] = [target for target in targets if target.runtime.name == kit.runtime]
+        facts = _kit_facts(result, space, data, kit.runtime)
+        filled = kit_files(name, target.runtime, models[kit.runtime], target.settings, target.plan(cfg.plan), facts)
+        write_bundle(folder / "kits" / name, filled)
     return result
 
 
-def _targets(device: DeviceConfig, cfg: ExportConfig) -> list[Target]:
+def _kit_facts(result: ExportResult, space: SearchSpace, data: ImageData | None, runtime: str) -> dict[str, Any]:
+    """What an engineer who has the kit only wants to know of its network; TOML has no word for what is not known."""
+    [engine] = [engine for engine in result.engines if engine.runtime == runtime]
+    facts = {
+        "made_by": f"mobilenas {version('mobilenas')}",
+        "fingerprint": result.fingerprint,
+        "parameters": result.params,
+        "madds": result.madds,
+        "input_shape": space.image_shape,
+        "test_accuracy": result.test_accuracy,
+        "precision": engine.precision,
+        "largest_difference_from_torch": engine.agreement.relative_difference,
+        "measured_ms": engine.measured.value_ms if engine.measured else None,
+        "measured_on": result.device["name"] if result.device and engine.measured else None,
+        "engine_version": engine.engine_version,
+        "budget_ms": result.budget.target_ms if result.budget else None,
+        "predicted_ms": result.budget.table_ms if result.budget and engine is result.engines[0] else None,
+        **({} if data is None else {"data": data.name, "preprocessing": data.preprocessing, "class_names": data.class_names}),
+    }
+    return {key: value for key, value in msgspec.to_builtins(facts).items() if value is not None}
+
+
+def _targets(device: DeviceConfig, cfg: ExportConfig, more: Sequence[str]) -> list[Target]:
     """The search's engine and those asked for, on the device that measures; on this host where nothing is measured."""
     changed = msgspec.structs.replace(device, name=cfg.device or LOCAL, precision=cfg.precision or device.precision)
-    own = [msgspec.structs.replace(changed, runtime=name, provider=None) for name in cfg.runtimes if name != device.runtime]
+    names = [name for name in dict.fromkeys([*cfg.runtimes, *more]) if name != device.runtime]
+    own = [msgspec.structs.replace(changed, runtime=name, provider=None) for name in names]
     return [Target.from_config(each) for each in (changed, *own)]
 
 
