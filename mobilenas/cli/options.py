@@ -13,7 +13,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 DeviceName = Annotated[str | None, typer.Option("--device", help="Where to measure: local is this host.")]
 RuntimeName = Annotated[str | None, typer.Option("--runtime", help="Engine that runs the network: onnxruntime, ncnn, mnn.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="Number format: fp32.")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="Number format: fp32, fp16 or int8, as the runtime has them.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", help="Threads of the engine, 1 by default.")]
 Estimator = Annotated[
     str | None,

@@ -83,9 +83,12 @@ def coverage_words(fraction: float) -> str:
 
 def agreement_words(agreement: Agreement) -> str:
     """How an exported model compares with torch."""
+    right = ""
+    if agreement.accuracy is not None and agreement.torch_accuracy is not None:
+        right = f", {agreement.accuracy:.1%} of them right, torch {agreement.torch_accuracy:.1%}"
     return (
         f"largest difference from torch {agreement.maximum_difference:.2g}, same class for "
-        f"{agreement.top_1_agreement_fraction:.0%} of {agreement.inputs} images"
+        f"{agreement.top_1_agreement_fraction:.1%} of {agreement.inputs} images{right}"
     )
 
 

@@ -23,6 +23,9 @@ class Agreement(msgspec.Struct, frozen=True):
     top_1_agreement_fraction: float
     tolerance: float
     """Largest relative difference that is allowed."""
+    torch_accuracy: float | None = None
+    accuracy: float | None = None
+    """Share of these images whose class is right, by torch and by the model; ``None`` where classes are not known."""
 
     @property
     def is_within(self) -> bool:
@@ -56,8 +59,8 @@ def _parts(images: Tensor, batch: int) -> list[Tensor]:
     return [images[start : start + batch] for start in range(0, len(images), batch)]
 
 
-def compare(expected: np.ndarray, found: np.ndarray, tolerance: float) -> Agreement:
-    """Of logits ``(N, classes)``."""
+def compare(expected: np.ndarray, found: np.ndarray, tolerance: float, labels: np.ndarray | None = None) -> Agreement:
+    """Of logits ``(N, classes)``; ``labels`` ``(N,)`` are the right classes."""
     difference = float(np.abs(expected - found).max())
     return Agreement(
         inputs=len(expected),
@@ -65,4 +68,6 @@ def compare(expected: np.ndarray, found: np.ndarray, tolerance: float) -> Agreem
         relative_difference=difference / float(np.abs(expected).max()),
         top_1_agreement_fraction=float((expected.argmax(1) == found.argmax(1)).mean()),
         tolerance=tolerance,
+        torch_accuracy=None if labels is None else float((expected.argmax(1) == labels).mean()),
+        accuracy=None if labels is None else float((found.argmax(1) == labels).mean()),
     )

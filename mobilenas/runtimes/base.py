@@ -72,8 +72,12 @@ class Runtime(ABC):
     """Of the files of a prepared model."""
 
     @abstractmethod
-    def prepare(self, onnx: bytes, settings: RunSettings) -> PreparedModel:
-        """Convert an ONNX model to what the engine reads; raises ``IncompatibleError`` if it cannot."""
+    def prepare(self, onnx: bytes, settings: RunSettings, calibration: np.ndarray | None = None) -> PreparedModel:
+        """Convert an ONNX model to what the engine reads; raises ``IncompatibleError`` if it cannot.
+
+        ``calibration``, ``(calls, ...)``, are inputs that tell the range of activations, for a precision of integers. Without
+        any, noise does, which is enough to be timed.
+        """
 
     @abstractmethod
     def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:

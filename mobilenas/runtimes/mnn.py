@@ -53,7 +53,7 @@ class Mnn(Runtime):
     suffixes: ClassVar[tuple[str, ...]] = (".mnn", f".mnn{mnn_convert.WEIGHTS}")
     shares_weights: ClassVar[bool] = False
 
-    def prepare(self, onnx: bytes, settings: RunSettings) -> PreparedModel:
+    def prepare(self, onnx: bytes, settings: RunSettings, calibration: np.ndarray | None = None) -> PreparedModel:
         self.check(settings)
         onnx_model.parse_model(onnx, "model")
         model, weights = _converted(mnn_convert.model_from_onnx, onnx)

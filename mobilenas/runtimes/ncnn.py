@@ -84,7 +84,7 @@ class Ncnn(Runtime):
         if settings.batch != 1:
             raise IncompatibleError(f"ncnn runs one image at a time, not {settings.batch}: say --batch 1")
 
-    def prepare(self, onnx: bytes, settings: RunSettings) -> PreparedModel:
+    def prepare(self, onnx: bytes, settings: RunSettings, calibration: np.ndarray | None = None) -> PreparedModel:
         self.check(settings)
         graph = onnx_model.parse_model(onnx, "model").graph
         constants = {tensor.name for tensor in graph.initializer}

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mobilenas import onnx_model
 from mobilenas.core.workload import OPSET, Kernel, TensorSpec
 from mobilenas.errors import DocumentError, RunnerError
+from mobilenas.runtimes import onnx_precisions
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.onnx_opsets import attribute_value, in_own_opset
 
@@ -42,17 +43,23 @@ are, as an exponent of 2 is quicker than another; what has a dimension is traine
 """
 _SCALED_BY = ("Resize", "Upsample")
 """Operators whose constants are sizes, be they fractions with a dimension: none is trained."""
+_QUANTISED = ("QLinear", "QGemm", "QuantizeLinear", "DequantizeLinear")
+"""Beginnings of operators whose constants are scales, zeros and biases, however small: all follow from training."""
 
 
 class OnnxRuntime(Runtime):
     """ONNX Runtime with its default optimisation; the optimised graph is written and read back."""
 
     name: ClassVar[str] = "onnxruntime"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
     runner: ClassVar[str] = "onnxruntime_runner.py"
 
-    def prepare(self, onnx: bytes, settings: RunSettings) -> PreparedModel:
+    def prepare(self, onnx: bytes, settings: RunSettings, calibration: np.ndarray | None = None) -> PreparedModel:
         self.check(settings)
+        if settings.precision == "fp16":
+            return PreparedModel(onnx_precisions.halved(onnx))
+        if settings.precision == "int8":
+            return PreparedModel(onnx_precisions.quantised(onnx, calibration))
         return PreparedModel(onnx)
 
     def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:
@@ -150,6 +157,8 @@ def _spec_of(
     name: str, constants: Mapping[str, onnx.TensorProto], specs: Mapping[str, TensorSpec], node: onnx.NodeProto
 ) -> TensorSpec:
     if name in constants:
+        if node.op_type.startswith(_QUANTISED):
+            return _constant_spec(constants[name], is_size=False, is_trained=True)
         return _constant_spec(constants[name], is_size=node.op_type in _SCALED_BY)
     if name not in specs:
         raise DocumentError(f"the node {node.name!r} ({node.op_type}) reads {name!r}, whose shape the engine did not tell")
@@ -186,11 +195,13 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return values
 
 
-def _constant_spec(tensor: onnx.TensorProto, is_size: bool) -> TensorSpec:
+def _constant_spec(tensor: onnx.TensorProto, is_size: bool, is_trained: bool = False) -> TensorSpec:
     dtype = numpy_helper.to_array(tensor).dtype if tensor.data_type != TensorProto.FLOAT else np.dtype("float32")
     count = int(np.prod(tensor.dims)) if tensor.dims else 1
     values = None
-    if not tensor.dims or (count <= _STORED_VALUES and (dtype.kind in "iub" or (is_size and count))):
+    if is_trained:
+        pass
+    elif not tensor.dims or (count <= _STORED_VALUES and (dtype.kind in "iub" or (is_size and count))):
         values = tuple(numpy_helper.to_array(tensor).reshape(-1).tolist())
     return TensorSpec(tuple(tensor.dims), str(dtype), is_constant=True, values=values)
 
@@ -208,4 +219,10 @@ def _constant(spec: TensorSpec) -> np.ndarray:
     dtype = np.dtype(spec.dtype)
     if spec.values is not None:
         return np.array(spec.values, dtype).reshape(spec.shape)
-    return (0.1 * np.random.default_rng(0).standard_normal(spec.shape)).astype(dtype)
+    generator = np.random.default_rng(0)
+    if dtype in (np.int8, np.uint8) and len(spec.shape) > 1:
+        limits = np.iinfo(dtype)
+        return generator.integers(limits.min, limits.max, spec.shape, dtype, endpoint=True)
+    if dtype == np.float32 and len(spec.shape) < 2:
+        return np.abs(0.1 * generator.standard_normal(spec.shape)).astype(dtype)  # a scale must be above zero
+    return np.asarray(0.1 * generator.standard_normal(spec.shape)).astype(dtype)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 import torch
 
 from mobilenas import onnx_model
@@ -16,12 +18,14 @@ from mobilenas.config import DescribeConfig, DeviceConfig, ExportConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.data import ImageData
+from mobilenas.data.images import Images
 from mobilenas.devices.device import LOCAL
 from mobilenas.errors import MissingDataError, UsageError
 from mobilenas.export.bundle import write_bundle
 from mobilenas.export.kits import kit_files, kit_named
 from mobilenas.export.verify import Agreement, compare, logits_of, onnx_logits_of
 from mobilenas.results import EngineExport, ExportResult
+from mobilenas.runtimes.base import PreparedModel
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.published import PUBLISHED
 from mobilenas.workflows.naming import (
@@ -38,10 +42,20 @@ from mobilenas.workflows.naming import (
 )
 from mobilenas.workflows.run_describe import find_network, make_run
 
-TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2}
+TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.25}
 """Largest difference of any logit, relative to the largest logit, by precision."""
-VERIFIED_INPUTS = 64
-"""Images that an exported model is compared on: as many whole batches of them as this holds, at least one."""
+COMPARED_NUMBERS, COMPARED_IMAGES, NOISE_IMAGES = 2**24, 1000, 64
+"""Images that an exported model is compared on: as many whole batches as hold so many numbers, at least one; of noise fewer."""
+CALIBRATION_IMAGES = 128
+"""Training images that tell the range of activations."""
+
+
+class _Compared(NamedTuple):
+    """Images ``(N, C, H, W)``, their classes where these are known, and what torch makes of them."""
+
+    images: torch.Tensor
+    labels: np.ndarray | None
+    logits: np.ndarray
 
 
 def run_of(target: str) -> Path:
@@ -85,30 +99,28 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     exported = onnx_model.slim(onnx_model.onnx_from_module(network, [torch.zeros(space.image_shape)]))
     onnx_model.set_metadata(exported, _metadata(architecture, data))
     model = exported.SerializeToString()
-    images, batch = _images(space, data), space.image_shape[0]
-    expected = logits_of(network, images, batch)
-    agreement = compare(expected, onnx_logits_of(model, images, batch), cfg.tolerance or TOLERANCES["fp32"])
-    files = {_name(".onnx", agreement): model}
+    images, labels = _images(space, data.test if data else None, COMPARED_IMAGES if data else NOISE_IMAGES)
+    calibration = _images(space, data.train, CALIBRATION_IMAGES)[0] if data else images
+    compared = _Compared(images, labels if trained is not None else None, logits_of(network, images, space.image_shape[0]))
+    found = onnx_logits_of(model, images, space.image_shape[0])
+    agreement = compare(compared.logits, found, cfg.tolerance or TOLERANCES["fp32"], compared.labels)
+    files = {_name("fp32", ".onnx", agreement): model}
     engines, models = [], {}
     for number, target in enumerate(targets, 1):
         told.progress("exporting", number, 1 + len(targets))
-        prepared = target.runtime.prepare(model, target.settings)
-        engine_version, found = target.compute(prepared, images.numpy().reshape(-1, *space.image_shape))
-        precision = target.settings.precision
-        agrees = compare(expected, found.reshape(expected.shape), cfg.tolerance or TOLERANCES[precision])
+        prepared = target.runtime.prepare(model, target.settings, calibration.numpy().reshape(-1, *space.image_shape))
+        engine, named = _engine_export(target, prepared, compared, cfg.tolerance, run / "export")
+        if plan is not None:
+            stage = f"measuring the exported model by {target.runtime.name}"
+            found_ms = target.measure(architecture.fingerprint, prepared, plan, told, stage)
+            engine = msgspec.structs.replace(engine, measured=found_ms.of_statistic(budget.statistic) if budget else found_ms)
         models[target.runtime.name] = prepared
-        names = [_name(suffix, agrees) for suffix in target.runtime.suffixes[: len(prepared.files)]]
-        files.update(zip(names, prepared.files, strict=True))
-        stage = f"measuring the exported model by {target.runtime.name}"
-        measured = target.measure(architecture.fingerprint, prepared, plan, told, stage) if plan else None
-        measured = measured.of_statistic(budget.statistic) if measured and budget else measured
-        paths = tuple(str(run / "export" / name) for name in names)
-        engines.append(EngineExport(target.runtime.name, engine_version, precision, paths, agrees, measured))
-    measured = engines[0].measured
-    folder = run / "export"
+        files.update(named)
+        engines.append(engine)
+    measured, folder = engines[0].measured, run / "export"
     result = ExportResult(
         folder=str(folder),
-        model=str(folder / _name(".onnx", agreement)),
+        model=str(folder / _name("fp32", ".onnx", agreement)),
         fingerprint=architecture.fingerprint,
         params=space.params(architecture),
         madds=space.madds(architecture),
@@ -146,6 +158,8 @@ def _kit_facts(result: ExportResult, space: SearchSpace, data: ImageData | None,
         "input_shape": space.image_shape,
         "test_accuracy": result.test_accuracy,
         "precision": engine.precision,
+        "accuracy_of_this_model": engine.agreement.accuracy,
+        "accuracy_of_torch_on_the_same_images": engine.agreement.torch_accuracy,
         "largest_difference_from_torch": engine.agreement.relative_difference,
         "measured_ms": engine.measured.value_ms if engine.measured else None,
         "measured_on": result.device["name"] if result.device and engine.measured else None,
@@ -165,18 +179,37 @@ def _targets(device: DeviceConfig, cfg: ExportConfig, more: Sequence[str]) -> li
     return [Target.from_config(each) for each in (changed, *own)]
 
 
-def _name(suffix: str, agreement: Agreement) -> str:
-    return f"model{'' if agreement.is_within else '.unverified'}{suffix}"
+def _engine_export(
+    target: Target, prepared: PreparedModel, compared: _Compared, tolerance: float | None, folder: Path
+) -> tuple[EngineExport, dict[str, bytes]]:
+    """What the engine on the device makes of the images, not yet timed, and the files of its model by name."""
+    shape = (-1, target.settings.batch, *compared.images.shape[1:])
+    engine_version, found = target.compute(prepared, compared.images.numpy().reshape(shape))
+    precision = target.settings.precision
+    allowed = tolerance or TOLERANCES[precision]
+    agreement = compare(compared.logits, found.reshape(compared.logits.shape), allowed, compared.labels)
+    files = {
+        _name(precision, suffix, agreement): content
+        for suffix, content in zip(target.runtime.suffixes, prepared.files, strict=False)
+    }
+    paths = tuple(str(folder / name) for name in files)
+    return EngineExport(target.runtime.name, engine_version, precision, paths, agreement, None), files
 
 
-def _images(space: SearchSpace, data: ImageData | None) -> torch.Tensor:
-    """Test images, or standard normal noise without a data set: whole batches ``(N, C, H, W)``."""
-    batch = space.image_shape[0]
-    if data is None:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn((batch * max(1, VERIFIED_INPUTS // batch), *space.image_shape[1:]), generator=generator)
-    count = batch * max(1, min(VERIFIED_INPUTS, len(data.test)) // batch)
-    return torch.stack([data.test[index][0] for index in random.Random(0).sample(range(len(data.test)), count)])
+def _name(precision: str, suffix: str, agreement: Agreement) -> str:
+    bits = "" if precision == "fp32" else f".{precision}"
+    return f"model{bits}{'' if agreement.is_within else '.unverified'}{suffix}"
+
+
+def _images(space: SearchSpace, images: Images | None, most: int) -> tuple[torch.Tensor, np.ndarray | None]:
+    """Some images ``(N, C, H, W)`` and their classes ``(N,)``, whole batches; standard normal noise without a data set."""
+    batch, numbers = space.image_shape[0], math.prod(space.image_shape[1:])
+    count = min(most, max(1, COMPARED_NUMBERS // numbers), most if images is None else len(images))
+    count = batch * max(1, count // batch)
+    if images is None:
+        return torch.randn((count, *space.image_shape[1:]), generator=torch.Generator().manual_seed(0)), None
+    chosen = [images[index] for index in random.Random(0).sample(range(len(images)), count)]
+    return torch.stack([image for image, _ in chosen]), np.array([int(label) for _, label in chosen])
 
 
 def _metadata(architecture: Architecture, data: ImageData | None) -> dict[str, str]:

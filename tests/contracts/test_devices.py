@@ -28,7 +28,6 @@ class TestOnnxRuntime(RuntimeContract):
         return OnnxRuntime()
 
 
-@pytest.mark.serial
 class TestNcnn(RuntimeContract):
     settings = RunSettings(provider="CPU")
 
@@ -36,7 +35,6 @@ class TestNcnn(RuntimeContract):
         return Ncnn()
 
 
-@pytest.mark.serial
 class TestMnn(RuntimeContract):
     settings = RunSettings(provider="CPU")
 

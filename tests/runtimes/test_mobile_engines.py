@@ -87,7 +87,6 @@ def test_multiply_adds_of_the_kernels_are_those_of_onnx_runtime(engine: Runtime)
     assert all(np.isfinite(features_of(kernel)).all() for kernel in ours)
 
 
-@pytest.mark.serial
 @of_both
 def test_rows_by_slope_add_up_to_the_network(engine: Runtime) -> None:
     """Within a third: what a loaded machine allows a test to say. Figures are the benchmarks' business."""

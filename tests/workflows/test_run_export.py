@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from mobilenas.errors import VerificationError
@@ -22,7 +23,7 @@ def test_every_engine_computes_what_torch_does(run: Path, command: Command) -> N
     assert [Path(file).name for file in ncnn["files"]] == ["model.param", "model.bin"]
     assert [Path(file).name for file in mnn["files"]] == ["model.mnn", "model.mnn.weight"]
     for agreement in (exported["agreement"], own["agreement"], ncnn["agreement"], mnn["agreement"]):
-        assert agreement["inputs"] == 64
+        assert agreement["inputs"] == 360
         assert agreement["relative_difference"] < 1e-3
         assert agreement["top_1_agreement_fraction"] == 1
     assert ncnn["measured"] is None
@@ -74,8 +75,25 @@ def test_agreement_by_hand() -> None:
     assert agreement.is_within
 
 
-@pytest.mark.parametrize("asked", ["fp12", "int8"])
-def test_a_precision_that_the_engine_lacks_is_refused(asked: str, run: Path, command: Command) -> None:
-    outcome = command("export", str(run), "--precision", asked, "--no-device")
+def test_integers_are_calibrated_and_say_what_they_cost(run: Path, command: Command) -> None:
+    exported = json.loads(command("export", str(run), "--precision", "int8", "--no-device", "--json").out)
+    [engine] = exported["engines"]
+    assert [Path(file).name for file in engine["files"]] == ["model.int8.onnx"]
+    assert Path(exported["model"]).name == "model.onnx"
+    agreement = engine["agreement"]
+    assert (
+        exported["agreement"]["relative_difference"] < 1e-3 < agreement["relative_difference"] < agreement["tolerance"] == 0.25
+    )
+    assert agreement["top_1_agreement_fraction"] > 0.8
+    assert agreement["torch_accuracy"] == exported["agreement"]["torch_accuracy"]
+    assert abs(agreement["accuracy"] - agreement["torch_accuracy"]) < 0.2
+    stored = onnx.load(run / "export" / "model.int8.onnx").graph.initializer
+    assert any(tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4 for tensor in stored)
+
+
+@pytest.mark.parametrize(("asked", "engine"), [("fp12", "onnxruntime"), ("int8", "ncnn")])
+def test_a_precision_that_an_engine_lacks_is_refused(asked: str, engine: str, run: Path, command: Command) -> None:
+    outcome = command("export", str(run), "--precision", asked, "--no-device", "--ncnn")
     assert outcome.code == 2
-    assert "onnxruntime runs fp32 here" in outcome.err
+    assert f"{engine} runs fp32" in outcome.err
+    assert not (run / "export").exists()

@@ -50,8 +50,8 @@ def work_of(kernel: Kernel) -> Work:
     """Counted from the shapes that the runtime gave; blocked layouts count their padding, which is executed too."""
     madds = 0
     if _is_convolution(kernel):
-        positions = _data(kernel)[0].shape if _is_transposed(kernel) else kernel.outputs[0].shape
-        madds = positions[0] * math.prod(positions[2:]) * _elements(_second(kernel))
+        positions = _channels_first(kernel, _data(kernel)[0] if _is_transposed(kernel) else kernel.outputs[0])
+        madds = positions[0] * math.prod(positions[2:]) * _elements(_weight(kernel))
     elif is_product(kernel):
         madds = _elements(kernel.outputs[0]) * _contracted(kernel)
     return Work(madds, *(sum(map(_elements, specs)) for specs in (_data(kernel), kernel.outputs, kernel.weights)))
@@ -63,7 +63,7 @@ def family_of(kernel: Kernel) -> str:
     """
     name = kernel.operator
     if _is_convolution(kernel):
-        groups, (first, second, *window) = _attributes(kernel).get("group", 1), _second(kernel).shape
+        groups, (first, second, *window) = _attributes(kernel).get("group", 1), _weight(kernel).shape
         per_group = first // groups if _is_transposed(kernel) else second
         kind = "depthwise" if per_group == 1 else "grouped"
         name += f" {kind}" if groups > 1 else f" {'pointwise' if math.prod(window) == 1 else 'window'}"
@@ -90,9 +90,9 @@ def features_of(kernel: Kernel) -> np.ndarray:
     """Values of ``FEATURES``, ``(len(FEATURES),)``."""
     attributes, work = _attributes(kernel), work_of(kernel)
     data = _data(kernel)
-    taken, made = data[0].shape if data else (), kernel.outputs[0].shape
+    taken, made = _channels_first(kernel, data[0]) if data else (), _channels_first(kernel, kernel.outputs[0])
     in_channels, out_channels = (shape[1] if len(shape) > 1 else 1 for shape in (taken, made))
-    window = _second(kernel).shape[2:] if _is_convolution(kernel) else attributes.get("kernel_shape", ())
+    window = _weight(kernel).shape[2:] if _is_convolution(kernel) else attributes.get("kernel_shape", ())
     activation = attributes.get("activation", "")
     permutation = attributes.get("perm", ())
     return np.array(
@@ -129,7 +129,7 @@ def _attributes(kernel: Kernel) -> dict[str, Any]:
 
 
 def _is_convolution(kernel: Kernel) -> bool:
-    return kernel.operator.endswith(("Conv", "ConvTranspose")) and len(kernel.inputs) > 1 and len(_second(kernel).shape) > 2
+    return kernel.operator.endswith(("Conv", "ConvTranspose")) and len(kernel.inputs) > 1 and len(_weight(kernel).shape) > 2
 
 
 def _is_transposed(kernel: Kernel) -> bool:
@@ -137,10 +137,18 @@ def _is_transposed(kernel: Kernel) -> bool:
     return kernel.operator.endswith("ConvTranspose")
 
 
-def _second(kernel: Kernel) -> TensorSpec:
-    spec = kernel.inputs[1]
+def _weight(kernel: Kernel) -> TensorSpec:
+    """Of a convolution; scale and zero of its input come before it where they are integers."""
+    spec = kernel.inputs[3 if kernel.operator.endswith("QLinearConv") else 1]
     assert spec is not None
     return spec
+
+
+def _channels_first(kernel: Kernel, spec: TensorSpec) -> tuple[int, ...]:
+    """The shape with the channels after the batch, wherever the kernel has them."""
+    if not _attributes(kernel).get("channels_last"):
+        return spec.shape
+    return (spec.shape[0], spec.shape[-1], *spec.shape[1:-1])
 
 
 def _contracted(kernel: Kernel) -> int:
