@@ -153,7 +153,7 @@ def _fragment(workload: Workload) -> onnx.GraphProto:
 
 
 def compose(blueprint: Blueprint) -> bytes:
-    """The serialised ONNX model of a network, for learning which kernels a runtime makes of it; the weights are noise.
+    """The serialised ONNX model of a network, for learning which kernels a runtime makes of it; its weights are untrained.
 
     Equal in structure to exporting the built network, at a hundredth of the time.
     """
@@ -194,13 +194,13 @@ def _place(layer: Layer, graph: onnx.GraphProto, values: Mapping[str, str]) -> d
 
 
 def _renamed_weight(tensor: onnx.TensorProto, prefix: str, rng: np.random.Generator) -> onnx.TensorProto:
-    """A copy with its own noise, lest a runtime merges two operators that merely share their example weights.
+    """A copy with some noise of its own, lest a runtime merges two operators that merely share their example weights.
 
     Scalars are no weights: they may be the bounds of a clip, which kernels carry as attributes.
     """
     array = numpy_helper.to_array(tensor)
     if array.dtype == np.float32 and array.ndim > 0:
-        array = rng.standard_normal(array.shape, dtype=np.float32) * 0.1
+        array = array + rng.standard_normal(array.shape, dtype=np.float32) * 0.01
     return numpy_helper.from_array(array, f"{prefix}/{tensor.name}")
 
 
