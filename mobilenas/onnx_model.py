@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -176,13 +176,32 @@ def compose(blueprint: Blueprint) -> bytes:
     last = blueprint.layers[-1]
     nodes.append(helper.make_node("Identity", [values[last.name]], [OUTPUT_NAME]))
     graph = helper.make_graph(
-        nodes,
+        _distinct(nodes, initializers),
         "network",
         [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, blueprint.image_shape)],
         [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, None)],
         initializers,
     )
     return bytes(make_model(graph).SerializeToString())
+
+
+def _distinct(nodes: Iterable[onnx.NodeProto], initializers: Iterable[onnx.TensorProto]) -> list[onnx.NodeProto]:
+    """The nodes, in order, but for those that compute what one before them did, as two pools of one tensor; not all engines
+    look for these. Small constants are the same if their values are.
+    """
+    same: dict[Hashable, str] = {}
+    names = {t.name: same.setdefault((t.data_type, *t.dims, t.raw_data), t.name) for t in initializers if _is_no_weight(t)}
+    first: dict[Hashable, onnx.NodeProto] = {}
+    kept = []
+    for node in nodes:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+        twin = first.setdefault((node.domain, node.op_type, *node.input, *attributes), node)
+        if twin is node:
+            kept.append(node)
+        else:
+            names.update(zip(node.output, twin.output, strict=True))
+    return kept
 
 
 def _place(layer: Layer, graph: onnx.GraphProto, values: Mapping[str, str]) -> dict[str, str]:
@@ -199,9 +218,13 @@ def _renamed_weight(tensor: onnx.TensorProto, prefix: str, rng: np.random.Genera
     Scalars are no weights: they may be the bounds of a clip, which kernels carry as attributes.
     """
     array = numpy_helper.to_array(tensor)
-    if array.dtype == np.float32 and array.ndim > 0:
+    if not _is_no_weight(tensor):
         array = array + rng.standard_normal(array.shape, dtype=np.float32) * 0.01
     return numpy_helper.from_array(array, f"{prefix}/{tensor.name}")
+
+
+def _is_no_weight(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_type != TensorProto.FLOAT or not tensor.dims
 
 
 def make_model(graph: onnx.GraphProto, extra_domains: Sequence[str] = (), opset: int = OPSET) -> onnx.ModelProto:

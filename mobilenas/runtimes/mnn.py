@@ -38,6 +38,7 @@ RESHAPING = ("Flatten", "MatMul", "Reshape", "Squeeze", "Unsqueeze")
 """What they make is plain."""
 NUMBERS = {"float32s": "float32", "int32s": "int32", "int8s": "int8", "uint8s": "uint8", "int64s": "int64"}
 """Under which name a constant of the graph holds its numbers."""
+RELU = {"type": "ReLU", "main_type": "Relu", "main": {"slope": 0.0}}
 STORED_VALUES = 64
 """Constants up to this size are part of a kernel, as shapes and scalars are."""
 R = TypeVar("R")
@@ -85,7 +86,9 @@ class Mnn(Runtime):
     def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
         """Copies share their inputs, which lie as they do in a network; what fits itself works on the result before it.
 
-        Each has weights of its own, from the same place of the file.
+        Each has weights of its own, from the same place of the file. Results that no copy reads are read by an operator each,
+        lest what only moves numbers is left undone, and are forgotten then, as in a network. There are as many such readers
+        in the model of few copies: in the slope between the two they cancel.
         """
         stored = json.loads(kernel.attributes)
         graph, inputs, weights = _Graph(), [], b""
@@ -99,18 +102,21 @@ class Mnn(Runtime):
         data = [spec for spec in kernel.inputs if spec is not None and not spec.is_constant]
         fits_itself = len(kernel.outputs) == 1 and data and data[0].shape == kernel.outputs[0].shape
         is_chain = fits_itself and stored["layouts"][0] == stored["made"]
+        results = []
         for copy in range(copies):
-            made = graph.operator(f"copy{copy}", stored, inputs, len(kernel.outputs))
-            graph.ends = made if is_chain else [*graph.ends, *made]
+            results.append(graph.operator(f"copy{copy}", stored, inputs, len(kernel.outputs)))
             if is_chain:
-                inputs = [*made, *inputs[1:]]
+                inputs = [*results[-1], *inputs[1:]]
+        graph.ends = results[-1]
+        for number in range(0 if is_chain else max(copies, *self.copies(kernel))):
+            read = results[min(number, copies - 1)]
+            graph.ends = [graph.operator(f"reader{number}_{index}", RELU, [index], 1)[0] for index in read]
         return PreparedModel(_converted(mnn_convert.model_from_graph, graph.whole()), optimise=False, weights=weights)
 
     def session_model(self) -> PreparedModel:
         graph = _Graph()
         number = graph.input(0, TensorSpec((1, 1), "float32"), PLAIN)
-        relu = {"main_type": "Relu", "main": {"slope": 0.0}, "type": "ReLU", "defaultDimentionFormat": PLAIN}
-        graph.ends = graph.operator("end", relu, [number], 1)
+        graph.ends = graph.operator("end", RELU, [number], 1)
         return PreparedModel(_converted(mnn_convert.model_from_graph, graph.whole()), optimise=False, weights=b"")
 
 
@@ -152,18 +158,16 @@ class _Graph:
         self.tensors: list[str] = []
         self.operators: list[dict[str, Any]] = []
         self.ends: list[int] = []
-        """Tensors that must be there in the end: what only moves numbers is not done for no one."""
+        """Tensors that must be there in the end."""
 
     def input(self, index: int, spec: TensorSpec, layout: str) -> int:
-        """The tensor of an input that lies so."""
+        """The tensor of an input that lies so. An operator has made it: mere moving is done again by each that reads it."""
         main = {"dims": list(spec.shape), "dtype": "DT_FLOAT", "dformat": PLAIN}
-        [plain] = self._append("Input", "Input", main, f"in{index}", [])
-        if layout == PLAIN:
-            return plain
-        [blocked] = self._append(
-            "ConvertTensor", "TensorConvertInfo", {"source": PLAIN, "dest": layout}, f"laid{index}", [plain]
-        )
-        return blocked
+        [found] = self._append("Input", "Input", main, f"in{index}", [])
+        if layout != PLAIN:
+            main = {"source": PLAIN, "dest": layout}
+            [found] = self._append("ConvertTensor", "TensorConvertInfo", main, f"laid{index}", [found])
+        return self.operator(f"made{index}", RELU, [found], 1)[0]
 
     def constant(self, index: int, spec: TensorSpec) -> int:
         """The tensor of a constant, of noise where its values are none of the kernel's."""

@@ -198,3 +198,26 @@ def test_the_same_kernel_has_the_same_name_in_two_networks(engine: Runtime) -> N
     one, other = lowered(engine, network(SPACES[0], 1), network(SPACES[0], 2))
     assert len(one.keys() & other.keys()) > 10
     assert all(json.loads(kernel.attributes) for kernel in one)
+
+
+@of_both
+@of_all_spaces
+def test_a_composed_model_has_the_kernels_of_the_exported_network(engine: Runtime, space: SearchSpace) -> None:
+    """Neither engine merges what is computed twice, as two pools of one tensor: both models come without such."""
+    generator = random.Random(5)
+    architectures = [space.random_architecture(generator) for _ in range(3)]
+    composed = [onnx_model.compose(space.blueprint(architecture)) for architecture in architectures]
+    exported = [network_for_timing(space, architecture) for architecture in architectures]
+    kernels = lowered(engine, *composed, *exported)
+    assert kernels[:3] == kernels[3:]
+
+
+def test_a_composed_model_computes_nothing_twice() -> None:
+    space = CellSpace(channels=4, layers=3, image_size=8)
+    for seed in range(8):
+        architecture = space.random_architecture(random.Random(seed))
+        nodes = onnx_model.parse_model(onnx_model.compose(space.blueprint(architecture)), "").graph.node
+        pools = Counter(
+            (n.op_type, *n.input, *(a.SerializeToString() for a in n.attribute)) for n in nodes if "Pool" in n.op_type
+        )
+        assert set(pools.values()) <= {1}
