@@ -49,6 +49,8 @@ class DeviceConfig(Strict):
     """``local``, ``ssh://user@host[:port]``, ``adb:SERIAL``, or a name given by ``mobilenas devices add``."""
     python: str | None = None
     """The interpreter on a remote device that has the engine; its ``python3``, or its card's, by default."""
+    governor: str | None = None
+    """What holds the device's clock while it is measured, as ``performance``, where that may be set; it is set back after."""
     runtime: str = "onnxruntime"
     precision: str = "fp32"
     provider: str | None = None

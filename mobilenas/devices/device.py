@@ -29,23 +29,24 @@ class Device:
     open: Callable[[], Link]
 
 
-def find_device(name: str, python: str | None = None) -> Device:
+def find_device(name: str, python: str | None = None, governor: str | None = None) -> Device:
     """A device by what ``--device`` takes: ``local``, an address, or a name that ``mobilenas devices add`` has given.
 
-    ``python`` is the interpreter on it, where it is not the card's. Nothing is connected to yet. Raises ``UsageError`` for
-    what is no address, ``UnknownNameError`` for a name that nobody has given, ``DocumentError`` for a damaged card.
+    ``python`` is the interpreter on it, where it is not the card's; ``governor`` what its clock is held by while a link to it
+    is open. Nothing is connected to yet. Raises ``UsageError`` for what is no address, ``UnknownNameError`` for a name that
+    nobody has given, ``DocumentError`` for a damaged card.
     """
     if name == LOCAL:
         if python:
             raise UsageError(f"device.python is {python!r}, but this host is measured by the interpreter that runs mobilenas")
-        return Device(_this_host(), LocalLink)
+        return Device(_this_host(), _holding(LocalLink, governor))
     if is_address(name):
         card = DeviceCard(name=name_of_address(name), address=name)
     elif name in (known := known_devices()):
         card = load_card(name)
     else:
         raise UnknownNameError("device", name, [LOCAL, "ssh://user@host[:port]", "adb:SERIAL", *known])
-    return Device(card, _link(card.address, python or card.python or PYTHON))
+    return Device(card, _holding(_link(card.address, python or card.python or PYTHON), governor))
 
 
 def is_address(name: str) -> bool:
@@ -62,6 +63,15 @@ def _link(address: str, python: str) -> Callable[[], Link]:
     link = SshLink if address.startswith(SSH) else AdbLink
     link(address, python)  # an address that is none is told before anything is done
     return lambda: link(address, python)
+
+
+def _holding(link: Callable[[], Link], governor: str | None) -> Callable[[], Link]:
+    def opened() -> Link:
+        found = link()
+        found.governor = governor
+        return found
+
+    return opened
 
 
 def _this_host() -> DeviceCard:

@@ -13,8 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
+from mobilenas.core import documents
+from mobilenas.core.resources import shipped
 from mobilenas.devices.streams import stream
-from mobilenas.errors import CrashError, DeviceTimeoutError, LinkError
+from mobilenas.errors import CrashError, DeviceError, DeviceTimeoutError, LinkError
+
+CLOCK_PROGRAM, SYSTEM_FILES, CLOCK_TIMEOUT_S = "device_clock.py", "/sys", 20.0
 
 
 class Link(ABC):
@@ -22,18 +28,53 @@ class Link(ABC):
 
     On entry it owns an empty working directory on the device; names given to ``push``, ``pull``, ``remove`` and ``run`` are
     relative to it; on exit the directory is gone. Arguments are lists: nothing that a user says is ever parsed by a shell.
+    Where ``governor`` is named, the device's processors have it from entry to exit.
     """
 
     def __init__(self) -> None:
+        self.governor: str | None = None
         self._kept: set[str] = set()
+        self._clock_before: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         self._kept.clear()
         self.open()
+        try:
+            if self.governor is not None:
+                self._clock_before = self._set_clock({"*": self.governor})
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
+        try:
+            if self._clock_before:
+                self._set_clock(self._clock_before)
+        except DeviceError:
+            if error is None:  # what went wrong before is what has to be told
+                raise
+        finally:
+            self._clock_before = {}
+            self.close()
+
+    def _set_clock(self, governors: Mapping[str, str]) -> dict[str, str]:
+        """Set the governor of each processor, by its path below /sys or of all; return those that were others before.
+
+        Raises ``DeviceError`` with what the device says against it.
+        """
+        self.push({CLOCK_PROGRAM: (shipped("export") / "runners" / CLOCK_PROGRAM).read_bytes()})
+        lines: list[str] = []
+        argv = [self.python, CLOCK_PROGRAM, SYSTEM_FILES, msgspec.json.encode(governors).decode()]
+        try:
+            self.run(argv, timeout_s=CLOCK_TIMEOUT_S, on_line=lines.append)
+        except CrashError as error:
+            complaint = str(error).splitlines()[-1]
+            raise DeviceError(
+                f"device.governor is {self.governor!r}, and the device says: {complaint}. Set it by hand there, as root, and "
+                "leave device.governor out"
+            ) from None
+        return documents.convert(documents.parse_json(lines[-1], CLOCK_PROGRAM), dict[str, str], CLOCK_PROGRAM)
 
     def keep(self, models: Iterable[Sequence[bytes]], suffixes: Sequence[str]) -> list[str]:
         """Push what the device does not have yet under names made of the content; return those of each model's first file.

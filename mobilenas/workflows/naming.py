@@ -76,7 +76,7 @@ class Target:
         runtime = RUNTIMES.get(cfg.runtime)()
         settings = RunSettings(cfg.precision, cfg.provider or runtime.providers[0], cfg.threads, cfg.batch)
         runtime.check(settings)
-        return cls(find_device(cfg.name, cfg.python), runtime, settings, cfg.estimator)
+        return cls(find_device(cfg.name, cfg.python, cfg.governor), runtime, settings, cfg.estimator)
 
     def plan(self, name: str) -> MeasurementPlan:
         """The plan called ``name`` with the device's estimator; raises ``UnknownNameError``."""
