@@ -13,6 +13,7 @@ MobileNASError
     DeviceTimeoutError
     RunnerError
       CrashError             it ended before its time: one model may be to blame
+      UnavailableError       the engine has nothing to run on
   BudgetError            infeasible, exceeded after the last round, or only an estimate            exit 5
   MeasurementError       too few samples, unstable, drift over the limit                           exit 6
   VerificationError      the exported model disagrees                                              exit 7
@@ -97,6 +98,10 @@ class RunnerError(DeviceError):
 
 class CrashError(RunnerError):
     """The runner was ended by a signal, or ended itself with an error, instead of saying what went wrong."""
+
+
+class UnavailableError(RunnerError):
+    """The engine is on the device, and what it would run on is not: a GPU, or its driver."""
 
 
 class BudgetError(MobileNASError):

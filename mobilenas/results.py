@@ -222,8 +222,11 @@ class EngineExport(msgspec.Struct, frozen=True):
     precision: str
     files: tuple[str, ...]
     """Called ``unverified`` where the engine disagrees with torch."""
-    agreement: Agreement
+    agreement: Agreement | None
+    """``None`` where the engine has nothing to run on."""
     measured: Measurement | None
+    not_run: str | None = None
+    """Why it was not run."""
 
 
 class ExportResult(msgspec.Struct, frozen=True):

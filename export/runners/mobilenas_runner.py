@@ -32,6 +32,10 @@ SENTINEL_RUNS = 4  # at a time, of which the least counts
 FEWEST_BETWEEN = 3  # samples between two times of the sentinel
 
 
+class Unavailable(Exception):
+    """The engine is here, and what it would run on is not."""
+
+
 class Engine:
     """What a runner tells of its engine; ``job`` holds "threads", "provider" and "precision"."""
 
@@ -44,7 +48,10 @@ class Engine:
         raise NotImplementedError
 
     def bind(self, session):
-        """A call that runs the model once on fixed inputs, and has done so."""
+        """A call that runs the model once on fixed inputs, and has done so.
+
+        It may return how many nanoseconds that took on the device, where that has a clock of its own.
+        """
         raise NotImplementedError
 
     def provider(self, session):
@@ -159,13 +166,20 @@ def open_model(engine, job, path, optimise):
     return session, run, load_ms, first_ms
 
 
+def timed(run):
+    """Wall time and CPU time of one run in nanoseconds; both by the device's own clock where it has one."""
+    cpu_start = time.thread_time_ns()
+    wall_start = time.perf_counter_ns()
+    told_ns = run()
+    wall_end = time.perf_counter_ns()
+    cpu_end = time.thread_time_ns()
+    if told_ns is not None:
+        return told_ns, told_ns
+    return wall_end - wall_start, cpu_end - cpu_start
+
+
 def time_sentinel(run):
-    times = []
-    for _ in range(SENTINEL_RUNS):
-        start = time.perf_counter_ns()
-        run()
-        times.append(time.perf_counter_ns() - start)
-    return min(times) / 1e6
+    return min(timed(run)[0] for _ in range(SENTINEL_RUNS)) / 1e6
 
 
 def time_model(engine, job, model, run_sentinel):
@@ -184,13 +198,9 @@ def time_model(engine, job, model, run_sentinel):
         if since_ns >= job["sentinel_every_s"] * 1e9 and between >= FEWEST_BETWEEN:
             sentinel_ms.append(time_sentinel(run_sentinel))
             since_ns = between = 0
-        cpu_start = time.thread_time_ns()
-        wall_start = time.perf_counter_ns()
-        run()
-        wall_end = time.perf_counter_ns()
-        cpu_end = time.thread_time_ns()
-        wall_ns.append(wall_end - wall_start)
-        cpu_ns.append(cpu_end - cpu_start)
+        wall, cpu = timed(run)
+        wall_ns.append(wall)
+        cpu_ns.append(cpu)
         timed_ns += wall_ns[-1]
         since_ns += wall_ns[-1]
         between += 1
@@ -233,19 +243,22 @@ def main(engine):
         python=platform.python_version(),
         state=machine_state(),
     )
-    if job["mode"] == "time" and job["models"]:
-        _, run_sentinel, _, _ = open_model(engine, job, job["sentinel"], True)
-        warm_up(job, run_sentinel)
+    run_sentinel = None
     done = 0
     for model in job["models"]:
         try:
             if job["mode"] == "time":
+                if run_sentinel is None:
+                    _, run_sentinel, _, _ = open_model(engine, job, job["sentinel"], True)
+                    warm_up(job, run_sentinel)
                 time_model(engine, job, model, run_sentinel)
             elif job["mode"] == "compute":
                 compute_model(engine, job, model)
             else:
                 say(type="graph", id=model["id"], **engine.lower(job, model["path"]))
             done += 1
+        except Unavailable as error:
+            say(type="error", id=model["id"], message=str(error), unavailable=True)
         except Exception as error:  # one bad model must not end the others
             say(type="error", id=model["id"], message="%s: %s" % (type(error).__name__, error))
     say(type="bye", models=done)

@@ -316,6 +316,7 @@ def export(
     target: Annotated[str, typer.Argument(help="Run directory, or name of a published network.", metavar="RUN|NAME")],
     onnx: Annotated[bool, typer.Option("--onnx", help="Check and measure the ONNX model by ONNX Runtime.")] = False,
     ncnn: Annotated[bool, typer.Option("--ncnn", help="Convert the model to ncnn, too.")] = False,
+    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Have TensorRT build an engine of it, too.")] = False,
     mnn: Annotated[bool, typer.Option("--mnn", help="Convert the model to MNN, too.")] = False,
     kit: Annotated[list[str] | None, typer.Option("--kit", help="Fill a deployment kit, as linux-onnxruntime.")] = None,
     precision: Precision = None,
@@ -328,7 +329,8 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Export the network, check it against torch, and measure it on the device: predicted beside measured."""
-    asked = [name for name, is_asked in (("onnxruntime", onnx), ("ncnn", ncnn), ("mnn", mnn)) if is_asked]
+    by_flag = {"onnxruntime": onnx, "ncnn": ncnn, "mnn": mnn, "tensorrt": tensorrt}
+    asked = [name for name, is_asked in by_flag.items() if is_asked]
     flags = {"runtimes": asked or None, "kits": kit or None, "precision": precision, "device": device, "plan": plan}
     cfg = load_config(ExportConfig, config, sets, flags)
     from mobilenas import workflows
@@ -344,8 +346,8 @@ def export(
     if result.budget and result.measured:
         verdict = speed_words(result.budget.table_sentinel_ms, result.measured.sentinel_ms) + verdict
     for engine in result.engines:
-        files = f"{', '.join(engine.files)}; {agreement_words(engine.agreement)}"
-        rows.append((f"{engine.runtime} {engine.precision}", files))
+        said = agreement_words(engine.agreement) if engine.agreement else f"not run: {engine.not_run}"
+        rows.append((f"{engine.runtime} {engine.precision}", f"{', '.join(engine.files)}; {said}"))
         if engine.measured is not None:
             rows.append(("  measured", f"{engine.measured.value_ms:.4g} ms, {repeats_of(engine.measured)}{verdict}"))
         verdict = ""  # the budget is that of the first one, the search's own

@@ -12,7 +12,7 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, as -
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 DeviceName = Annotated[str | None, typer.Option("--device", help="Where to measure: local is this host.")]
-RuntimeName = Annotated[str | None, typer.Option("--runtime", help="Engine that runs the network: onnxruntime, ncnn, mnn.")]
+RuntimeName = Annotated[str | None, typer.Option("--runtime", help="What runs the network: onnxruntime, ncnn, mnn, tensorrt.")]
 Precision = Annotated[
     str | None, typer.Option("--precision", help="Number format: fp32, fp16 or int8, as the runtime has them.")
 ]

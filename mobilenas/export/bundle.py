@@ -14,13 +14,18 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def write_bundle(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write ``files`` and, last, their checksums."""
+    """Write ``files`` and, last, their checksums; what the bundle held before, and holds no longer, is removed."""
+    sums = folder / CHECKSUMS
+    before = [line.partition("  ")[2] for line in documents.read_text(sums).splitlines()] if sums.exists() else []
     lines = []
     for name, content in sorted(files.items()):
         data = content.encode() if isinstance(content, str) else content
         write_atomic(folder / name, data)
         lines.append(f"{hashlib.sha256(data).hexdigest()}  {name}\n")
-    write_atomic(folder / CHECKSUMS, "".join(lines))
+    write_atomic(sums, "".join(lines))
+    for name in before:
+        if name not in files and Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
 
 
 def read_bundled(path: Path) -> bytes:

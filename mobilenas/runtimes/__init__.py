@@ -15,5 +15,6 @@ RUNTIMES: Registry[type[Runtime]] = Registry(
         "onnxruntime": "mobilenas.runtimes.onnx_runtime:OnnxRuntime",
         "ncnn": "mobilenas.runtimes.ncnn:Ncnn",
         "mnn": "mobilenas.runtimes.mnn:Mnn",
+        "tensorrt": "mobilenas.runtimes.tensorrt:TensorRt",
     },
 )

@@ -18,7 +18,14 @@ from mobilenas.core.measurement import MeasurementPlan, SweepRecord
 from mobilenas.core.resources import shipped
 from mobilenas.core.workload import COPIES, Blueprint, Kernel, Layer, Workload
 from mobilenas.devices.links import Link
-from mobilenas.errors import CrashError, DeviceTimeoutError, IncompatibleError, LostLinkError, RunnerError
+from mobilenas.errors import (
+    CrashError,
+    DeviceTimeoutError,
+    IncompatibleError,
+    LostLinkError,
+    RunnerError,
+    UnavailableError,
+)
 from mobilenas.runtimes.reports import ANSWERS, Conversation, timing_from_report
 
 SENTINEL, SESSION = "sentinel", "session"
@@ -252,6 +259,7 @@ class Runtime(ABC):
         A model at which the runner crashes or falls silent counts as refused, and the others go on.
         """
         errors: dict[str, str] = {}
+        unavailable: set[str] = set()
         waiting = {model["id"]: model for model in job["models"]}
         lost = crashes = 0
         is_working = False
@@ -261,6 +269,7 @@ class Runtime(ABC):
             is_working = True
             if report["type"] == "error":
                 errors[report["id"]] = " ".join(report["message"].split())
+                unavailable.update([report["id"]] if report.get("unavailable") else [])
             elif report["type"] != "bye":
                 receive(report)
             if waiting.pop(report.get("id"), None):
@@ -284,6 +293,8 @@ class Runtime(ABC):
                 del waiting[blamed]
                 if not waiting:
                     break
+        if errors and unavailable == errors.keys():
+            raise UnavailableError(f"{self.name} cannot run here: {next(iter(errors.values()))}")
         if errors:
             raise refusal(self.name, errors, len(job["models"]))
 

@@ -30,10 +30,12 @@ def halved(model: bytes) -> bytes:
         return bytes(convert_float_to_float16(parsed, keep_io_types=True).SerializeToString())
 
 
-def quantised(model: bytes, inputs: np.ndarray | None = None) -> bytes:
+def quantised(model: bytes, inputs: np.ndarray | None = None, is_symmetric: bool = False) -> bytes:
     """Weights in 8 bits with a scale for each channel, activations with one each, from their range over ``inputs``.
 
-    ``inputs`` is ``(calls, ...)``, each of them the model's one input; without any, noise stands in.
+    ``inputs`` is ``(calls, ...)``, each of them the model's one input; without any, noise stands in. Activations are bytes
+    without a sign. With ``is_symmetric`` they have one, zero is zero, and biases stay as they are, as TensorRT wants it;
+    x86 processors are slower so.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -50,8 +52,9 @@ def quantised(model: bytes, inputs: np.ndarray | None = None) -> bytes:
                 reader,
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                activation_type=QuantType.QUInt8,
+                activation_type=QuantType.QInt8 if is_symmetric else QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                extra_options={"ActivationSymmetric": is_symmetric, "QuantizeBias": not is_symmetric},
             )
             return path.read_bytes()
     finally:

@@ -67,6 +67,8 @@ class Refused(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["error"]
     id: Text
     message: Text
+    unavailable: bool = False
+    """Whether what the engine would run on is not there."""
 
 
 class Bye(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

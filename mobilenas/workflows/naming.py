@@ -93,11 +93,15 @@ class Target:
             estimator=self.estimator,
         )
 
-    def compute(self, model: PreparedModel, inputs: np.ndarray) -> tuple[str, np.ndarray]:
-        """The version of the engine on the device, and what it makes of ``inputs``, ``(calls, ...)``: ``(calls, numbers)``."""
+    def engine_version(self) -> str:
+        """That of the engine on the device."""
         with self.device.open() as link:
-            version = str(self.runtime.hello(link, self.settings)["engine_version"])
-            return version, self.runtime.compute(model, inputs, link, self.settings)
+            return str(self.runtime.hello(link, self.settings)["engine_version"])
+
+    def compute(self, model: PreparedModel, inputs: np.ndarray) -> np.ndarray:
+        """What the engine on the device makes of ``inputs``, ``(calls, ...)``: ``(calls, numbers)``."""
+        with self.device.open() as link:
+            return self.runtime.compute(model, inputs, link, self.settings)
 
     def measure(
         self, name: str, model: bytes | PreparedModel, plan: MeasurementPlan, told: Listener, stage: str

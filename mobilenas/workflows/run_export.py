@@ -20,7 +20,7 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.data import ImageData
 from mobilenas.data.images import Images
 from mobilenas.devices.device import LOCAL
-from mobilenas.errors import MissingDataError, UsageError
+from mobilenas.errors import MissingDataError, UnavailableError, UsageError
 from mobilenas.export.bundle import write_bundle
 from mobilenas.export.kits import kit_files, kit_named
 from mobilenas.export.verify import Agreement, compare, logits_of, onnx_logits_of
@@ -110,7 +110,7 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
         told.progress("exporting", number, 1 + len(targets))
         prepared = target.runtime.prepare(model, target.settings, calibration.numpy().reshape(-1, *space.image_shape))
         engine, named = _engine_export(target, prepared, compared, cfg.tolerance, run / "export")
-        if plan is not None:
+        if plan is not None and engine.agreement is not None:
             stage = f"measuring the exported model by {target.runtime.name}"
             found_ms = target.measure(architecture.fingerprint, prepared, plan, told, stage)
             engine = msgspec.structs.replace(engine, measured=found_ms.of_statistic(budget.statistic) if budget else found_ms)
@@ -138,7 +138,8 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     write_bundle(folder, {**files, ARCHITECTURE: architecture.to_json(), "report.json": report})
     agreement.check("the ONNX model")
     for engine in engines:
-        engine.agreement.check(f"{engine.runtime} {engine.precision}")
+        if engine.agreement is not None:
+            engine.agreement.check(f"{engine.runtime} {engine.precision}")
     for name, kit in kits.items():
         [target] = [target for target in targets if target.runtime.name == kit.runtime]
         facts = _kit_facts(result, space, data, kit.runtime)
@@ -158,9 +159,9 @@ def _kit_facts(result: ExportResult, space: SearchSpace, data: ImageData | None,
         "input_shape": space.image_shape,
         "test_accuracy": result.test_accuracy,
         "precision": engine.precision,
-        "accuracy_of_this_model": engine.agreement.accuracy,
-        "accuracy_of_torch_on_the_same_images": engine.agreement.torch_accuracy,
-        "largest_difference_from_torch": engine.agreement.relative_difference,
+        "accuracy_of_this_model": engine.agreement.accuracy if engine.agreement else None,
+        "accuracy_of_torch_on_the_same_images": engine.agreement.torch_accuracy if engine.agreement else None,
+        "largest_difference_from_torch": engine.agreement.relative_difference if engine.agreement else None,
         "measured_ms": engine.measured.value_ms if engine.measured else None,
         "measured_on": result.device["name"] if result.device and engine.measured else None,
         "engine_version": engine.engine_version,
@@ -184,21 +185,25 @@ def _engine_export(
 ) -> tuple[EngineExport, dict[str, bytes]]:
     """What the engine on the device makes of the images, not yet timed, and the files of its model by name."""
     shape = (-1, target.settings.batch, *compared.images.shape[1:])
-    engine_version, found = target.compute(prepared, compared.images.numpy().reshape(shape))
-    precision = target.settings.precision
-    allowed = tolerance or TOLERANCES[precision]
-    agreement = compare(compared.logits, found.reshape(compared.logits.shape), allowed, compared.labels)
+    precision, agreement, not_run = target.settings.precision, None, None
+    engine_version = target.engine_version()
+    try:
+        found = target.compute(prepared, compared.images.numpy().reshape(shape))
+        allowed = tolerance or TOLERANCES[precision]
+        agreement = compare(compared.logits, found.reshape(compared.logits.shape), allowed, compared.labels)
+    except UnavailableError as error:
+        not_run = str(error)
     files = {
         _name(precision, suffix, agreement): content
         for suffix, content in zip(target.runtime.suffixes, prepared.files, strict=False)
     }
     paths = tuple(str(folder / name) for name in files)
-    return EngineExport(target.runtime.name, engine_version, precision, paths, agreement, None), files
+    return EngineExport(target.runtime.name, engine_version, precision, paths, agreement, None, not_run), files
 
 
-def _name(precision: str, suffix: str, agreement: Agreement) -> str:
+def _name(precision: str, suffix: str, agreement: Agreement | None) -> str:
     bits = "" if precision == "fp32" else f".{precision}"
-    return f"model{bits}{'' if agreement.is_within else '.unverified'}{suffix}"
+    return f"model{bits}{'' if agreement and agreement.is_within else '.unverified'}{suffix}"
 
 
 def _images(space: SearchSpace, images: Images | None, most: int) -> tuple[torch.Tensor, np.ndarray | None]:

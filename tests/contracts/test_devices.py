@@ -43,4 +43,4 @@ class TestMnn(RuntimeContract):
 
 
 def test_every_registered_runtime_is_tested_here() -> None:
-    assert set(RUNTIMES) == {"onnxruntime", "ncnn", "mnn"}
+    assert set(RUNTIMES) == {"onnxruntime", "ncnn", "mnn", "tensorrt"}, "tensorrt: tests/runtimes/test_tensorrt.py"

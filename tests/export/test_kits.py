@@ -1,5 +1,6 @@
 """Every kit, copied to an empty folder and started by its script where nothing but its engine can be imported."""
 
+import ctypes
 import json
 import shutil
 import subprocess
@@ -17,6 +18,16 @@ from mobilenas.export.kits import kit_named, kit_names
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
+INSTALLED = {"tensorrt": "tensorrt-rtx"}
+"""Which of our packages stands in for one that a device brings."""
+
+
+def has_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def needed(packages: Iterable[str]) -> set[str]:
@@ -57,26 +68,32 @@ def test_a_kit_runs_alone(name: str, run: Path, command: Command, tmp_path: Path
     [folder] = json.loads(outcome.out)["kits"]
     kit = Path(shutil.move(folder, tmp_path / "elsewhere"))
     shutil.rmtree(run)
-    python = python_with(kit_named(name).packages, tmp_path / "clean")
+    packages = [INSTALLED.get(package, package) for package in kit_named(name).packages]
+    python = python_with(packages, tmp_path / "clean")
     lacking = subprocess.run([python, "-c", "import mobilenas"], cwd="/", capture_output=True, check=False)
     assert lacking.returncode != 0
     done = subprocess.run(
         ["sh", str(kit / "run.sh")], cwd="/", env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+    facts = msgspec.toml.decode((kit / "kit.toml").read_text())
+    assert facts["name"] == name
+    assert facts["data"] == "digits"
+    assert facts["input_shape"] == [1, 1, 8, 8]
+    readme = (kit / "README.md").read_text()
+    assert "run.sh" in readme
+    assert all(package in readme for package in facts["packages"])
+    if facts["runtime"] == "tensorrt" and not has_driver():
+        assert done.returncode == 1
+        assert "the engine refuses model: " in done.stderr
+        assert "no NVIDIA driver" in done.stderr or "libcudart.so, is not installed" in done.stderr
+        return
     assert done.returncode == 0, done.stderr
     *reports, latency = done.stdout.splitlines()
     assert [json.loads(line)["type"] for line in reports] == ["hello", "timing", "bye"]
     times = json.loads(reports[1])["wall_ms"]
     assert latency.startswith(f"model: lowest {min(times):.4g} ms, median ")
-    facts = msgspec.toml.decode((kit / "kit.toml").read_text())
-    assert facts["name"] == name
-    assert facts["data"] == "digits"
-    assert facts["input_shape"] == [1, 1, 8, 8]
     assert facts["largest_difference_from_torch"] < 1e-3
-    readme = (kit / "README.md").read_text()
-    assert "run.sh" in readme
-    assert all(package in readme for package in facts["packages"])
 
 
 def test_a_kit_that_was_changed_does_not_run(run: Path, command: Command, tmp_path: Path) -> None:

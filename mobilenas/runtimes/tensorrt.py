@@ -1,0 +1,57 @@
+"""TensorRT on NVIDIA's GPUs, ``tensorrt`` or ``tensorrt-rtx``: ONNX goes to the device, which builds an engine of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mobilenas.core.workload import Kernel
+from mobilenas.devices.links import Link
+from mobilenas.errors import IncompatibleError
+from mobilenas.runtimes import onnx_precisions
+from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
+
+WHOLE = (
+    "TensorRT runs kernels side by side, and shows none that could be run alone: its networks are measured whole. "
+    "Take another --runtime to profile, and --tensorrt to export"
+)
+
+
+class TensorRt(Runtime):
+    """Whole networks only; timed by the GPU's own clock."""
+
+    name: ClassVar[str] = "tensorrt"
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
+    providers: ClassVar[tuple[str, ...]] = ("CUDA",)
+    runner: ClassVar[str] = "tensorrt_runner.py"
+    suffixes: ClassVar[tuple[str, ...]] = (".tensorrt.onnx",)
+
+    def prepare(self, onnx: bytes, settings: RunSettings, calibration: np.ndarray | None = None) -> PreparedModel:
+        self.check(settings)
+        if settings.precision == "fp16":
+            return PreparedModel(onnx_precisions.halved(onnx))
+        if settings.precision == "int8":
+            return PreparedModel(onnx_precisions.quantised(onnx, calibration, is_symmetric=True))
+        return PreparedModel(onnx)
+
+    def kernels(
+        self,
+        models: Sequence[bytes],
+        link: Link,
+        settings: RunSettings,
+        progress: Callable[[int], None] | None = None,
+        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> list[Counter[Kernel]]:
+        raise IncompatibleError(WHOLE)
+
+    def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:
+        raise IncompatibleError(WHOLE)
+
+    def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
+        raise IncompatibleError(WHOLE)
+
+    def session_model(self) -> PreparedModel:
+        raise IncompatibleError(WHOLE)
