@@ -6,6 +6,8 @@ it, in a file of its name and ".weight".
 Needs Python 3.8, numpy and MNN, nothing of mobilenas. Lowering is done on the host: MNN runs the graph that its converter made.
 """
 
+import platform
+
 import mobilenas_runner  # isort: skip  # first: from then on what an engine prints is kept out of the report
 import MNN
 import numpy
@@ -23,6 +25,8 @@ class Mnn(mobilenas_runner.Engine):
     providers = ("CPU",)
 
     def load(self, job, path, optimise):
+        if job["precision"] == "fp16" and platform.machine() not in ("aarch64", "arm64"):
+            raise ValueError("MNN computes in halves on ARM only, and as in fp32 on %s" % platform.machine())
         interpreter = MNN.Interpreter(path)
         settings = {"backend": "CPU", "numThread": job["threads"], "precision": PRECISIONS[job["precision"]]}
         session = interpreter.createSession(settings)

@@ -83,13 +83,13 @@ def coverage_words(fraction: float) -> str:
 
 def agreement_words(agreement: Agreement) -> str:
     """How an exported model compares with torch."""
+    off = "logits that are no numbers"
+    if agreement.maximum_difference is not None:
+        off = f"largest difference from torch {agreement.maximum_difference:.2g}"
     right = ""
     if agreement.accuracy is not None and agreement.torch_accuracy is not None:
         right = f", {agreement.accuracy:.1%} of them right, torch {agreement.torch_accuracy:.1%}"
-    return (
-        f"largest difference from torch {agreement.maximum_difference:.2g}, same class for "
-        f"{agreement.top_1_agreement_fraction:.1%} of {agreement.inputs} images{right}"
-    )
+    return f"{off}, same class for {agreement.top_1_agreement_fraction:.1%} of {agreement.inputs} images{right}"
 
 
 def repeats_of(measured: Measurement) -> str:

@@ -48,9 +48,10 @@ def write_together(folder: Path, contents: Mapping[str, str | bytes]) -> None:
             path = folder / name
             os.replace(temporary[name], path)
     except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
         for name in temporary.values():
             Path(name).unlink(missing_ok=True)
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def check_is_new(path: Path) -> None:

@@ -95,7 +95,9 @@ class RemoteLink(Link):
         return ""
 
     def pull(self, name: str) -> bytes:
-        return self._call(f"cat {self._path(name)}")
+        """Its size goes ahead: the word that ends a call comes by another stream, and may overtake what a broken link loses."""
+        path = self._path(name)
+        return self._call(f"wc -c <{path} && cat {path}", is_whole=_has_its_size).partition(b"\n")[2]
 
     def delete(self, names: Sequence[str]) -> None:
         for start in range(0, len(names), 500):  # a command line is not endless
@@ -124,6 +126,10 @@ class RemoteLink(Link):
         said = [line for line in ended.error_lines if line]
         if not said or not said[-1].startswith(f"{token} "):
             raise self.complaint(ended.last_words)
+        if ended.exit_code != 0:
+            raise LostLinkError(
+                f"{self.where}: the connection broke at the end of {argv[0]}; what it printed may lack something"
+            )
         code = int(said[-1].split()[1])
         if code == NOT_FOUND:
             raise LinkError(f"{self.where} has no {argv[0]}: install it there, or name the interpreter by device.python")
@@ -151,15 +157,20 @@ class RemoteLink(Link):
         except FileNotFoundError as error:
             raise self._no_client() from error
 
-    def _call(self, script: str, content: bytes = b"") -> bytes:
+    def _call(self, script: str, content: bytes = b"", is_whole: Callable[[bytes], bool] = lambda printed: True) -> bytes:
         """What a script prints that moves files or looks at them: tried again where the connection breaks."""
         timeout_s = CALL_S + len(content) / SLOWEST_BYTES_PER_S
-        for pause_s in self._pauses_s:
+        for pause_s in (*self._pauses_s, None):
             try:
-                return self._call_once(script, content, timeout_s)
+                printed = self._call_once(script, content, timeout_s)
+                if not is_whole(printed):
+                    raise LostLinkError(f"{self.where}: the connection broke while a file was fetched")
+                return printed
             except (LostLinkError, DeviceTimeoutError):
+                if pause_s is None:
+                    raise
                 time.sleep(pause_s)
-        return self._call_once(script, content, timeout_s)
+        raise AssertionError("the last try returns or raises")
 
     def _call_once(self, script: str, content: bytes, timeout_s: float) -> bytes:
         self.prepare_call()
@@ -195,6 +206,12 @@ class RemoteLink(Link):
 
     def _no_client(self) -> ResourceError:
         return ResourceError(f"{self.where} is reached by the program {self.client}, which is not on this host: install it")
+
+
+def _has_its_size(printed: bytes) -> bool:
+    """Whether what follows the first line has as many bytes as that says."""
+    size, _, content = printed.partition(b"\n")
+    return size.strip().isdigit() and int(size) == len(content)
 
 
 def _archives(files: Mapping[str, bytes]) -> Iterator[bytes]:

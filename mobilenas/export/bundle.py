@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mobilenas.core import documents
-from mobilenas.core.run_directory import write_atomic
+from mobilenas.core.run_directory import write_together
 from mobilenas.errors import DocumentError
 
 CHECKSUMS = "SHA256SUMS"
@@ -17,12 +17,9 @@ def write_bundle(folder: Path, files: Mapping[str, str | bytes]) -> None:
     """Write ``files`` and, last, their checksums; what the bundle held before, and holds no longer, is removed."""
     sums = folder / CHECKSUMS
     before = [line.partition("  ")[2] for line in documents.read_text(sums).splitlines()] if sums.exists() else []
-    lines = []
-    for name, content in sorted(files.items()):
-        data = content.encode() if isinstance(content, str) else content
-        write_atomic(folder / name, data)
-        lines.append(f"{hashlib.sha256(data).hexdigest()}  {name}\n")
-    write_atomic(sums, "".join(lines))
+    whole = {name: content.encode() if isinstance(content, str) else content for name, content in sorted(files.items())}
+    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in whole.items()]
+    write_together(folder, {**whole, CHECKSUMS: "".join(lines)})
     for name in before:
         if name not in files and Path(name).name == name:
             (folder / name).unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import numpy as np
 import onnxruntime
@@ -16,9 +18,9 @@ class Agreement(msgspec.Struct, frozen=True):
     """How an exported model compares with the module it came from."""
 
     inputs: int
-    maximum_difference: float
-    """Largest difference of any logit."""
-    relative_difference: float
+    maximum_difference: float | None
+    """Largest difference of any logit; ``None`` if a logit is no number."""
+    relative_difference: float | None
     """The same, relative to the largest logit."""
     top_1_agreement_fraction: float
     tolerance: float
@@ -30,15 +32,18 @@ class Agreement(msgspec.Struct, frozen=True):
     @property
     def is_within(self) -> bool:
         """Whether no logit is further off than allowed; not if one is no number."""
-        return self.relative_difference <= self.tolerance
+        return self.relative_difference is not None and self.relative_difference <= self.tolerance
 
     def check(self, what: str) -> None:
         """Raise ``VerificationError`` if a logit is further off than allowed."""
         if not self.is_within:
+            off = "makes logits that are no numbers"
+            if self.maximum_difference is not None:
+                largest = f"{self.relative_difference:.2g} of the largest logit; allowed {self.tolerance:.2g}"
+                off = f"differs from torch by {self.maximum_difference:.3g} ({largest})"
             raise VerificationError(
-                f"{what} differs from torch by {self.maximum_difference:.3g} ({self.relative_difference:.2g} of the largest "
-                f"logit; allowed {self.tolerance:.2g}), same class for {self.top_1_agreement_fraction:.0%} of {self.inputs} "
-                "images: its files are called unverified"
+                f"{what} {off}, same class for {self.top_1_agreement_fraction:.0%} of {self.inputs} images: its files are "
+                "called unverified"
             )
 
 
@@ -61,11 +66,12 @@ def _parts(images: Tensor, batch: int) -> list[Tensor]:
 
 def compare(expected: np.ndarray, found: np.ndarray, tolerance: float, labels: np.ndarray | None = None) -> Agreement:
     """Of logits ``(N, classes)``; ``labels`` ``(N,)`` are the right classes."""
-    difference = float(np.abs(expected - found).max())
+    difference, largest = float(np.abs(expected - found).max()), float(np.abs(expected).max())
+    is_number = math.isfinite(difference)
     return Agreement(
         inputs=len(expected),
-        maximum_difference=difference,
-        relative_difference=difference / float(np.abs(expected).max()),
+        maximum_difference=difference if is_number else None,
+        relative_difference=(difference / largest if largest else difference) if is_number else None,
         top_1_agreement_fraction=float((expected.argmax(1) == found.argmax(1)).mean()),
         tolerance=tolerance,
         torch_accuracy=None if labels is None else float((expected.argmax(1) == labels).mean()),

@@ -12,6 +12,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
@@ -41,6 +42,7 @@ NUMBERS = {"float32s": "float32", "int32s": "int32", "int8s": "int8", "uint8s": 
 RELU = {"type": "ReLU", "main_type": "Relu", "main": {"slope": 0.0}}
 STORED_VALUES = 64
 """Constants up to this size are part of a kernel, as shapes and scalars are."""
+CONVERSION_TIMEOUT_S = 600.0
 R = TypeVar("R")
 
 
@@ -121,34 +123,62 @@ class Mnn(Runtime):
 
 
 class _Converter:
-    """The process that converts, begun when it is needed and again if it has crashed."""
+    """The process that converts, one thing at a time, begun when it is needed and again once it was interrupted or crashed."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+        self._alone = threading.Lock()
         self._words = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
 
     def __call__(self, work: Callable[..., R], *arguments: Any) -> R:
         """What ``work`` of ``mnn_convert`` returns there; raises ``IncompatibleError`` with what the converter said."""
         if find_spec("MNN") is None:
             raise ResourceError("MNN, which converts models, is not installed here: pip install 'mobilenas[mnn]'")
-        if self._process is None or self._process.poll() is not None:
+        with self._alone:
+            begin = self._words.seek(0, os.SEEK_END)
+            try:
+                result, complaint = self._ask(work.__name__, arguments)
+            except (EOFError, OSError, pickle.UnpicklingError):
+                result, complaint = None, f"its converter ended with exit code {self._end()}"
+            except BaseException:
+                self._end()  # its answer must not be taken for that to the next question
+                raise
+            if complaint is not None:
+                self._words.seek(begin)
+                last = [line for line in self._words.read().decode(errors="replace").splitlines() if line.strip()][-3:]
+                raise IncompatibleError(f"the model cannot be converted to MNN: {complaint}: {' / '.join(last)}")
+            found: R = result
+            return found
+
+    def _ask(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, str | None]:
+        if self._process is None or self._process.poll() is not None or self._owner != os.getpid():
             argv = [sys.executable, mnn_convert.__file__]
             self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words)
-        begin = self._words.seek(0, os.SEEK_END)
+            self._owner = os.getpid()
+        given, made = self._process.stdin, self._process.stdout
+        assert given is not None
+        assert made is not None
+        patience = threading.Timer(CONVERSION_TIMEOUT_S, self._process.kill)
+        patience.start()
         try:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            pickle.dump((work.__name__, arguments), self._process.stdin)
-            self._process.stdin.flush()
-            result, complaint = pickle.load(self._process.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            result, complaint = None, f"its converter ended with exit code {self._process.wait()}"
-        if complaint is not None:
-            self._words.seek(begin)
-            last = [line for line in self._words.read().decode(errors="replace").splitlines() if line.strip()][-3:]
-            raise IncompatibleError(f"the model cannot be converted to MNN: {complaint}: {' / '.join(last)}")
-        found: R = result
-        return found
+            pickle.dump((name, arguments), given)
+            given.flush()
+            answer: tuple[Any, str | None] = pickle.load(made)
+            return answer
+        finally:
+            patience.cancel()
+
+    def _end(self) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        if process.poll() is None:
+            try:
+                return process.wait(1.0)  # it may be about to end by itself, which tells more
+            except subprocess.TimeoutExpired:
+                process.kill()
+        return process.wait()
 
 
 class _Graph:
@@ -298,12 +328,12 @@ def _spec(shape: Sequence[int], values: Sequence[int] | None) -> TensorSpec:
 
 
 def _constant_spec(operator: Mapping[str, Any]) -> TensorSpec:
-    main = operator["main"]
+    main, shape = operator["main"], tuple(operator["main"].get("dims", ()))
+    if "external" in main and main.get("dataType") == "DT_FLOAT":
+        return TensorSpec(shape, "float32", is_constant=True)
     field = next((field for field in NUMBERS if field in main), None)
     if field is None:
-        raise IncompatibleError(
-            f"the constant {operator['name']!r} holds {main.get('dataType')}: only tensors of numbers are known"
-        )
-    values, shape = main[field], tuple(main.get("dims", ()))
+        raise IncompatibleError(f"{operator['name']!r} holds {main.get('dataType')}: such constants are not known")
+    values = main[field]
     is_part = not shape or len(values) <= STORED_VALUES
     return TensorSpec(shape, NUMBERS[field], is_constant=True, values=tuple(values) if is_part else None)

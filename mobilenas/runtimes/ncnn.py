@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import tempfile
 from collections import Counter
@@ -37,22 +38,17 @@ ACTIVATIONS = ("", "Relu", "LeakyRelu", "Clip", "Sigmoid", "Mish", "HardSwish")
 FREE = ("Input", "Split", "MemoryData", "Noop")
 """Layers that compute nothing while a network runs: they hand on what is there."""
 IN_PLACE = (
-    *(
-        "BatchNorm",
-        "Bias",
-        "Clip",
-        "Dropout",
-        "ELU",
-        "GELU",
-        "GroupNorm",
-        "HardSigmoid",
-        "HardSwish",
-        "InstanceNorm",
-        "LayerNorm",
-    ),
-    *("LRN", "Mish", "PReLU", "ReLU", "SELU", "Scale", "Sigmoid", "Softmax", "Swish", "TanH", "UnaryOp"),
+    *("BatchNorm", "Bias", "Clip", "Dropout", "ELU", "GELU", "GroupNorm", "HardSigmoid", "HardSwish", "InstanceNorm", "LRN"),
+    *("LayerNorm", "Mish", "PReLU", "ReLU", "SELU", "Scale", "Sigmoid", "Softmax", "Swish", "TanH", "UnaryOp"),
 )
 """They write over their input, which they would copy first if others read it too."""
+OTHER_WEIGHTS = (
+    *("Convolution1D", "Convolution3D", "ConvolutionDepthWise1D", "ConvolutionDepthWise3D", "Deconvolution1D"),
+    *("Deconvolution3D", "DeconvolutionDepthWise1D", "DeconvolutionDepthWise3D", "DeformableConv2D", "Embed", "GRU", "Gemm"),
+    *("GroupNorm", "InstanceNorm", "LSTM", "LayerNorm", "MultiHeadAttention", "Normalize", "Quantize", "RMSNorm", "RNN"),
+    "Requantize",
+)
+"""Layers whose weights are not known here: no row of theirs can be measured."""
 CONVERSION_TIMEOUT_S = 600.0
 
 
@@ -82,7 +78,7 @@ class Ncnn(Runtime):
     def check(self, settings: RunSettings) -> None:
         super().check(settings)
         if settings.batch != 1:
-            raise IncompatibleError(f"ncnn runs one image at a time, not {settings.batch}: say --batch 1")
+            raise IncompatibleError(f"ncnn runs one image at a time, not {settings.batch}: say --set device.batch=1")
 
     def prepare(self, onnx: bytes, settings: RunSettings, calibration: np.ndarray | None = None) -> PreparedModel:
         self.check(settings)
@@ -101,6 +97,9 @@ class Ncnn(Runtime):
         unknown = next((layer for layer in layers if "." in layer.kind or "::" in layer.kind), None)
         if unknown is not None:
             raise IncompatibleError(f"ncnn has no layer for {unknown.kind} ({unknown.name}): the model cannot be converted")
+        split = next((layer for layer in layers if layer.kind == "Slice" and not layer.parameters), None)
+        if split is not None:
+            raise IncompatibleError(f"pnnx does not say at which sizes {split.name} splits: give the model's Split its sizes")
         return PreparedModel(_param(layers), weights=weights)
 
     def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:
@@ -168,7 +167,8 @@ def _converted(onnx: bytes, shapes: Sequence[tuple[int, ...]]) -> tuple[str, byt
             raise IncompatibleError(f"pnnx did not convert the model to ncnn within {CONVERSION_TIMEOUT_S:.0f} s") from None
         param, weights = Path(folder) / "model.ncnn.param", Path(folder) / "model.ncnn.bin"
         if done.returncode != 0 or not param.exists() or not weights.exists():
-            last = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-3:]
+            words = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+            last = [line for line in words.splitlines() if line.strip() and "WARNING" not in line.upper()][-3:]
             raise IncompatibleError(f"pnnx cannot convert the model to ncnn (exit code {done.returncode}): {' / '.join(last)}")
         return param.read_text(), weights.read_bytes()
 
@@ -240,18 +240,7 @@ def _weight_shapes(kind: str, number: Mapping[str, int]) -> list[tuple[int, ...]
         return [(channels,)] * (2 if number.get("1") else 1)
     if kind in ("PReLU", "Bias"):
         return [(channels,)]
-    if kind in (
-        "LayerNorm",
-        "GroupNorm",
-        "InstanceNorm",
-        "LSTM",
-        "GRU",
-        "RNN",
-        "MultiHeadAttention",
-        "Embed",
-        "Gemm",
-        "Quantize",
-    ):
+    if kind in OTHER_WEIGHTS:
         raise IncompatibleError(f"the ncnn layer {kind} holds weights in a form that is not known here")
     return []
 

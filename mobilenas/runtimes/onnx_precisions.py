@@ -6,6 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnx import helper
 from mobilenas import onnx_model
 from mobilenas.errors import IncompatibleError
 
+PER_CHANNEL_OPSET = 13
 CALLS = 4
 """Inputs of noise that a network is calibrated by whose numbers do not matter, as it is only timed."""
 
@@ -25,7 +27,7 @@ def halved(model: bytes) -> bytes:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     parsed = onnx_model.parse_model(model, "model")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _refused_as("halves"):
         warnings.simplefilter("ignore")  # weights below the smallest half become zero
         return bytes(convert_float_to_float16(parsed, keep_io_types=True).SerializeToString())
 
@@ -41,10 +43,13 @@ def quantised(model: bytes, inputs: np.ndarray | None = None, is_symmetric: bool
 
     parsed = onnx_model.parse_model(model, "model")
     reader = _Reader(parsed, inputs)
+    opset = max((entry.version for entry in parsed.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < PER_CHANNEL_OPSET:
+        raise IncompatibleError(f"the model is of opset {opset}; scales for each channel need {PER_CHANNEL_OPSET} or later")
     root, level = logging.getLogger(), logging.getLogger().level
     root.setLevel(logging.ERROR)  # it advises what was done already, and warns of what it then leaves alone
     try:
-        with tempfile.TemporaryDirectory(prefix="mobilenas-int8-") as folder:
+        with tempfile.TemporaryDirectory(prefix="mobilenas-int8-") as folder, _refused_as("integers"):
             path = Path(folder) / "model.onnx"
             quantize_static(
                 parsed,
@@ -59,6 +64,16 @@ def quantised(model: bytes, inputs: np.ndarray | None = None, is_symmetric: bool
             return path.read_bytes()
     finally:
         root.setLevel(level)
+
+
+@contextmanager
+def _refused_as(numbers: str) -> Iterator[None]:
+    """Whatever a library raises becomes one error."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime has a type for each of its complaints
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise IncompatibleError(f"the model cannot be turned into {numbers}: {words[:500]}") from error
 
 
 class _Reader:

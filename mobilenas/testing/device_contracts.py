@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 
 import msgspec
+import numpy as np
 
 from mobilenas import onnx_model
 from mobilenas.core.measurement import PLANS, SweepRecord
@@ -176,6 +177,15 @@ class RuntimeContract(ABC):
             assert record.first_ms > 0
             assert record.load_ms > 0
         assert min(records["20"].wall_ms) > 1.5 * min(records["1"].wall_ms)
+
+    def test_what_it_computes_repeats_and_depends_on_what_it_is_given(self) -> None:
+        runtime, inputs = self.make(), np.random.default_rng(0).standard_normal((3, 1, 3, 16, 16)).astype(np.float32)
+        inputs[1] = inputs[0]
+        with self.link() as link:
+            found = runtime.compute(runtime.prepare(_convolution(8), self.settings), inputs, link, self.settings)
+        assert found.shape == (3, 10)
+        assert (found[0] == found[1]).all()
+        assert (found[0] != found[2]).any()
 
     def test_measuring_says_which_engine_it_was(self) -> None:
         runtime = self.make()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -103,7 +104,7 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     calibration = _images(space, data.train, CALIBRATION_IMAGES)[0] if data else images
     compared = _Compared(images, labels if trained is not None else None, logits_of(network, images, space.image_shape[0]))
     found = onnx_logits_of(model, images, space.image_shape[0])
-    agreement = compare(compared.logits, found, cfg.tolerance or TOLERANCES["fp32"], compared.labels)
+    agreement = compare(compared.logits, found, TOLERANCES["fp32"] if cfg.tolerance is None else cfg.tolerance, compared.labels)
     files = {_name("fp32", ".onnx", agreement): model}
     engines, models = [], {}
     for number, target in enumerate(targets, 1):
@@ -118,6 +119,7 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
         files.update(named)
         engines.append(engine)
     measured, folder = engines[0].measured, run / "export"
+    is_right = all(found.is_within for found in (agreement, *(engine.agreement for engine in engines)) if found is not None)
     result = ExportResult(
         folder=str(folder),
         model=str(folder / _name("fp32", ".onnx", agreement)),
@@ -128,13 +130,14 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
         test_accuracy=trained,
         agreement=agreement,
         engines=tuple(engines),
-        kits=tuple(str(folder / "kits" / name) for name in kits),
+        kits=tuple(str(folder / "kits" / name) for name in kits) if is_right else (),
         budget=budget,
         measured=measured,
         budget_met=measured.is_within(budget.target_ms) if budget and measured else None,
         device=msgspec.to_builtins(targets[0].device.card) if cfg.device else None,
     )
     report = documents.dump_json({"schema": "mobilenas/export-report@1", **msgspec.to_builtins(result)})
+    shutil.rmtree(folder / "kits", ignore_errors=True)  # they hold what an export before this one made
     write_bundle(folder, {**files, ARCHITECTURE: architecture.to_json(), "report.json": report})
     agreement.check("the ONNX model")
     for engine in engines:
@@ -189,7 +192,7 @@ def _engine_export(
     engine_version = target.engine_version()
     try:
         found = target.compute(prepared, compared.images.numpy().reshape(shape))
-        allowed = tolerance or TOLERANCES[precision]
+        allowed = TOLERANCES[precision] if tolerance is None else tolerance
         agreement = compare(compared.logits, found.reshape(compared.logits.shape), allowed, compared.labels)
     except UnavailableError as error:
         not_run = str(error)

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
@@ -221,3 +222,51 @@ def test_a_composed_model_computes_nothing_twice() -> None:
             (n.op_type, *n.input, *(a.SerializeToString() for a in n.attribute)) for n in nodes if "Pool" in n.op_type
         )
         assert set(pools.values()) <= {1}
+
+
+def sized(channels: int) -> bytes:
+    return exported(torch.nn.Conv2d(3, channels, 3), shape=(1, 3, 8, 8))
+
+
+def weights_of(channels: int) -> int:
+    return 4 * (27 * channels + channels)
+
+
+def test_an_answer_that_was_not_waited_for_is_not_taken_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(Mnn().prepare(sized(8), SETTINGS).weights or b"") == weights_of(8)
+
+    def interrupted(file: object) -> object:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mobilenas.runtimes.mnn.pickle.load", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Mnn().prepare(sized(16), SETTINGS)
+    assert len(Mnn().prepare(sized(24), SETTINGS).weights or b"") == weights_of(24)
+
+
+def test_threads_get_the_models_that_they_asked_for() -> None:
+    sizes = [8, 16, 24, 32] * 3
+    models = {channels: sized(channels) for channels in sizes}
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda channels: Mnn().prepare(models[channels], SETTINGS).weights or b"", sizes))
+    assert [len(weights) for weights in found] == [weights_of(channels) for channels in sizes]
+
+
+def test_mnn_reads_constants_that_it_keeps_apart() -> None:
+    class Shifted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.by = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Parameter(torch.randn(1, 16, 16, 16))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.convolution(x) + self.by
+
+    [kernels] = lowered(Mnn(), exported(Shifted(), shape=(1, 3, 16, 16)))
+    [addition] = [kernel for kernel in kernels if "BinaryOp" in kernel.operator]
+    assert any(spec is not None and spec.is_constant and spec.shape == (1, 16, 16, 16) for spec in addition.inputs)
+
+
+def test_layers_of_ncnn_whose_weights_are_not_known_are_named() -> None:
+    with pytest.raises(IncompatibleError, match="the ncnn layer Convolution1D holds weights"):
+        lowered(Ncnn(), exported(torch.nn.Conv1d(4, 8, 3), shape=(1, 4, 16)))

@@ -61,8 +61,30 @@ def test_a_logit_that_is_no_number_agrees_with_nothing() -> None:
         found[1, 0] = wrong
         agreement = compare(expected, found, 1e-3)
         assert not agreement.is_within
-        with pytest.raises(VerificationError, match="the model differs from torch"):
+        with pytest.raises(VerificationError, match="the model makes logits that are no numbers"):
             agreement.check("the model")
+
+
+def test_a_model_that_makes_no_numbers_is_written_as_unverified(
+    run: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mobilenas.workflows.naming.Target.compute", lambda self, model, inputs: np.full((360, 10), np.nan))
+    outcome = command("export", str(run), "--no-device", "--kit", "linux-onnxruntime")
+    assert outcome.code == 7
+    assert "logits that are no numbers" in outcome.err
+    report = json.loads((run / "export" / "report.json").read_text())
+    assert report["engines"][0]["agreement"]["relative_difference"] is None
+    assert report["kits"] == []
+    assert (run / "export" / "model.unverified.onnx").exists()
+
+
+def test_kits_of_an_export_before_are_gone_with_it(run: Path, command: Command) -> None:
+    assert command("export", str(run), "--no-device", "--kit", "linux-onnxruntime").code == 0
+    assert (run / "export" / "kits" / "linux-onnxruntime").is_dir()
+    refused = command("export", str(run), "--no-device", "--kit", "linux-onnxruntime", "--set", "tolerance=1e-12")
+    assert refused.code == 7
+    assert not (run / "export" / "kits").exists()
+    assert "linux-onnxruntime" not in (run / "export" / "report.json").read_text()
 
 
 def test_agreement_by_hand() -> None:
