@@ -173,12 +173,12 @@ class _Converter:
         process, self._process = self._process, None
         if process is None:
             return 0
-        if process.poll() is None:
+        with process:  # which closes its pipes
             try:
-                return process.wait(1.0)  # it may be about to end by itself, which tells more
+                process.wait(1.0)  # it may be about to end by itself, which tells more
             except subprocess.TimeoutExpired:
                 process.kill()
-        return process.wait()
+            return process.wait()
 
 
 class _Graph:
