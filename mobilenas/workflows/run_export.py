@@ -95,6 +95,8 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     targets = _targets(search_cfg.device, cfg, [kit.runtime for kit in kits.values()])
     plan = targets[0].plan(cfg.plan) if cfg.device else None
     budget = budget_of(run)
+    if budget is not None and targets[0].settings.precision != search_cfg.device.precision:
+        budget = msgspec.structs.replace(budget, table_sentinel_ms=None)  # the sentinel is one of its precision
     network, trained = network_of(run, space, architecture)
     told.progress("exporting", 0, 1 + len(targets))
     exported = onnx_model.slim(onnx_model.onnx_from_module(network, [torch.zeros(space.image_shape)]))
