@@ -85,7 +85,7 @@ def read_model(path: Path) -> bytes:
     except OSError as error:
         raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
     model = parse_model(content, str(path))
-    inputs = _inputs(model)
+    inputs = inputs_of(model)
     if not model.graph.node or not inputs:
         raise DocumentError(f"{path}: not an ONNX model with inputs and nodes")
     for value in inputs:
@@ -102,12 +102,13 @@ def read_model(path: Path) -> bytes:
 def batch_of(content: bytes) -> int | None:
     """The first dimension of a model's inputs, if all of two dimensions or more agree on one."""
     model = parse_model(content, "model")
-    shapes = [value.type.tensor_type.shape.dim for value in _inputs(model)]
+    shapes = [value.type.tensor_type.shape.dim for value in inputs_of(model)]
     found = {shape[0].dim_value for shape in shapes if len(shape) > 1}
     return found.pop() if len(found) == 1 else None
 
 
-def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Those that are given while it runs: old models list their weights among them."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
 

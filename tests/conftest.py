@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import shutil
 import sys
@@ -41,6 +42,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MOBILENAS_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("mobilenas.latency.store.shipped", lambda folder: tmp_path / "shipped" / folder)
     return tmp_path / "home"
+
+
+def has_driver() -> bool:
+    """Whether TensorRT could run here."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 SMALL = ("--channels", "4", "--layers", "3")

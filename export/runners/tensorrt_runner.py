@@ -27,8 +27,8 @@ class Cuda:
     """The calls of the CUDA runtime that are needed; raises ``Unavailable`` where it finds no GPU."""
 
     def __init__(self):
-        folders = [os.path.dirname(os.path.dirname(tensorrt.__file__))]
-        wheels = [path for folder in folders for path in glob.glob(folder + "/nvidia/**/libcudart.so.*", recursive=True)]
+        packages = os.path.dirname(os.path.dirname(tensorrt.__file__))
+        wheels = glob.glob(packages + "/nvidia/**/libcudart.so.*", recursive=True)
         for name in [*sorted(wheels, reverse=True), "libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so"]:
             try:
                 self.library = ctypes.CDLL(name)

@@ -106,29 +106,38 @@ class Runtime(ABC):
         the engine's complaint.
         """
         self.check(settings)
-        lowered: dict[str, Counter[Kernel]] = {}
-        names: list[str] = []
-        for start in range(0, len(models), LOWER_BATCH):
-            prepared = [self.prepare(model, settings) for model in models[start : start + LOWER_BATCH]]
-            paths = self._keep(prepared, link)
-            waiting = {path: model for path, model in zip(paths, prepared, strict=True) if path not in lowered}
+        distinct = list(dict.fromkeys(models))
+        lowered: dict[bytes, Counter[Kernel]] = {}
+        for start in range(0, len(distinct), LOWER_BATCH):
+            batch = distinct[start : start + LOWER_BATCH]
+            prepared = {str(start + index): self.prepare(model, settings) for index, model in enumerate(batch)}
 
-            def receive(report: dict[str, Any], waiting: Mapping[str, PreparedModel] = waiting) -> None:
+            def receive(report: dict[str, Any], prepared: Mapping[str, PreparedModel] = prepared) -> None:
                 if report["type"] == "hello":
                     on_hello(report)
                     return
                 path = report.get("path")
                 graph = link.pull(path) if path else None
-                lowered[report["id"]] = self.kernels_of(waiting[report["id"]], graph, report["nodes"])
+                lowered[distinct[int(report["id"])]] = self.kernels_of(prepared[report["id"]], graph, report["nodes"])
                 link.remove([path] if path else [])
                 if progress:
                     progress(len(lowered))
 
-            job = {"mode": "lower", "models": [{"id": path, "path": path} for path in waiting]}
-            self._run_job(job, link, settings, receive)
-            link.remove(f"{Path(path).stem}{suffix}" for path in paths for suffix in self.suffixes)
-            names += paths
-        return [lowered[name] for name in names]
+            self.lower(prepared, link, settings, receive)
+        return [lowered[model] for model in models]
+
+    def lower(
+        self,
+        models: Mapping[str, PreparedModel],
+        link: Link,
+        settings: RunSettings,
+        receive: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Hand ``receive`` the runner's "hello", and a "graph" report on each model by its name."""
+        paths = self._keep(models.values(), link)
+        entries = [{"id": name, "path": path} for name, path in zip(models, paths, strict=True)]
+        self._run_job(self.job("lower", entries, settings), link, receive)
+        link.remove(f"{Path(path).stem}{suffix}" for path in paths for suffix in self.suffixes)
 
     @abstractmethod
     def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
@@ -175,7 +184,7 @@ class Runtime(ABC):
     def hello(self, link: Link, settings: RunSettings) -> dict[str, Any]:
         """What the runner says of itself, its engine and the device as it is now. Raises ``RunnerError``."""
         found: dict[str, Any] = {}
-        self._run_job({"mode": "time", "models": []}, link, settings, found.update)
+        self._run_job(self.job("time", [], settings), link, found.update)
         return found
 
     def time_models(
@@ -206,27 +215,32 @@ class Runtime(ABC):
                 name, record = timing_from_report(report)
                 on_record(name, record)
 
-        self._run_job(job, link, settings, receive)
+        self._run_job(job, link, receive)
+
+    def job(self, mode: str, models: Sequence[Mapping[str, Any]], settings: RunSettings, **more: Any) -> dict[str, Any]:
+        """What a runner is told: each model has an ``id`` and a ``path``."""
+        asked = {"threads": settings.threads, "provider": settings.provider, "precision": settings.precision}
+        return {"mode": mode, **asked, **more, "models": list(models)}
 
     def timing_job(
         self, settings: RunSettings, plan: MeasurementPlan, sentinel: str, models: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         """What a runner is told that shall time models: each with an ``id``, a ``path``, and whether to ``optimise`` it."""
-        return {
-            "mode": "time",
-            **_asked(settings),
-            "sentinel": sentinel,
-            "sentinel_every_s": plan.sentinel_every_s,
-            "samples": plan.samples,
-            "maximum_samples": plan.maximum_samples,
-            "minimum_s": plan.minimum_s,
-            "maximum_s": plan.maximum_s,
-            "warmup_runs": plan.warmup_runs,
-            "warmup_s": plan.warmup_s,
-            "warmup_maximum_s": plan.warmup_maximum_s,
-            "warmup_tolerance_fraction": plan.warmup_tolerance_fraction,
-            "models": list(models),
-        }
+        return self.job(
+            "time",
+            models,
+            settings,
+            sentinel=sentinel,
+            sentinel_every_s=plan.sentinel_every_s,
+            samples=plan.samples,
+            maximum_samples=plan.maximum_samples,
+            minimum_s=plan.minimum_s,
+            maximum_s=plan.maximum_s,
+            warmup_runs=plan.warmup_runs,
+            warmup_s=plan.warmup_s,
+            warmup_maximum_s=plan.warmup_maximum_s,
+            warmup_tolerance_fraction=plan.warmup_tolerance_fraction,
+        )
 
     def compute(self, model: PreparedModel, inputs: np.ndarray, link: Link, settings: RunSettings) -> np.ndarray:
         """What the engine on the device makes of ``inputs``, ``(calls, ...)`` each of the model's input: ``(calls, numbers)``.
@@ -242,8 +256,8 @@ class Runtime(ABC):
                 found.append(link.pull(report["path"]))
                 link.remove([report["path"]])
 
-        job = {"mode": "compute", "inputs": numbers, "calls": len(inputs), "models": [{"id": path, "path": path}]}
-        self._run_job(job, link, settings, receive)
+        job = self.job("compute", [{"id": "model", "path": path}], settings, inputs=numbers, calls=len(inputs))
+        self._run_job(job, link, receive)
         link.remove([numbers])
         return np.frombuffer(found[0], "<f4").reshape(len(inputs), -1)
 
@@ -251,9 +265,7 @@ class Runtime(ABC):
         """Where the models lie on the device, once they do."""
         return link.keep((model.files for model in models), self.suffixes)
 
-    def _run_job(
-        self, job: dict[str, Any], link: Link, settings: RunSettings, receive: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def _run_job(self, job: dict[str, Any], link: Link, receive: Callable[[dict[str, Any]], None]) -> None:
         """Have the runner do a job; where the connection breaks, the models without an answer are asked for again.
 
         A model at which the runner crashes or falls silent counts as refused, and the others go on.
@@ -278,7 +290,7 @@ class Runtime(ABC):
         while True:
             is_working = False
             try:
-                self._converse({**job, "models": list(waiting.values())}, link, settings, take)
+                self._converse({**job, "models": list(waiting.values())}, link, take)
                 break
             except LostLinkError:
                 lost += 1
@@ -298,9 +310,8 @@ class Runtime(ABC):
         if errors:
             raise refusal(self.name, errors, len(job["models"]))
 
-    def _converse(self, job: dict[str, Any], link: Link, settings: RunSettings, take: Callable[[dict[str, Any]], None]) -> None:
+    def _converse(self, job: dict[str, Any], link: Link, take: Callable[[dict[str, Any]], None]) -> None:
         """One run of the runner; ``take`` is given each of its reports."""
-        job = {**job, **_asked(settings)}
         library = shipped("export") / "runners" / RUNNER_LIBRARY
         programs = {self.runner: self.runner_file.read_bytes(), RUNNER_LIBRARY: library.read_bytes()}
         link.push({**programs, JOB: documents.dump_json(job).encode()})
@@ -310,10 +321,6 @@ class Runtime(ABC):
         except RunnerError as error:
             raise _without_engine(error, link.python) or error from None
         conversation.check_whole()
-
-
-def _asked(settings: RunSettings) -> dict[str, Any]:
-    return {"threads": settings.threads, "provider": settings.provider, "precision": settings.precision}
 
 
 def _without_engine(error: RunnerError, python: str) -> RunnerError | None:

@@ -15,15 +15,16 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, ClassVar, TypeVar
+from typing import IO, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from mobilenas import onnx_model
 from mobilenas.core.workload import Kernel, TensorSpec
 from mobilenas.devices.links import Link
-from mobilenas.errors import IncompatibleError, ResourceError, RunnerError
+from mobilenas.errors import IncompatibleError, ResourceError
 from mobilenas.runtimes import mnn_convert
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 
@@ -62,28 +63,20 @@ class Mnn(Runtime):
         model, weights = _converted(mnn_convert.model_from_onnx, onnx)
         return PreparedModel(model, weights=weights)
 
-    def kernels(
+    def lower(
         self,
-        models: Sequence[bytes],
+        models: Mapping[str, PreparedModel],
         link: Link,
         settings: RunSettings,
-        progress: Callable[[int], None] | None = None,
-        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
-    ) -> list[Counter[Kernel]]:
-        """Read on this host: the device runs the graph that was made here."""
-        on_hello(self.hello(link, settings))
-        lowered: dict[bytes, Counter[Kernel]] = {}
-        for onnx in models:
-            if onnx not in lowered:
-                model = self.prepare(onnx, settings)
-                graph, tensors = _converted(mnn_convert.graph_of, model.content, model.weights)
-                lowered[onnx] = kernels_of_graph(graph, tensors)
-            if progress:
-                progress(len(lowered))
-        return [lowered[onnx] for onnx in models]
+        receive: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Nothing is asked of the device but who it is: it runs the graph that was made on this host."""
+        receive(self.hello(link, settings))
+        for name in models:
+            receive({"type": "graph", "id": name, "nodes": []})
 
     def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:
-        raise RunnerError(f"{self.runner} lowers nothing")
+        return kernels_of_graph(*_converted(mnn_convert.graph_of, model.content, model.weights))
 
     def kernel_model(self, kernel: Kernel, copies: int) -> PreparedModel:
         """Copies share their inputs, which lie as they do in a network; what fits itself works on the result before it.
@@ -129,7 +122,11 @@ class _Converter:
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
         self._alone = threading.Lock()
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+
+    @cached_property
+    def _words(self) -> IO[bytes]:
+        """What the processes say."""
+        return tempfile.TemporaryFile()
 
     def __call__(self, work: Callable[..., R], *arguments: Any) -> R:
         """What ``work`` of ``mnn_convert`` returns there; raises ``IncompatibleError`` with what the converter said."""

@@ -82,18 +82,13 @@ class Ncnn(Runtime):
 
     def prepare(self, onnx: bytes, settings: RunSettings, calibration: np.ndarray | None = None) -> PreparedModel:
         self.check(settings)
-        graph = onnx_model.parse_model(onnx, "model").graph
-        constants = {tensor.name for tensor in graph.initializer}
-        shapes = [
-            tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-            for value in graph.input
-            if value.name not in constants
-        ]
+        inputs = onnx_model.inputs_of(onnx_model.parse_model(onnx, "model"))
+        shapes = [tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in inputs]
         if any(not shape or shape[0] != 1 for shape in shapes):
             raise IncompatibleError(f"ncnn runs one image at a time; the model's inputs are {shapes}")
         param, weights = _converted(onnx, shapes)
-        inputs = {f"in{index}": _sizes(shape[1:]) for index, shape in enumerate(shapes)}
-        layers = [layer._replace(parameters=inputs[layer.name]) if layer.kind == "Input" else layer for layer in _layers(param)]
+        sizes = {f"in{index}": _sizes(shape[1:]) for index, shape in enumerate(shapes)}
+        layers = [layer._replace(parameters=sizes[layer.name]) if layer.kind == "Input" else layer for layer in _layers(param)]
         unknown = next((layer for layer in layers if "." in layer.kind or "::" in layer.kind), None)
         if unknown is not None:
             raise IncompatibleError(f"ncnn has no layer for {unknown.kind} ({unknown.name}): the model cannot be converted")

@@ -80,8 +80,7 @@ class _Reader:
     """Inputs one by one, in the form that ONNX Runtime's calibration asks for."""
 
     def __init__(self, model: onnx.ModelProto, inputs: np.ndarray | None) -> None:
-        constants = {tensor.name for tensor in model.graph.initializer}
-        given = [value for value in model.graph.input if value.name not in constants]
+        given = onnx_model.inputs_of(model)
         if inputs is not None and len(given) != 1:
             raise IncompatibleError(f"the model has {len(given)} inputs; it is calibrated by images, which are one")
         if inputs is not None:

@@ -157,9 +157,7 @@ def _spec_of(
     name: str, constants: Mapping[str, onnx.TensorProto], specs: Mapping[str, TensorSpec], node: onnx.NodeProto
 ) -> TensorSpec:
     if name in constants:
-        if node.op_type.startswith(_QUANTISED):
-            return _constant_spec(constants[name], is_size=False, is_trained=True)
-        return _constant_spec(constants[name], is_size=node.op_type in _SCALED_BY)
+        return _constant_spec(constants[name], node.op_type)
     if name not in specs:
         raise DocumentError(f"the node {node.name!r} ({node.op_type}) reads {name!r}, whose shape the engine did not tell")
     return specs[name]
@@ -195,13 +193,13 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return values
 
 
-def _constant_spec(tensor: onnx.TensorProto, is_size: bool, is_trained: bool = False) -> TensorSpec:
+def _constant_spec(tensor: onnx.TensorProto, read_by: str) -> TensorSpec:
     dtype = numpy_helper.to_array(tensor).dtype if tensor.data_type != TensorProto.FLOAT else np.dtype("float32")
     count = int(np.prod(tensor.dims)) if tensor.dims else 1
+    is_size = dtype.kind in "iub" or (read_by in _SCALED_BY and count > 0)
+    is_part = not tensor.dims or (count <= _STORED_VALUES and is_size)
     values = None
-    if is_trained:
-        pass
-    elif not tensor.dims or (count <= _STORED_VALUES and (dtype.kind in "iub" or (is_size and count))):
+    if is_part and not read_by.startswith(_QUANTISED):
         values = tuple(numpy_helper.to_array(tensor).reshape(-1).tolist())
     return TensorSpec(tuple(tensor.dims), str(dtype), is_constant=True, values=values)
 

@@ -37,14 +37,13 @@ class TensorRt(Runtime):
             return PreparedModel(onnx_precisions.quantised(onnx, calibration, is_symmetric=True))
         return PreparedModel(onnx)
 
-    def kernels(
+    def lower(
         self,
-        models: Sequence[bytes],
+        models: Mapping[str, PreparedModel],
         link: Link,
         settings: RunSettings,
-        progress: Callable[[int], None] | None = None,
-        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
-    ) -> list[Counter[Kernel]]:
+        receive: Callable[[dict[str, Any]], None],
+    ) -> None:
         raise IncompatibleError(WHOLE)
 
     def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:

@@ -51,17 +51,19 @@ class FakeRuntime(OnnxRuntime):
         self.slowdown, self.version = slowdown, version
         self.sweeps = 0
 
-    def kernels(
+    def lower(
         self,
-        models: Sequence[bytes],
+        models: Mapping[str, PreparedModel],
         link: Link,
         settings: RunSettings,
-        progress: Callable[[int], None] | None = None,
-        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
-    ) -> list[Counter[Kernel]]:
-        self.check(settings)
-        on_hello(self.hello(link, settings))
-        return [Counter(_kernels(PreparedModel(model))) for model in models]
+        receive: Callable[[dict[str, Any]], None],
+    ) -> None:
+        receive(self.hello(link, settings))
+        for name in models:
+            receive({"type": "graph", "id": name, "nodes": []})
+
+    def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:
+        return Counter(_kernels(model))
 
     def session_model(self) -> PreparedModel:
         """Optimised, so that nothing is left of it: a call costs ``CALL_MS``."""

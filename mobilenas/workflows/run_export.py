@@ -115,8 +115,8 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
         engine, named = _engine_export(target, prepared, compared, cfg.tolerance, run / "export")
         if plan is not None and engine.agreement is not None:
             stage = f"measuring the exported model by {target.runtime.name}"
-            found_ms = target.measure(architecture.fingerprint, prepared, plan, told, stage)
-            engine = msgspec.structs.replace(engine, measured=found_ms.of_statistic(budget.statistic) if budget else found_ms)
+            timed = target.measure(architecture.fingerprint, prepared, plan, told, stage)
+            engine = msgspec.structs.replace(engine, measured=timed.of_statistic(budget.statistic) if budget else timed)
         models[target.runtime.name] = prepared
         files.update(named)
         engines.append(engine)

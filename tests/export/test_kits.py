@@ -1,6 +1,5 @@
 """Every kit, copied to an empty folder and started by its script where nothing but its engine can be imported."""
 
-import ctypes
 import json
 import shutil
 import subprocess
@@ -15,19 +14,11 @@ from packaging.requirements import Requirement
 
 from mobilenas.errors import UnknownNameError
 from mobilenas.export.kits import kit_named, kit_names
-from tests.conftest import Outcome
+from tests.conftest import Outcome, has_driver
 
 Command = Callable[..., Outcome]
 INSTALLED = {"tensorrt": "tensorrt-rtx"}
 """Which of our packages stands in for one that a device brings."""
-
-
-def has_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def needed(packages: Iterable[str]) -> set[str]:

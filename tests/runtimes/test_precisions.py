@@ -23,10 +23,12 @@ from mobilenas.spaces.cells import CellSpace
 
 SPACE = CellSpace(channels=8, layers=3, image_size=16)
 INT8 = RunSettings(precision="int8")
-of_all = pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 1e-2), ("int8", 0.15)])
+of_all = pytest.mark.parametrize(("precision", "tolerance"), [("fp16", 5e-3), ("int8", 0.1)])
+"""Mean difference of a logit, relative to the mean logit; the largest of untrained networks is far from one to the next."""
 
 
 def network(seed: int = 0) -> bytes:
+    torch.manual_seed(seed)
     return network_for_timing(SPACE, SPACE.random_architecture(random.Random(seed)))
 
 
@@ -50,7 +52,7 @@ def test_fewer_bits_compute_nearly_the_same(precision: str, tolerance: float) ->
     assert set(stored) == {TensorProto.FLOAT16 if precision == "fp16" else TensorProto.INT8}
     with find_device("local").open() as link:
         found = OnnxRuntime().compute(prepared, inputs, link, settings)
-    difference = np.abs(found - expected).max() / np.abs(expected).max()
+    difference = np.abs(found - expected).mean() / np.abs(expected).mean()
     assert 0 < difference < tolerance
 
 

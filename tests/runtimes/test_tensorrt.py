@@ -1,6 +1,5 @@
 """TensorRT-RTX really reads and builds each network; without an NVIDIA driver it runs none, and says so."""
 
-import ctypes
 import json
 import random
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.spaces.dense_blocks import DenseBlockSpace
 from mobilenas.spaces.nas_bench_201 import NasBench201Space
-from tests.conftest import Outcome
+from tests.conftest import Outcome, has_driver
 
 SPACES = [
     CellSpace(channels=8, layers=3, image_size=16),
@@ -29,14 +28,6 @@ SPACES = [
     DenseBlockSpace(image_size=32),
 ]
 TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.25}
-
-
-def has_driver() -> bool:
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(
