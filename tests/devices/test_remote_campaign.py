@@ -1,9 +1,11 @@
 """A campaign on a device behind ssh or adb, with the real engine: the local one's table in shape, and no row is lost."""
 
+import json
 import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from mobilenas.core.measurement import PLANS
 from mobilenas.core.run_directory import Journal
 from mobilenas.devices.adb import AdbLink
-from mobilenas.devices.device import Device, find_device
+from mobilenas.devices.device import Device, find_device, name_of_address
 from mobilenas.devices.links import Link
 from mobilenas.devices.ssh import SshLink
 from mobilenas.errors import LinkError
@@ -20,7 +22,7 @@ from mobilenas.profiling.campaign import Campaign
 from mobilenas.profiling.networks import SpaceNetworks
 from mobilenas.runtimes.base import RunSettings
 from mobilenas.runtimes.onnx_runtime import OnnxRuntime
-from tests.conftest import space
+from tests.conftest import SMALL, Outcome, space
 from tests.devices.conftest import needs_adb, needs_ssh
 from tests.devices.loopback_adb import LoopbackAdb
 from tests.devices.loopback_ssh import LoopbackSsh
@@ -38,8 +40,9 @@ PLAN = msgspec.structs.replace(
     minimum_s=0.0,
     drift_fraction=100.0,
 )
-DROPS = {"ssh": 10, "adb": 4}
-"""How often a device goes off; by adb what is tried is that its own signs of a lost device are understood."""
+DROPS = 10
+"""How often a device goes off."""
+Command = Callable[..., Outcome]
 
 
 def campaign(root: Path, open_link: Callable[[], Link]) -> Campaign:
@@ -61,26 +64,49 @@ def check_alike(table: LatencyTable, local: LatencyTable) -> None:
     assert table.card.key == local.card.key
 
 
+def profiled(command: Command, address: str) -> tuple[LatencyTable, dict[str, Any]]:
+    """The table that the command line makes of a device, and what it says of it."""
+    outcome = command("profile", "--device", address, "--data", "digits", *SMALL, "--json")
+    assert outcome.code == 0, outcome.err
+    result = json.loads(outcome.out)
+    return LatencyTable.load(Path(result["table"])), result
+
+
+def check_same_shape(command: Command, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which networks are measured is drawn by the device's name, so rows may differ; what there is of each kind does not."""
+    monkeypatch.setitem(PLANS, "quick", PLAN)
+    (here, said_here), (there, said_there) = profiled(command, "local"), profiled(command, address)
+    assert there.card.key.device == name_of_address(address)
+    assert msgspec.structs.replace(there.card.key, device=here.card.key.device) == here.card.key
+    assert there.workload_costs.keys() == here.workload_costs.keys()
+    assert [row.role for row in there.networks] == [row.role for row in here.networks]
+    assert {row.sweeps for row in there.rows.values()} == {row.sweeps for row in here.rows.values()} == {PLAN.sweeps}
+    assert len(there.rows.keys() & here.rows.keys()) > 0.9 * len(here.rows)
+    assert said_there.keys() == said_here.keys()
+
+
 @needs_ssh
-def test_a_table_through_ssh(ssh: LoopbackSsh, local: LatencyTable, tmp_path: Path) -> None:
-    check_alike(campaign(tmp_path / "ssh-table", lambda: SshLink(ssh.address)).run(), local)
+def test_profile_makes_the_same_kind_of_table_through_ssh(
+    ssh: LoopbackSsh, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_same_shape(command, ssh.address, monkeypatch)
 
 
 @needs_adb
-def test_a_table_through_adb(adb: LoopbackAdb, local: LatencyTable, tmp_path: Path) -> None:
-    check_alike(campaign(tmp_path / "adb-table", lambda: AdbLink(adb.address)).run(), local)
+def test_profile_makes_the_same_kind_of_table_through_adb(
+    adb: LoopbackAdb, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_same_shape(command, adb.address, monkeypatch)
 
 
 @needs_ssh
 def test_no_row_is_lost_when_ssh_breaks_again_and_again(ssh: LoopbackSsh, local: LatencyTable, tmp_path: Path) -> None:
-    check_alike(
-        _broken(ssh, DROPS["ssh"], campaign(tmp_path / "broken", lambda: SshLink(ssh.address, pauses_s=(0.05,)))), local
-    )
+    check_alike(_broken(ssh, DROPS, campaign(tmp_path / "broken", lambda: SshLink(ssh.address, pauses_s=(0.05,)))), local)
 
 
 @needs_adb
 def test_no_row_is_lost_when_adb_breaks_again_and_again(adb: LoopbackAdb, local: LatencyTable, tmp_path: Path) -> None:
-    check_alike(_broken(adb, DROPS["adb"], campaign(tmp_path / "broken", lambda: AdbLink(adb.address, pauses_s=(0.2,)))), local)
+    check_alike(_broken(adb, DROPS, campaign(tmp_path / "broken", lambda: AdbLink(adb.address, pauses_s=(0.2,)))), local)
 
 
 def _broken(device: LoopbackSsh | LoopbackAdb, most: int, asked: Campaign) -> LatencyTable:
