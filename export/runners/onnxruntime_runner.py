@@ -3,6 +3,9 @@
 Usage: python onnxruntime_runner.py JOB.json, with mobilenas_runner.py beside it, which says what a job is.
 
 Needs Python 3.8, numpy and onnxruntime, nothing of mobilenas.
+
+A job's "provider" is one, which then executes everything, or several with commas between, of which each takes what those before
+it leave. Left to itself ONNX Runtime falls back to its CPU provider without a word.
 """
 
 import json
@@ -22,6 +25,37 @@ DTYPES = {
     "tensor(int8)": numpy.int8,
     "tensor(bool)": numpy.bool_,
 }
+CPU = "CPUExecutionProvider"
+COMPLAINTS = {
+    "fallback to CPU EP has been explicitly disabled": "%s leaves some of the model to the CPU: "
+    "say %s,CPUExecutionProvider to let it",
+    "contains compiled nodes": "%s compiles the model as a whole and shows no kernels: networks by %s are "
+    "measured whole, as profile --transfer --measure-networks 10 does",
+}
+
+
+def providers_of(job):
+    return job["provider"].split(",")
+
+
+def session_of(job, path, options):
+    """A session by the job's providers and no other."""
+    wanted, known = providers_of(job), onnxruntime.get_available_providers()
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        words = "this build of ONNX Runtime has no %s, only %s" % (", ".join(missing), ", ".join(known))
+        raise mobilenas_runner.Unavailable(words)
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=wanted)
+    except Exception as error:
+        for said, meant in COMPLAINTS.items():
+            if said in str(error):
+                raise ValueError(meant % (job["provider"], job["provider"])) from None
+        raise
+    if session.get_providers()[: len(wanted)] != wanted:  # it says why on the standard output
+        raise mobilenas_runner.Unavailable("%s cannot start here" % job["provider"])
+    session.disable_fallback()  # to the CPU, after an error while running
+    return session
 
 
 def session_options(job, optimise):
@@ -30,6 +64,8 @@ def session_options(job, optimise):
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if CPU not in providers_of(job):
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     return options
@@ -55,7 +91,7 @@ class OnnxRuntime(mobilenas_runner.Engine):
     providers = tuple(onnxruntime.get_available_providers())
 
     def load(self, job, path, optimise):
-        return onnxruntime.InferenceSession(path, session_options(job, optimise), providers=[job["provider"]])
+        return session_of(job, path, session_options(job, optimise))
 
     def bind(self, session):
         binding = session.io_binding()
@@ -82,7 +118,7 @@ class OnnxRuntime(mobilenas_runner.Engine):
         options.optimized_model_filepath = stem + ".optimised.onnx"
         options.enable_profiling = True
         options.profile_file_prefix = stem
-        session = onnxruntime.InferenceSession(path, options, providers=[job["provider"]])
+        session = session_of(job, path, options)
         session.run(None, random_inputs(session))
         profile = session.end_profiling()
         with open(profile) as lines:

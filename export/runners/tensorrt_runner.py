@@ -3,8 +3,9 @@
 Usage: python tensorrt_runner.py JOB.json, with mobilenas_runner.py beside it, which says what a job is.
 
 Needs Python 3.8, numpy and tensorrt or tensorrt-rtx, nothing of mobilenas; the CUDA runtime is called directly. An engine
-is built when its model is loaded, and never leaves the device: it fits no other. Runs are timed by CUDA events. Without an
-NVIDIA driver tensorrt-rtx still reads and builds each model, for one kind of GPU, so that what it refuses is told.
+is built when its model is first loaded and kept beside it, as is what tensorrt has timed while building; it never leaves the
+device, since it fits no other. Runs are timed by CUDA events. Without an NVIDIA driver tensorrt-rtx still reads and builds each
+model, for one kind of GPU, so that what it refuses is told.
 """
 
 import ctypes
@@ -21,6 +22,7 @@ except ImportError:
 
 TO_DEVICE, FROM_DEVICE = 1, 2
 BUILT_FOR = "SM86"  # where there is no GPU to build for
+ENGINE, TIMING_CACHE = ".engine", "timing.cache"
 
 
 class Cuda:
@@ -112,6 +114,21 @@ def complaint(error):
     return "%s (the node %r, a %s)" % (error.desc(), error.node_name(), error.node_operator())
 
 
+def kept(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def keep(path, content):
+    """Whole or not at all."""
+    with open(path + ".part", "wb") as file:
+        file.write(content)
+    os.replace(path + ".part", path)
+
+
 def built(path, log, has_gpu):
     """The engine of an ONNX model as bytes."""
     builder = tensorrt.Builder(log)
@@ -123,12 +140,31 @@ def built(path, log, has_gpu):
         if not parser.parse(file.read()):
             raise ValueError("; ".join(complaint(parser.get_error(index)) for index in range(parser.num_errors)))
     config = builder.create_builder_config()
+    timings = None
     if not has_gpu:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(tensorrt.ComputeCapability, BUILT_FOR), 0)
+    elif tensorrt.__name__ == "tensorrt":  # tensorrt-rtx times nothing while it builds
+        timings = config.create_timing_cache(kept(TIMING_CACHE) or b"")
+        config.set_timing_cache(timings, False)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise ValueError("; ".join(log.errors[-3:]) or "TensorRT cannot build the network")
+    if timings is not None:
+        keep(TIMING_CACHE, timings.serialize())
+    keep(path + ENGINE, engine)
+    return engine
+
+
+def loaded(path, log):
+    """The engine that was kept, if it fits this device, or one that is built now."""
+    runtime = tensorrt.Runtime(log)
+    before = kept(path + ENGINE)
+    engine = None if before is None else runtime.deserialize_cuda_engine(before)
+    if engine is None:
+        engine = runtime.deserialize_cuda_engine(built(path, log, has_gpu=True))
+    if engine is None:
+        raise ValueError("; ".join(log.errors[-3:]) or "TensorRT cannot load what it has built")
     return engine
 
 
@@ -142,13 +178,10 @@ class TensorRt(mobilenas_runner.Engine):
         try:
             cuda = Cuda()
         except mobilenas_runner.Unavailable:
-            if hasattr(tensorrt, "ComputeCapability"):
+            if hasattr(tensorrt, "ComputeCapability") and kept(path + ENGINE) is None:
                 built(path, log, has_gpu=False)
             raise
-        engine = tensorrt.Runtime(log).deserialize_cuda_engine(built(path, log, has_gpu=True))
-        if engine is None:
-            raise ValueError("; ".join(log.errors[-3:]) or "TensorRT cannot load what it has built")
-        return Session(cuda, engine)
+        return Session(cuda, loaded(path, log))
 
     def bind(self, session):
         session.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,8 +39,10 @@ def table_folder(key: TableKey, space_key: str) -> Path:
 
 def table_layout(key: TableKey, space_key: str) -> Path:
     """Where a table lies below the folder of all tables."""
+    executed = re.sub(r"[^a-z0-9]+", "-", key.provider.replace("ExecutionProvider", "").lower())
+    by = "" if executed == "cpu" else f"-{executed}"
     estimator = "" if key.estimator == "floor" else f"-{key.estimator}"
-    return Path(key.device) / f"{key.runtime}-{key.precision}-b{key.batch}-t{key.threads}{estimator}" / space_key
+    return Path(key.device) / f"{key.runtime}{by}-{key.precision}-b{key.batch}-t{key.threads}{estimator}" / space_key
 
 
 def single_kernels_folder(key: TableKey) -> Path:

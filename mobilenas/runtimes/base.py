@@ -168,13 +168,17 @@ class Runtime(ABC):
         """The runner on this host: among the shipped ones, unless a plug-in brings its own."""
         return shipped("export") / "runners" / self.runner
 
+    def knows_provider(self, provider: str) -> bool:
+        """Whether the engine may be asked to execute by it; a device need not have it."""
+        return provider in self.providers
+
     def check(self, settings: RunSettings) -> None:
         """Raise ``IncompatibleError`` if the engine cannot run so."""
         if settings.precision not in self.precisions:
             raise IncompatibleError(
                 f"{self.name} runs {', '.join(self.precisions)} here, not {settings.precision!r}: change --precision"
             )
-        if settings.provider not in self.providers:
+        if not self.knows_provider(settings.provider):
             raise IncompatibleError(
                 f"{self.name} runs by {', '.join(self.providers)} here, not {settings.provider!r}: change device.provider"
             )

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: lowering to its fused kernels, and models that repeat one such kernel.
+"""ONNX Runtime: lowering to its fused kernels, and models that repeat one such kernel.
 
 Why kernels: an Add fuses into the convolution before it, the ReLUs of all readers of one tensor are merged, channel
 counts that are no multiple of 16 fall back to another layout. Operators cannot know this; the optimised graph does.
@@ -7,6 +7,7 @@ counts that are no multiple of 16 fall back to another layout. Operators cannot 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -43,6 +44,7 @@ are, as an exponent of 2 is quicker than another; what has a dimension is traine
 """
 _SCALED_BY = ("Resize", "Upsample")
 """Operators whose constants are sizes, be they fractions with a dimension: none is trained."""
+_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
 _QUANTISED = ("QLinear", "QGemm", "QuantizeLinear", "DequantizeLinear")
 """Beginnings of operators whose constants are scales, zeros and biases, however small: all follow from training."""
 
@@ -53,6 +55,10 @@ class OnnxRuntime(Runtime):
     name: ClassVar[str] = "onnxruntime"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
     runner: ClassVar[str] = "onnxruntime_runner.py"
+
+    def knows_provider(self, provider: str) -> bool:
+        """Any that a build may have, or several with commas between: each takes what those before it leave."""
+        return all(_PROVIDER.fullmatch(name) for name in provider.split(","))
 
     def prepare(self, onnx: bytes, settings: RunSettings, calibration: np.ndarray | None = None) -> PreparedModel:
         self.check(settings)

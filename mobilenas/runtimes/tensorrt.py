@@ -16,7 +16,7 @@ from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 
 WHOLE = (
     "TensorRT runs kernels side by side, and shows none that could be run alone: its networks are measured whole. "
-    "Take another --runtime to profile, and --tensorrt to export"
+    "Say profile --transfer --measure-networks 10, which needs no kernels, and then search --latency-model network"
 )
 
 

@@ -266,3 +266,13 @@ def test_a_predictor_is_listed_and_shown(done: Done, home: Path, command: Callab
     (home / "latency_tables" / "new" / NETWORK_CARD).write_text("{")
     assert command("table", "show", str(home / "latency_tables" / "new")).code == 3
     assert len(json.loads(command("table", "list", "--json").out)["damaged"]) == 1
+
+
+def test_an_engine_that_shows_no_kernels_is_transferred_to(exact_host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("no kernel is asked for")
+
+    for name in ("lower", "kernels_of", "kernel_model", "session_model"):
+        monkeypatch.setattr(FakeRuntime, name, refuse)
+    result = transfer(config("device.threads=4", measure_networks=6, plan="quick", output=str(exact_host)))
+    assert result.networks == 6

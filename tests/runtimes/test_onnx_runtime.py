@@ -15,7 +15,7 @@ from mobilenas.core.resources import shipped
 from mobilenas.core.run_directory import Journal
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.device import find_device
-from mobilenas.errors import IncompatibleError, MeasurementError, RunnerError
+from mobilenas.errors import IncompatibleError, MeasurementError, RunnerError, UnavailableError
 from mobilenas.profiling.networks import network_for_timing
 from mobilenas.runtimes.base import RUNNER_LIBRARY, PreparedModel, RunSettings
 from mobilenas.runtimes.measure import measure
@@ -29,6 +29,10 @@ from mobilenas.spaces.nas_bench_201 import NasBench201Space
 
 SPACE = CellSpace(channels=8, layers=3, image_size=8, image_channels=1)
 SETTINGS = RunSettings()
+
+
+def network(seed: int = 0) -> bytes:
+    return network_for_timing(SPACE, SPACE.random_architecture(random.Random(seed)))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +146,43 @@ def test_measure_resumes_from_its_journal(tmp_path) -> None:
 def test_model_that_the_engine_refuses_is_named() -> None:
     with find_device("local").open() as link, pytest.raises(RunnerError, match="broken"):
         OnnxRuntime().time_models({"broken": PreparedModel(b"nonsense")}, link, SETTINGS, PLANS["quick"], lambda n, r: None)
+
+
+@pytest.mark.parametrize(
+    ("provider", "error", "said"),
+    [
+        (
+            "AzureExecutionProvider",
+            RunnerError,
+            "AzureExecutionProvider leaves some of the model to the CPU: say Azure.*,CPUExec",
+        ),
+        ("XNNPACKExecutionProvider", UnavailableError, "this build of ONNX Runtime has no XNNPACKExecutionProvider, only"),
+        ("CPUExecutionProvider,XNNPACKExecutionProvider", UnavailableError, "has no XNNPACKExecutionProvider"),
+    ],
+)
+def test_no_provider_takes_the_place_of_another_unasked(provider: str, error: type[RunnerError], said: str) -> None:
+    """Every build has Azure's, which executes no operator: ONNX Runtime would run all on the CPU and say nothing."""
+    settings, model = RunSettings(provider=provider), PreparedModel(network())
+    with find_device("local").open() as link:
+        with pytest.raises(error, match=said):
+            OnnxRuntime().time_models({"network": model}, link, settings, PLANS["quick"], lambda name, record: None)
+        with pytest.raises(error, match=said):
+            OnnxRuntime().kernels([network()], link, settings)
+
+
+def test_a_provider_may_leave_the_rest_to_another_that_is_named() -> None:
+    settings = RunSettings(provider="AzureExecutionProvider,CPUExecutionProvider")
+    with find_device("local").open() as link:
+        [kernels] = OnnxRuntime().kernels([network()], link, settings)
+        [alone] = OnnxRuntime().kernels([network()], link, RunSettings())
+    assert kernels == alone
+    assert {kernel.provider for kernel in kernels} == {"CPUExecutionProvider"}, "who executed it, not who was asked"
+
+
+@pytest.mark.parametrize("provider", ["", "CPU", "CPUExecutionProvider,", "../ExecutionProvider", "cuda"])
+def test_what_cannot_be_a_provider_is_refused(provider: str) -> None:
+    with pytest.raises(IncompatibleError, match=r"change device\.provider"):
+        OnnxRuntime().check(RunSettings(provider=provider))
 
 
 def test_unknown_precision_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mobilenas.core.measurement import PLANS
+from mobilenas.core.resources import shipped
 from mobilenas.devices.device import find_device
 from mobilenas.errors import IncompatibleError, RunnerError, UnavailableError
 from mobilenas.profiling.networks import network_for_timing
@@ -64,6 +67,29 @@ def test_an_operator_that_it_lacks_is_named_though_nothing_can_run() -> None:
     with find_device("local").open() as link, pytest.raises(RunnerError, match="Frobnicate") as caught:
         TensorRt().compute(prepared, np.zeros((1, 1, 4), np.float32), link, settings)
     assert not isinstance(caught.value, UnavailableError)
+
+
+BUILDS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import tensorrt_runner
+tensorrt_runner.BUILT_FOR = sys.argv[2]
+tensorrt_runner.built("model.onnx", tensorrt_runner.Log(), has_gpu=False)
+"""
+
+
+@pytest.mark.parametrize(("target", "is_built"), [("SM75", False), ("SM89", True)])
+def test_a_gpu_that_lacks_an_operator_says_which(target: str, is_built: bool, tmp_path: Path) -> None:
+    """Products of fp32 are not for Turing."""
+    (tmp_path / "model.onnx").write_bytes(network_for_timing(SPACES[0], SPACES[0].random_architecture(random.Random(1))))
+    argv = [sys.executable, "-c", BUILDS, str(shipped("export") / "runners"), target]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is is_built, done.stderr
+    if is_built:
+        assert (tmp_path / "model.onnx.engine").stat().st_size > 0
+    else:
+        assert "Gemm' for Turing (SM75): FP32 GEMM is not supported" in done.stderr
+        assert not list(tmp_path.glob("*.engine*"))
 
 
 def test_its_kernels_cannot_be_measured_alone(command: Callable[..., Outcome]) -> None:
