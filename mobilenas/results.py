@@ -7,12 +7,14 @@ from typing import Annotated, Any
 import msgspec
 
 from mobilenas.core.architecture import Architecture, Decision, OptionValue
+from mobilenas.core.environment import Environment
 from mobilenas.core.measurement import Measurement, SlowDown, Statistic
 from mobilenas.export.verify import Agreement
 from mobilenas.latency.diff import TableDifference
 from mobilenas.latency.kernels import NetworkPrediction
 from mobilenas.latency.network_card import Proxy
 from mobilenas.latency.table import ErrorReport, ModelFlags, NetworkScale
+from mobilenas.runtimes.base import RunSettings
 from mobilenas.search.selection import Selection
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -196,6 +198,8 @@ class VerifyResult(msgspec.Struct, frozen=True):
     device: str
     budget: BudgetOutcome | None
     measured: Measurement
+    environment: Environment
+    """The device while it was measured."""
     within_interval: bool | None
     budget_met: bool | None
 
@@ -219,12 +223,14 @@ class EngineExport(msgspec.Struct, frozen=True):
 
     runtime: str
     engine_version: str
-    precision: str
+    settings: RunSettings
     files: tuple[str, ...]
     """Called ``unverified`` where the engine disagrees with torch."""
     agreement: Agreement | None
     """``None`` where the engine has nothing to run on."""
     measured: Measurement | None
+    environment: Environment | None = None
+    """The device while it was measured."""
     not_run: str | None = None
     """Why it was not run."""
 

@@ -347,7 +347,7 @@ def export(
         verdict = speed_words(result.budget.table_sentinel_ms, result.measured.sentinel_ms) + verdict
     for engine in result.engines:
         said = agreement_words(engine.agreement) if engine.agreement else f"not run: {engine.not_run}"
-        rows.append((f"{engine.runtime} {engine.precision}", f"{', '.join(engine.files)}; {said}"))
+        rows.append((f"{engine.runtime} {engine.settings.precision}", f"{', '.join(engine.files)}; {said}"))
         if engine.measured is not None:
             rows.append(("  measured", f"{engine.measured.value_ms:.4g} ms, {repeats_of(engine.measured)}{verdict}"))
         verdict = ""  # the budget is that of the first one, the search's own
@@ -357,7 +357,7 @@ def export(
         ("test accuracy", "untrained" if result.test_accuracy is None else f"{result.test_accuracy:.2%}"),
         ("model", f"{result.model}; {agreement_words(result.agreement)}"),
         *(("kit", folder) for folder in result.kits),
-        ("report", f"{result.folder}/report.json"),
+        ("report", f"{result.folder}/report.json, {result.folder}/MODEL_CARD.md"),
         ("look further", f"{run}/result.json, {run}/metrics.jsonl; netron {result.model}"),
     ]
     show(result, json, "export", rows)

@@ -105,13 +105,16 @@ class Target:
 
     def measure(
         self, name: str, model: bytes | PreparedModel, plan: MeasurementPlan, told: Listener, stage: str
-    ) -> Measurement:
-        """Measure a model, given as ONNX or in the engine's form, on the device, by the path of all numbers."""
+    ) -> tuple[Measurement, Environment]:
+        """Measure a model, given as ONNX or in the engine's form, on the device, by the path of all numbers.
+
+        The state of the device is that in the last sweep.
+        """
         prepared = self.runtime.prepare(model, self.settings) if isinstance(model, bytes) else model
         with self.device.open() as link:
             models = {name: prepared}
-            found, _ = measure(models, link, self.runtime, self.settings, plan, progress=lambda p: tell_sweep(told, stage, p))
-        return found[name]
+            found, log = measure(models, link, self.runtime, self.settings, plan, progress=lambda p: tell_sweep(told, stage, p))
+        return found[name], log.environment
 
 
 def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> SearchSpace:

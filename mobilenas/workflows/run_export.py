@@ -29,6 +29,7 @@ from mobilenas.results import EngineExport, ExportResult
 from mobilenas.runtimes.base import PreparedModel
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.published import PUBLISHED
+from mobilenas.workflows.model_card import MODEL_CARD, model_card
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
     Listener,
@@ -115,8 +116,9 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
         engine, named = _engine_export(target, prepared, compared, cfg.tolerance, run / "export")
         if plan is not None and engine.agreement is not None:
             stage = f"measuring the exported model by {target.runtime.name}"
-            timed = target.measure(architecture.fingerprint, prepared, plan, told, stage)
-            engine = msgspec.structs.replace(engine, measured=timed.of_statistic(budget.statistic) if budget else timed)
+            timed, environment = target.measure(architecture.fingerprint, prepared, plan, told, stage)
+            timed = timed.of_statistic(budget.statistic) if budget else timed
+            engine = msgspec.structs.replace(engine, measured=timed, environment=environment)
         models[target.runtime.name] = prepared
         files.update(named)
         engines.append(engine)
@@ -140,11 +142,12 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     )
     report = documents.dump_json({"schema": "mobilenas/export-report@1", **msgspec.to_builtins(result)})
     shutil.rmtree(folder / "kits", ignore_errors=True)  # they hold what an export before this one made
-    write_bundle(folder, {**files, ARCHITECTURE: architecture.to_json(), "report.json": report})
+    card = model_card(run, result, space, architecture, data, search_cfg, cfg)
+    write_bundle(folder, {**files, ARCHITECTURE: architecture.to_json(), "report.json": report, MODEL_CARD: card})
     agreement.check("the ONNX model")
     for engine in engines:
         if engine.agreement is not None:
-            engine.agreement.check(f"{engine.runtime} {engine.precision}")
+            engine.agreement.check(f"{engine.runtime} {engine.settings.precision}")
     for name, kit in kits.items():
         [target] = [target for target in targets if target.runtime.name == kit.runtime]
         facts = _kit_facts(result, space, data, kit.runtime)
@@ -163,7 +166,7 @@ def _kit_facts(result: ExportResult, space: SearchSpace, data: ImageData | None,
         "madds": result.madds,
         "input_shape": space.image_shape,
         "test_accuracy": result.test_accuracy,
-        "precision": engine.precision,
+        "precision": engine.settings.precision,
         "accuracy_of_this_model": engine.agreement.accuracy if engine.agreement else None,
         "accuracy_of_torch_on_the_same_images": engine.agreement.torch_accuracy if engine.agreement else None,
         "largest_difference_from_torch": engine.agreement.relative_difference if engine.agreement else None,
@@ -203,7 +206,7 @@ def _engine_export(
         for suffix, content in zip(target.runtime.suffixes, prepared.files, strict=False)
     }
     paths = tuple(str(folder / name) for name in files)
-    return EngineExport(target.runtime.name, engine_version, precision, paths, agreement, None, not_run), files
+    return EngineExport(target.runtime.name, engine_version, target.settings, paths, agreement, None, not_run=not_run), files
 
 
 def _name(precision: str, suffix: str, agreement: Agreement | None) -> str:

@@ -66,7 +66,7 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
         predicted=known.predict(kernels, cfg.extrapolate, tried=tried),
         newly_measured=newly_measured,
         table=str(folder) if newly_measured else None,
-        measured=target.measure("model", content, plan, told, "measuring the model") if cfg.measure else None,
+        measured=target.measure("model", content, plan, told, "measuring the model")[0] if cfg.measure else None,
     )
 
 

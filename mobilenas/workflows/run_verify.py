@@ -39,7 +39,7 @@ def verify(run: Path, cfg: VerifyConfig, listener: Listener | None = None) -> Ve
     plan = target.plan(cfg.plan)
     exported = run / "export" / "model.onnx"
     model = read_bundled(exported) if exported.exists() else network_for_timing(space, architecture)
-    measured = target.measure(architecture.fingerprint, model, plan, told, "measuring")
+    measured, environment = target.measure(architecture.fingerprint, model, plan, told, "measuring")
     measured = measured.of_statistic(budget.statistic) if budget else measured
     record = run / "verified" / f"{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(2)}.json"
     result = VerifyResult(
@@ -50,6 +50,7 @@ def verify(run: Path, cfg: VerifyConfig, listener: Listener | None = None) -> Ve
         device=target.device.card.name,
         budget=budget,
         measured=measured,
+        environment=environment,
         within_interval=budget.table_low_ms <= measured.value_ms <= budget.table_high_ms if budget else None,
         budget_met=measured.is_within(budget.target_ms) if budget else None,
     )

@@ -38,7 +38,7 @@ def test_the_engine_of_the_search_is_the_first_and_may_compute_in_halves(run: Pa
         json.loads(command("export", str(run), "--no-device", "--json", *more).out)["engines"][0]
         for more in ((), ("--precision", "fp16"))
     )
-    assert (whole["precision"], half["precision"]) == ("fp32", "fp16")
+    assert (whole["settings"]["precision"], half["settings"]["precision"]) == ("fp32", "fp16")
     assert half["agreement"]["relative_difference"] > 3 * whole["agreement"]["relative_difference"]
     assert half["agreement"]["tolerance"] == 1e-2
 
@@ -119,3 +119,28 @@ def test_a_precision_that_an_engine_lacks_is_refused(asked: str, engine: str, ru
     assert outcome.code == 2
     assert f"{engine} runs fp32" in outcome.err
     assert not (run / "export").exists()
+
+
+def test_a_model_card_tells_what_was_exported_and_how(run: Path, command: Command) -> None:
+    outcome = command("export", str(run), "--ncnn", "--set", "plan=quick", "--json")
+    assert outcome.code == 0, outcome.err
+    exported = json.loads(outcome.out)
+    card = (run / "export" / "MODEL_CARD.md").read_text()
+    assert "MODEL_CARD.md" in (run / "export" / "SHA256SUMS").read_text()
+    for engine in exported["engines"]:
+        version, took = engine["engine_version"], engine["measured"]["value_ms"]
+        assert f"| {engine['runtime']} {version} | {engine['settings']['provider']} | fp32 | 1 | 1 | {took:.4g} ms" in card
+        assert engine["environment"]["versions"]["engine"] == version
+    assert f"| Parameters | {exported['params']:,} |" in card
+    assert f"| Test accuracy | {exported['test_accuracy']:.2%} |" in card
+    assert "digits" in card
+    assert exported["device"]["cpu_model"] in card
+    assert "governor" in card
+    assert f"mobilenas export {run} --onnx --set 'runtimes=[\"ncnn\"]'" in card
+    for decision, choice in json.loads((run / "architecture.json").read_text())["choices"].items():
+        assert f"| {decision} | {choice} |" in card
+
+
+def test_a_model_card_of_what_was_not_measured_says_so(run: Path, command: Command) -> None:
+    assert command("export", str(run), "--no-device").code == 0
+    assert "The exported model was not measured." in (run / "export" / "MODEL_CARD.md").read_text()

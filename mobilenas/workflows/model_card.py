@@ -1,0 +1,154 @@
+"""The model card of an export: what the network is, what it reaches, what it takes on which device, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from mobilenas.config import ExportConfig, SearchConfig, TrainConfig, command_line, load_config
+from mobilenas.core import documents
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.environment import Environment
+from mobilenas.core.measurement import Measurement
+from mobilenas.data import ImageData
+from mobilenas.results import BudgetOutcome, EngineExport, ExportResult
+from mobilenas.spaces.base import SearchSpace
+from mobilenas.workflows.naming import RESULT
+
+MODEL_CARD = "MODEL_CARD.md"
+"""Its file in the exported folder."""
+
+
+def model_card(
+    run: Path,
+    result: ExportResult,
+    space: SearchSpace,
+    architecture: Architecture,
+    data: ImageData | None,
+    search_cfg: SearchConfig,
+    cfg: ExportConfig,
+) -> str:
+    """The card as Markdown; what is not known is said to be so."""
+    parts = [
+        f"# A network of the space {architecture.space}, {result.fingerprint}",
+        f"Made by mobilenas {version('mobilenas')}. The same facts as JSON: `report.json`; the architecture alone: "
+        "`architecture.json`.",
+        "## The network",
+        _table(
+            ("", ""),
+            [
+                ("Input", " x ".join(map(str, space.image_shape)) + _preprocessing_words(data)),
+                ("Classes", str(space.options["classes"])),
+                ("Parameters", f"{result.params:,}"),
+                ("Multiply-adds", f"{result.madds:,}"),
+                ("Data set", data.name if data else "none"),
+                ("Test accuracy", "untrained" if result.test_accuracy is None else f"{result.test_accuracy:.2%}"),
+                *((f"Option {name}", str(value)) for name, value in sorted(space.options.items())),
+            ],
+        ),
+        _table(("Decision", "Choice"), sorted(architecture.choices.items())),
+        "## What each engine makes of it",
+        _table(
+            (
+                "Engine",
+                "Precision",
+                "Files",
+                "Largest difference from torch",
+                "Same class",
+                "Accuracy",
+                "Torch on the same images",
+            ),
+            [_engine_row(engine) for engine in result.engines],
+        ),
+        "## Latency",
+        *_budget_words(result.budget),
+        *_latency(result),
+        "## How it was made",
+        "\n".join(["```sh", *_commands(run, search_cfg, cfg), "```"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _preprocessing_words(data: ImageData | None) -> str:
+    if data is None:
+        return ""
+    how = data.preprocessing
+    return f", {how.colour}: (pixel / 255 - mean) / std with mean {list(how.mean)} and std {list(how.std)}"
+
+
+def _engine_row(engine: EngineExport) -> list[str]:
+    found, named = engine.agreement, ", ".join(f"`{Path(file).name}`" for file in engine.files)
+    head = [f"{engine.runtime} {engine.engine_version}", engine.settings.precision, named]
+    if found is None:
+        return [*head, f"not run: {engine.not_run}", "", "", ""]
+    off = "no numbers" if found.relative_difference is None else f"{found.relative_difference:.2g} of the largest logit"
+    accuracies = ["unknown" if a is None else f"{a:.2%}" for a in (found.accuracy, found.torch_accuracy)]
+    return [*head, off, f"{found.top_1_agreement_fraction:.1%} of {found.inputs}", *accuracies]
+
+
+def _budget_words(budget: BudgetOutcome | None) -> list[str]:
+    if budget is None:
+        return ["The network was not searched for a budget."]
+    return [
+        f"Budget: {budget.target_ms:.4g} ms ({budget.statistic}). Predicted by the {budget.model}: {budget.table_ms:.4g} ms "
+        f"({budget.table_low_ms:.4g} to {budget.table_high_ms:.4g}, which holds {budget.coverage_fraction:.0%} of networks)."
+    ]
+
+
+def _latency(result: ExportResult) -> list[str]:
+    timed = [(engine, engine.measured, engine.environment) for engine in result.engines if engine.measured]
+    if not timed or result.device is None:
+        return ["The exported model was not measured."]
+    rows = [_latency_row(engine, measured) for engine, measured, _ in timed]
+    engines = [f"{engine.runtime}: {_state_words(environment)}." for engine, _, environment in timed if environment]
+    return [
+        f"Device: {result.device['name']}, {result.device['cpu_model']}, {result.device['cpu_count']} cores, "
+        f"{result.device['system']}.",
+        _table(
+            ("Engine", "By", "Precision", "Threads", "Batch", "Measured", "Repeats within", "First run", "Peak memory"), rows
+        ),
+        "\n".join(["The device while it was measured:", "", *(f"- {words}" for words in engines)]),
+    ]
+
+
+def _latency_row(engine: EngineExport, measured: Measurement) -> list[str]:
+    asked, memory = engine.settings, measured.peak_memory_mib
+    return [
+        f"{engine.runtime} {engine.engine_version}",
+        asked.provider,
+        asked.precision,
+        str(asked.threads),
+        str(asked.batch),
+        f"{measured.value_ms:.4g} ms ({measured.estimator} of {measured.samples} runs)",
+        f"{measured.repeatability_fraction:.1%}" + ("" if measured.converged else ", not yet settled"),
+        f"{measured.first_ms:.4g} ms",
+        "unknown" if memory is None else f"{memory:.0f} MiB",
+    ]
+
+
+def _state_words(state: Environment) -> str:
+    clocks, heat = state.frequencies_mhz, state.temperatures_celsius
+    known = [
+        f"governor {state.governor or 'unknown'}",
+        f"clocks {min(clocks):.0f} to {max(clocks):.0f} MHz" if clocks else "clocks unknown",
+        f"{max(heat):.0f} degrees Celsius at the warmest" if heat else "temperature unknown",
+        f"load {state.load_average[0]:.2f}",
+    ]
+    return ", ".join(known)
+
+
+def _commands(run: Path, search_cfg: SearchConfig, cfg: ExportConfig) -> list[str]:
+    """Those that made the run, as a person would type them; of a network that was given, from its training on."""
+    found = []
+    if "method" in documents.parse_json(documents.read_text(run / RESULT), str(run / RESULT)):
+        found.append(command_line("search", search_cfg, "--output", str(run)))
+    trained = run / "train" / "config.toml"
+    if trained.exists():
+        found.append(command_line("train", load_config(TrainConfig, trained, [], {}), str(run)))
+    return [*found, command_line("export", cfg, str(run), "--onnx")]
