@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test check arm64 clean
 
 quickstart: .venv/installed
 	rm -rf $(RUN)
@@ -13,8 +13,8 @@ quickstart: .venv/installed
 	$(BIN)/mobilenas export $(RUN) --onnx
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not serial and not gpu and not device"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "serial and not gpu and not device"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not serial and not gpu and not device and not arm64"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "serial and not gpu and not device and not arm64"
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
@@ -22,10 +22,16 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+arm64: .venv/installed .arm64/python
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m arm64
+
 clean:
-	rm -rf .venv runs dist build
+	rm -rf .venv .arm64 runs dist build
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
+
+.arm64/python: tests/devices/arm64_root.sh | .venv/installed
+	tests/devices/arm64_root.sh .arm64 $(BIN)/python

@@ -21,6 +21,8 @@ from mobilenas.errors import DocumentError
 
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
+CHANNELS_LAST = "com.ms.internal.nhwc"
+"""A domain of ONNX Runtime that has the operators, and the opset, of ONNX."""
 
 
 def onnx_from_module(
@@ -230,7 +232,8 @@ def _is_no_weight(tensor: onnx.TensorProto) -> bool:
 
 def make_model(graph: onnx.GraphProto, extra_domains: Sequence[str] = (), opset: int = OPSET) -> onnx.ModelProto:
     """A model of one opset, this package's, and of the ONNX file version that runtimes of the last years read."""
-    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(domain, 1) for domain in extra_domains)]
+    versions = {"": opset, **{domain: opset if domain == CHANNELS_LAST else 1 for domain in extra_domains}}
+    opsets = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
     model: Any = helper.make_model(graph, opset_imports=opsets)
     model.ir_version = 8
     return cast(onnx.ModelProto, model)

@@ -152,7 +152,8 @@ def _kernel(
 ) -> Kernel:
     attributes = _attributes(node)
     if node.domain:
-        operator, opset = f"{node.domain}::{node.op_type}", OPSET
+        operator = f"{node.domain}::{node.op_type}"
+        opset = opset if node.domain == onnx_model.CHANNELS_LAST else OPSET
     else:
         operator = node.op_type
         opset, attributes, inputs = in_own_opset(operator, attributes, inputs, opset)

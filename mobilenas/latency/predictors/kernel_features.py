@@ -146,7 +146,7 @@ def _weight(kernel: Kernel) -> TensorSpec:
 
 def _channels_first(kernel: Kernel, spec: TensorSpec) -> tuple[int, ...]:
     """The shape with the channels after the batch, wherever the kernel has them."""
-    if not _attributes(kernel).get("channels_last"):
+    if not (_attributes(kernel).get("channels_last") or "nhwc" in kernel.operator.lower()):
         return spec.shape
     return (spec.shape[0], spec.shape[-1], *spec.shape[1:-1])
 
