@@ -13,7 +13,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -49,6 +49,24 @@ OTHER_WEIGHTS = (
     "Requantize",
 )
 """Layers whose weights are not known here: no row of theirs can be measured."""
+TELLING = ("Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "MaxPool", "AveragePool")
+"""Operators (and those whose name ends so) by which pnnx finds the axis of the batch, which ncnn does without."""
+INDIFFERENT = (
+    "Flatten",
+    "Reshape",
+    "Gemm",
+    "MatMul",
+    "Transpose",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Relu",
+    "Clip",
+    "Sigmoid",
+    "Identity",
+)
+"""Operators that are right without it."""
 CONVERSION_TIMEOUT_S = 600.0
 
 
@@ -82,10 +100,12 @@ class Ncnn(Runtime):
 
     def prepare(self, onnx: bytes, settings: RunSettings, calibration: np.ndarray | None = None) -> PreparedModel:
         self.check(settings)
-        inputs = onnx_model.inputs_of(onnx_model.parse_model(onnx, "model"))
+        parsed = onnx_model.parse_model(onnx, "model")
+        inputs = onnx_model.inputs_of(parsed)
         shapes = [tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim) for value in inputs]
         if any(not shape or shape[0] != 1 for shape in shapes):
             raise IncompatibleError(f"ncnn runs one image at a time; the model's inputs are {shapes}")
+        _check_batch_is_told({node.op_type for node in parsed.graph.node}, shapes)
         param, weights = _converted(onnx, shapes)
         sizes = {f"in{index}": _sizes(shape[1:]) for index, shape in enumerate(shapes)}
         layers = [layer._replace(parameters=sizes[layer.name]) if layer.kind == "Input" else layer for layer in _layers(param)]
@@ -142,6 +162,16 @@ class Ncnn(Runtime):
 
 
 # ---- conversion --------------------------------------------------------------------------------------------------------
+
+
+def _check_batch_is_told(operators: Collection[str], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Raise ``IncompatibleError`` for a model of which pnnx would take the batch for an axis of the image."""
+    is_told = any(operator.endswith(TELLING) for operator in operators)
+    unsafe = sorted(set(operators).difference(INDIFFERENT))
+    if not is_told and unsafe and max(map(len, shapes)) > 2:
+        raise IncompatibleError(
+            f"pnnx cannot tell the batch from the image in a model without convolution or pool, and {unsafe[0]} depends on it"
+        )
 
 
 def _converted(onnx: bytes, shapes: Sequence[tuple[int, ...]]) -> tuple[str, bytes]:

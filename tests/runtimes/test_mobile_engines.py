@@ -155,6 +155,21 @@ def test_ncnn_refuses_batches() -> None:
         Ncnn().prepare(exported(torch.nn.Flatten(), torch.nn.Linear(4, 2), shape=(2, 4, 1, 1)), SETTINGS)
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+def test_ncnn_refuses_what_its_converter_takes_for_another_axis(axis: int) -> None:
+    """Converted, the softmax is over another axis: numbers were wrong, and times those of another layer."""
+    alone, after_a_pool = exported(torch.nn.Softmax(axis), shape=(1, 4, 8, 8)), exported(
+        torch.nn.MaxPool2d(1), torch.nn.Softmax(axis), shape=(1, 4, 8, 8)
+    )  # fmt: skip
+    with pytest.raises(IncompatibleError, match="without convolution or pool, and Softmax"):
+        Ncnn().prepare(alone, SETTINGS)
+    images = np.random.default_rng(0).standard_normal((1, 1, 4, 8, 8)).astype(np.float32)
+    with find_device("local").open() as link:
+        found = Ncnn().compute(Ncnn().prepare(after_a_pool, SETTINGS), images, link, SETTINGS)
+    expected = onnxruntime.InferenceSession(after_a_pool).run(None, {"images": images[0]})[0]
+    assert found.reshape(expected.shape) == pytest.approx(expected, abs=1e-4)
+
+
 def test_mnn_takes_batches() -> None:
     model = exported(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 2), shape=(2, 3, 8, 8))
     images = np.random.default_rng(0).standard_normal((1, 2, 3, 8, 8)).astype(np.float32)
