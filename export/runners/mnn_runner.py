@@ -12,7 +12,7 @@ import mobilenas_runner  # isort: skip  # first: from then on what an engine pri
 import MNN
 import numpy
 
-PRECISIONS = {"fp32": "high", "fp16": "low"}
+PRECISIONS = {"fp32": "high", "fp16": "low", "int8": "high"}  # of what is no integer
 
 
 def computes_halves():

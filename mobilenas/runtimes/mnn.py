@@ -25,7 +25,7 @@ from mobilenas import onnx_model
 from mobilenas.core.workload import Kernel, TensorSpec
 from mobilenas.devices.links import Link
 from mobilenas.errors import IncompatibleError, ResourceError
-from mobilenas.runtimes import mnn_convert
+from mobilenas.runtimes import mnn_convert, onnx_precisions
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 
 PLAIN, BLOCKED = "NCHW", "NC4HW4"
@@ -43,6 +43,10 @@ NUMBERS = {"float32s": "float32", "int32s": "int32", "int8s": "int8", "uint8s": 
 RELU = {"type": "ReLU", "main_type": "Relu", "main": {"slope": 0.0}}
 STORED_VALUES = 64
 """Constants up to this size are part of a kernel, as shapes and scalars are."""
+WHOLE = (
+    "MNN's kernels of integers cannot be run alone here: networks in int8 are measured whole. "
+    "Say profile --transfer --measure-networks 10, which needs no kernels, and then search --latency-model network"
+)
 CONVERSION_TIMEOUT_S = 600.0
 R = TypeVar("R")
 
@@ -51,7 +55,7 @@ class Mnn(Runtime):
     """MNN on the CPU."""
 
     name: ClassVar[str] = "mnn"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
     providers: ClassVar[tuple[str, ...]] = ("CPU",)
     runner: ClassVar[str] = "mnn_runner.py"
     suffixes: ClassVar[tuple[str, ...]] = (".mnn", f".mnn{mnn_convert.WEIGHTS}")
@@ -59,7 +63,14 @@ class Mnn(Runtime):
 
     def prepare(self, onnx: bytes, settings: RunSettings, calibration: np.ndarray | None = None) -> PreparedModel:
         self.check(settings)
-        onnx_model.parse_model(onnx, "model")
+        parsed = onnx_model.parse_model(onnx, "model")
+        if settings.precision == "int8":
+            calls = onnx_precisions.calls_of(parsed, calibration)
+            names = [value.name for value in onnx_model.inputs_of(parsed)]
+            try:
+                return PreparedModel(_quantised(mnn_convert.integers_from_onnx, onnx, names, calls), weights=b"")
+            finally:
+                _quantised.end()  # MNN's tool leaves its process unfit for more
         model, weights = _converted(mnn_convert.model_from_onnx, onnx)
         return PreparedModel(model, weights=weights)
 
@@ -71,6 +82,8 @@ class Mnn(Runtime):
         receive: Callable[[dict[str, Any]], None],
     ) -> None:
         """Nothing is asked of the device but who it is: it runs the graph that was made on this host."""
+        if settings.precision == "int8":
+            raise IncompatibleError(WHOLE)
         receive(self.hello(link, settings))
         for name in models:
             receive({"type": "graph", "id": name, "nodes": []})
@@ -137,9 +150,9 @@ class _Converter:
             try:
                 result, complaint = self._ask(work.__name__, arguments)
             except (EOFError, OSError, pickle.UnpicklingError):
-                result, complaint = None, f"its converter ended with exit code {self._end()}"
+                result, complaint = None, f"its converter ended with exit code {self.end()}"
             except BaseException:
-                self._end()  # its answer must not be taken for that to the next question
+                self.end()  # its answer must not be taken for that to the next question
                 raise
             if complaint is not None:
                 self._words.seek(begin)
@@ -166,7 +179,8 @@ class _Converter:
         finally:
             patience.cancel()
 
-    def _end(self) -> int:
+    def end(self) -> int:
+        """End the process; its exit code."""
         process, self._process = self._process, None
         if process is None:
             return 0
@@ -240,7 +254,7 @@ class _Graph:
         return made
 
 
-_converted = _Converter()
+_converted, _quantised = _Converter(), _Converter()
 
 
 def kernels_of_graph(

@@ -16,6 +16,7 @@ from typing import Any
 
 WEIGHTS = ".weight"
 """Added to a model's name: its weights, in a file of their own."""
+METHOD = "ADMM"
 
 
 def model_from_onnx(onnx: bytes) -> tuple[bytes, bytes]:
@@ -26,6 +27,39 @@ def model_from_onnx(onnx: bytes) -> tuple[bytes, bytes]:
         _convert("ONNX", given, "--MNNModel", made, "--saveExternalData")
         weights = Path(f"{made}{WEIGHTS}")
         return made.read_bytes(), weights.read_bytes() if weights.exists() else b""
+
+
+def integers_from_onnx(onnx: bytes, names: list[str], calls: list[list[Any]]) -> bytes:
+    """The model in integers, weights inside; each of ``calls`` holds an array for each of the inputs called ``names``.
+
+    Ranges are those of MNN's own tool by its method ADMM. Raises ``ValueError`` if MNN cannot convert it.
+    """
+    import _tools
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(prefix="mobilenas-mnn-") as folder:
+        given, whole, made = (Path(folder) / name for name in ("model.onnx", "whole.mnn", "model.mnn"))
+        given.write_bytes(onnx)
+        _convert("ONNX", given, "--MNNModel", whole)
+        images, settings = Path(folder) / "calls", Path(folder) / "settings.json"
+        for number, arrays in enumerate(calls):
+            call = images / str(number)
+            call.mkdir(parents=True)
+            inputs = [{"name": name, "shape": array.shape} for name, array in zip(names, arrays, strict=True)]
+            (call / "input.json").write_text(json.dumps({"inputs": inputs, "outputs": []}))
+            for name, array in zip(names, arrays, strict=True):
+                np.savetxt(call / f"{name}.txt", array.reshape(-1))
+        quantising = {
+            "path": f"{images}/",
+            "input_type": "sequence",
+            "used_sample_num": len(calls),
+            "feature_quantize_method": METHOD,
+            "weight_quantize_method": "MAX_ABS",
+        }
+        settings.write_text(json.dumps(quantising))
+        if not _tools.mnnquant(["mobilenas", str(whole), str(made), str(settings)]) or not made.exists():
+            raise ValueError("MNN's tool for integers refuses the model")
+        return made.read_bytes()
 
 
 def model_from_graph(graph: dict[str, Any]) -> bytes:

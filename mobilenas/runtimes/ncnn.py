@@ -8,23 +8,24 @@ row the input has therefore gone through a layer that packs it as ncnn would.
 from __future__ import annotations
 
 import json
-import math
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mobilenas import onnx_model
 from mobilenas.core.workload import Kernel, TensorSpec
 from mobilenas.errors import IncompatibleError, ResourceError, RunnerError
+from mobilenas.runtimes import onnx_precisions
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
+from mobilenas.runtimes.ncnn_files import Layer, layers_of, noise_weights, param_of, sizes_of, weights_of, whole_numbers
+from mobilenas.runtimes.ncnn_int8 import quantised
 
-MAGIC = "7767517"
 OPERATORS = {
     "Convolution": "Conv",
     "ConvolutionDepthWise": "Conv",
@@ -42,52 +43,20 @@ IN_PLACE = (
     *("LayerNorm", "Mish", "PReLU", "ReLU", "SELU", "Scale", "Sigmoid", "Softmax", "Swish", "TanH", "UnaryOp"),
 )
 """They write over their input, which they would copy first if others read it too."""
-OTHER_WEIGHTS = (
-    *("Convolution1D", "Convolution3D", "ConvolutionDepthWise1D", "ConvolutionDepthWise3D", "Deconvolution1D"),
-    *("Deconvolution3D", "DeconvolutionDepthWise1D", "DeconvolutionDepthWise3D", "DeformableConv2D", "Embed", "GRU", "Gemm"),
-    *("GroupNorm", "InstanceNorm", "LSTM", "LayerNorm", "MultiHeadAttention", "Normalize", "Quantize", "RMSNorm", "RNN"),
-    "Requantize",
-)
-"""Layers whose weights are not known here: no row of theirs can be measured."""
 TELLING = ("Conv", "ConvTranspose", "BatchNormalization", "InstanceNormalization", "MaxPool", "AveragePool")
 """Operators (and those whose name ends so) by which pnnx finds the axis of the batch, which ncnn does without."""
 INDIFFERENT = (
-    "Flatten",
-    "Reshape",
-    "Gemm",
-    "MatMul",
-    "Transpose",
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Relu",
-    "Clip",
-    "Sigmoid",
-    "Identity",
+    *("Flatten", "Reshape", "Transpose", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Relu", "Clip", "Sigmoid", "Identity"),
 )
 """Operators that are right without it."""
 CONVERSION_TIMEOUT_S = 600.0
-
-
-class _Layer(NamedTuple):
-    kind: str
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    parameters: dict[str, str]
-
-    def line(self) -> str:
-        entries = [f"{key}={value}" for key, value in self.parameters.items()]
-        sizes = [str(len(self.inputs)), str(len(self.outputs))]
-        return " ".join([self.kind, self.name, *sizes, *self.inputs, *self.outputs, *entries])
 
 
 class Ncnn(Runtime):
     """ncnn on the CPU. A batch is one image; the precision is that of weights and sums."""
 
     name: ClassVar[str] = "ncnn"
-    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16")
+    precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
     providers: ClassVar[tuple[str, ...]] = ("CPU",)
     runner: ClassVar[str] = "ncnn_runner.py"
     suffixes: ClassVar[tuple[str, ...]] = (".param", ".bin")
@@ -107,21 +76,26 @@ class Ncnn(Runtime):
             raise IncompatibleError(f"ncnn runs one image at a time; the model's inputs are {shapes}")
         _check_batch_is_told({node.op_type for node in parsed.graph.node}, shapes)
         param, weights = _converted(onnx, shapes)
-        sizes = {f"in{index}": _sizes(shape[1:]) for index, shape in enumerate(shapes)}
-        layers = [layer._replace(parameters=sizes[layer.name]) if layer.kind == "Input" else layer for layer in _layers(param)]
+        sizes = {f"in{index}": sizes_of(shape[1:]) for index, shape in enumerate(shapes)}
+        converted = layers_of(param)
+        layers = [layer._replace(parameters=sizes[layer.name]) if layer.kind == "Input" else layer for layer in converted]
         unknown = next((layer for layer in layers if "." in layer.kind or "::" in layer.kind), None)
         if unknown is not None:
             raise IncompatibleError(f"ncnn has no layer for {unknown.kind} ({unknown.name}): the model cannot be converted")
         split = next((layer for layer in layers if layer.kind == "Slice" and not layer.parameters), None)
         if split is not None:
             raise IncompatibleError(f"pnnx does not say at which sizes {split.name} splits: give the model's Split its sizes")
-        return PreparedModel(_param(layers), weights=weights)
+        content = param_of(layers)
+        if settings.precision == "int8":
+            calls = onnx_precisions.calls_of(parsed, calibration)
+            content, weights = quantised(content, weights, [[array[0] for array in arrays] for arrays in calls])
+        return PreparedModel(content, weights=weights)
 
     def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:
         reports = {node["name"]: node for node in nodes}
         specs: dict[str, TensorSpec] = {}
         found: Counter[Kernel] = Counter()
-        for layer in _layers(model.content.decode()):
+        for layer in layers_of(model.content.decode()):
             if layer.name not in reports:
                 raise RunnerError(f"the runner did not report the layer {layer.name!r} ({layer.kind})")
             report = reports[layer.name]
@@ -141,24 +115,24 @@ class Ncnn(Runtime):
         data = [spec for spec in kernel.inputs if spec is not None and not spec.is_constant]
         layers = []
         for index, spec in enumerate(data):
-            layers.append(_Layer("Input", f"in{index}", (), (f"in{index}",), _sizes(spec.shape[1:])))
-            layers.append(_Layer("ReLU", f"packed{index}", (f"in{index}",), (f"packed{index}",), {}))
+            layers.append(Layer("Input", f"in{index}", (), (f"in{index}",), sizes_of(spec.shape[1:])))
+            layers.append(Layer("ReLU", f"packed{index}", (f"in{index}",), (f"packed{index}",), {}))
         outputs = [tuple(f"out{copy}_{index}" for index in range(len(kernel.outputs))) for copy in range(copies)]
         if stored["layer"] in IN_PLACE and len(data) == 1:
             inputs, ends = [("packed0",), *outputs[:-1]], outputs[-1:]
         else:
             inputs, ends = [tuple(f"in{index}_{copy}" for index in range(len(data))) for copy in range(copies)], outputs
             shared = enumerate(zip(*inputs, strict=True))
-            layers += [_Layer("Split", f"split{index}", (f"packed{index}",), names, {}) for index, names in shared]
+            layers += [Layer("Split", f"split{index}", (f"packed{index}",), names, {}) for index, names in shared]
         for copy, (taken, made) in enumerate(zip(inputs, outputs, strict=True)):
-            layers.append(_Layer(stored["layer"], f"copy{copy}", taken, made, stored["parameters"]))
-        layers.append(_Layer("Noop", "end", tuple(name for made in ends for name in made), ("end",), {}))
-        weights = _weights(stored["layer"], stored["parameters"], kernel.weights)
-        return PreparedModel(_param(layers), optimise=False, weights=weights * copies)
+            layers.append(Layer(stored["layer"], f"copy{copy}", taken, made, stored["parameters"]))
+        layers.append(Layer("Noop", "end", tuple(name for made in ends for name in made), ("end",), {}))
+        weights = noise_weights(stored["layer"], weights_of(stored["layer"], stored["parameters"]))
+        return PreparedModel(param_of(layers), optimise=False, weights=weights * copies)
 
     def session_model(self) -> PreparedModel:
-        layers = [_Layer("Input", "in0", (), ("in0",), {"0": "1"}), _Layer("Noop", "end", ("in0",), ("end",), {})]
-        return PreparedModel(_param(layers), optimise=False, weights=b"")
+        layers = [Layer("Input", "in0", (), ("in0",), {"0": "1"}), Layer("Noop", "end", ("in0",), ("end",), {})]
+        return PreparedModel(param_of(layers), optimise=False, weights=b"")
 
 
 # ---- conversion --------------------------------------------------------------------------------------------------------
@@ -198,37 +172,12 @@ def _converted(onnx: bytes, shapes: Sequence[tuple[int, ...]]) -> tuple[str, byt
         return param.read_text(), weights.read_bytes()
 
 
-def _layers(param: str) -> Iterator[_Layer]:
-    lines = param.splitlines()
-    if not lines or lines[0].strip() != MAGIC:
-        raise IncompatibleError("this is no .param file of ncnn")
-    for row in filter(None, (line.split() for line in lines[2:])):
-        taken, made = int(row[2]), int(row[3])
-        ends = 4 + taken, 4 + taken + made
-        parameters = dict(entry.split("=", 1) for entry in row[ends[1] :])
-        yield _Layer(row[0], row[1], tuple(row[4 : ends[0]]), tuple(row[ends[0] : ends[1]]), parameters)
-
-
-def _param(layers: Sequence[_Layer]) -> bytes:
-    blobs = {name for layer in layers for name in layer.outputs}
-    lines = [MAGIC, f"{len(layers)} {len(blobs)}", *(layer.line() for layer in layers)]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def _sizes(shape: tuple[int, ...]) -> dict[str, str]:
-    """Parameters of an input layer: width, height, depth, channels."""
-    keys = {1: ("0",), 2: ("1", "0"), 3: ("2", "1", "0"), 4: ("2", "11", "1", "0")}.get(len(shape))
-    if keys is None:
-        raise IncompatibleError(f"ncnn has tensors of one to four dimensions beside the batch, not of shape {shape}")
-    return dict(sorted(((key, str(size)) for key, size in zip(keys, shape, strict=True)), key=lambda entry: int(entry[0])))
-
-
 # ---- kernels -----------------------------------------------------------------------------------------------------------
 
 
-def _kernel(layer: _Layer, taken: tuple[TensorSpec, ...], made: tuple[TensorSpec, ...], provider: str) -> Kernel:
+def _kernel(layer: Layer, taken: tuple[TensorSpec, ...], made: tuple[TensorSpec, ...], provider: str) -> Kernel:
     attributes: dict[str, Any] = {"layer": layer.kind, "parameters": layer.parameters}
-    number = {key: int(value) for key, value in layer.parameters.items() if value.lstrip("-").isdigit()}
+    number = whole_numbers(layer.parameters)
     code = number.get("9", 0)
     if layer.kind in OPERATORS and 0 < code < len(ACTIVATIONS):
         attributes["activation"] = ACTIVATIONS[code]
@@ -242,38 +191,6 @@ def _kernel(layer: _Layer, taken: tuple[TensorSpec, ...], made: tuple[TensorSpec
         }
     elif layer.kind == "Pooling" and not number.get("4"):
         attributes |= {"kernel_shape": window, "strides": (number.get("12", number.get("2", 1)), number.get("2", 1))}
-    weights = tuple(TensorSpec(shape, "float32", is_constant=True) for shape in _weight_shapes(layer.kind, number))
+    weights = weights_of(layer.kind, layer.parameters)
     operator = f"ncnn::{OPERATORS.get(layer.kind, layer.kind)}"
     return Kernel(operator, json.dumps(attributes, sort_keys=True), (*taken, *weights), made, provider)
-
-
-def _weight_shapes(kind: str, number: Mapping[str, int]) -> list[tuple[int, ...]]:
-    """Of a layer's tensors in the order of the ``.bin`` file; raises ``IncompatibleError`` for layers not known here."""
-    size, channels = number.get("6", 0), number.get("0", 0)
-    if kind in ("Convolution", "ConvolutionDepthWise"):
-        window = (number.get("11", number["1"]), number["1"])
-        return [(channels, size // channels // math.prod(window), *window), *([(channels,)] if number.get("5") else [])]
-    if kind in ("Deconvolution", "DeconvolutionDepthWise"):
-        window, group = (number.get("11", number["1"]), number["1"]), number.get("7", 1)
-        each = channels // group
-        return [(size // each // math.prod(window), each, *window), *([(channels,)] if number.get("5") else [])]
-    if kind == "InnerProduct":
-        return [(channels, number["2"] // channels), *([(channels,)] if number.get("1") else [])]
-    if kind == "BatchNorm":
-        return [(channels,)] * 4
-    if kind == "Scale":
-        return [(channels,)] * (2 if number.get("1") else 1)
-    if kind in ("PReLU", "Bias"):
-        return [(channels,)]
-    if kind in OTHER_WEIGHTS:
-        raise IncompatibleError(f"the ncnn layer {kind} holds weights in a form that is not known here")
-    return []
-
-
-def _weights(kind: str, parameters: Mapping[str, str], weights: Sequence[TensorSpec]) -> bytes:
-    """What one layer reads from a ``.bin`` file: small noise; a convolution's weights begin with a word for "plain numbers"."""
-    generator = np.random.default_rng(0)
-    arrays = [(0.1 * generator.standard_normal(spec.shape)).astype("<f4").tobytes() for spec in weights]
-    if kind == "BatchNorm":
-        arrays[2] = np.ones(weights[2].shape, "<f4").tobytes()
-    return (b"\0\0\0\0" if kind in OPERATORS else b"") + b"".join(arrays)

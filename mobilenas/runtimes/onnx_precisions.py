@@ -76,23 +76,35 @@ def _refused_as(numbers: str) -> Iterator[None]:
         raise IncompatibleError(f"the model cannot be turned into {numbers}: {words[:500]}") from error
 
 
+def calls_of(model: onnx.ModelProto, inputs: np.ndarray | None) -> list[list[np.ndarray]]:
+    """What a model is calibrated by: of each call an array for each input. Without ``inputs``, ``(calls, ...)``, it is noise.
+
+    Raises ``IncompatibleError`` for ``inputs`` of a model that takes several.
+    """
+    given = onnx_model.inputs_of(model)
+    if inputs is None:
+        generator = np.random.default_rng(0)
+        return [[_noise(value, generator) for value in given] for _ in range(CALLS)]
+    if len(given) != 1:
+        raise IncompatibleError(f"the model has {len(given)} inputs; it is calibrated by images, which are one")
+    return [[call.astype(np.float32).reshape(_shape(given[0]))] for call in inputs]
+
+
 class _Reader:
     """Inputs one by one, in the form that ONNX Runtime's calibration asks for."""
 
     def __init__(self, model: onnx.ModelProto, inputs: np.ndarray | None) -> None:
-        given = onnx_model.inputs_of(model)
-        if inputs is not None and len(given) != 1:
-            raise IncompatibleError(f"the model has {len(given)} inputs; it is calibrated by images, which are one")
-        if inputs is not None:
-            self._calls: Iterator[dict[str, Any]] = ({given[0].name: call.astype(np.float32)} for call in inputs)
-            return
-        generator = np.random.default_rng(0)
-        self._calls = ({value.name: _noise(value, generator) for value in given} for _ in range(CALLS))
+        names = [value.name for value in onnx_model.inputs_of(model)]
+        self._calls = (dict(zip(names, arrays, strict=True)) for arrays in calls_of(model, inputs))
 
     def get_next(self) -> dict[str, Any] | None:
         return next(self._calls, None)
 
 
+def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
 def _noise(value: onnx.ValueInfoProto, generator: np.random.Generator) -> np.ndarray:
-    shape = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    return generator.standard_normal(shape).astype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+    dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    return generator.standard_normal(_shape(value)).astype(dtype)

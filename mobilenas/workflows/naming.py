@@ -226,8 +226,10 @@ def search_config_of(run: Path) -> SearchConfig:
 
 
 def network_of(run: Path, space: SearchSpace, architecture: Architecture) -> tuple[Network, float | None]:
-    """The network with its trained weights and their test accuracy, or untrained and ``None``."""
-    network = space.build(architecture)
+    """The network with its trained weights and their test accuracy, or untrained, the same each time, and ``None``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = space.build(architecture)
     weights = run / "train" / WEIGHTS
     if not weights.exists():
         initialise_for_timing(network, space.image_shape)
