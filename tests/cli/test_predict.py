@@ -56,12 +56,12 @@ def loop() -> bytes:
     return graph([node], IMAGES, helper.make_tensor_value_info("n", TensorProto.INT64, ()), given[1])
 
 
-def external() -> bytes:
+def external(location: str = "gone.bin") -> bytes:
     node = helper.make_node("Mul", ["x", "w"], ["y"], name="scale")
     weight = onnx.numpy_helper.from_array(np.ones((1, 4, 8, 8), np.float32), "w")
     found = helper.make_graph([node], "g", [IMAGES], [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [weight])
     whole = onnx_model.make_model(found)
-    onnx.external_data_helper.set_external_data(whole.graph.initializer[0], "gone.bin")
+    onnx.external_data_helper.set_external_data(whole.graph.initializer[0], location)
     whole.graph.initializer[0].ClearField("raw_data")
     return whole.SerializeToString()
 
@@ -76,6 +76,7 @@ UNKNOWN_RANK = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
     [
         (b"", "not an ONNX model"),
         (b"no model at all", "not an ONNX model"),
+        (model().SerializeToString()[:-200], "not an ONNX model"),
         (model((1, 3, "height", "width")).SerializeToString(), "1 x 3 x height x width"),
         (model(("batch", 3, 8, 8)).SerializeToString(), "make_dynamic_shape_fixed"),
         (graph([helper.make_node("Relu", ["x"], ["y"])], UNKNOWN_RANK), "the input x has no shape; fix it"),
@@ -90,6 +91,7 @@ UNKNOWN_RANK = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
     ids=[
         "empty",
         "text",
+        "cut off",
         "dynamic image",
         "dynamic batch",
         "unknown rank",
@@ -109,6 +111,21 @@ def test_a_model_that_no_device_could_run_as_it_is(content: bytes, said: str, co
     assert outcome.code == 3
     assert said in outcome.err
     assert str(path) in outcome.err
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "link.bin", "link/secret.bin"])
+def test_weights_outside_the_folder_of_a_model_are_not_read(location: str, command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (tmp_path / "secret.bin").write_bytes(np.ones(256, np.float32).tobytes())
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    (folder / "link").symlink_to(tmp_path)
+    path = folder / "model.onnx"
+    path.write_bytes(external(location))
+    outcome = command("predict", str(path))
+    assert outcome.code == 3
+    assert str(path) in outcome.err
+    assert outcome.err.count("error:") == 1
 
 
 def test_nodes_of_one_name_are_told_apart(tmp_path: Path) -> None:
