@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +16,20 @@ import numpy as np
 import torch
 
 from mobilenas import onnx_model
-from mobilenas.config import DescribeConfig, DeviceConfig, ExportConfig
+from mobilenas.config import DescribeConfig, DeviceConfig, ExportConfig, SearchConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
+from mobilenas.core.measurement import MeasurementPlan
+from mobilenas.core.run_directory import locked
 from mobilenas.data import ImageData
 from mobilenas.data.images import Images
 from mobilenas.devices.device import LOCAL
 from mobilenas.errors import MissingDataError, UnavailableError, UsageError
 from mobilenas.export.bundle import write_bundle
-from mobilenas.export.kits import kit_files, kit_named
+from mobilenas.export.kits import Kit, kit_files, kit_named
 from mobilenas.export.verify import Agreement, compare, logits_of, onnx_logits_of
-from mobilenas.results import EngineExport, ExportResult
+from mobilenas.network import Network
+from mobilenas.results import BudgetOutcome, EngineExport, ExportResult
 from mobilenas.runtimes.base import PreparedModel
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.published import PUBLISHED
@@ -83,9 +87,9 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
 
     The ONNX model is there whatever is asked for. Each engine's own form of it is checked against torch by that engine on the
     device, or on this host without one. A run that was made without a data set is compared on noise. Raises
-    ``VerificationError`` for a model that disagrees, once all are written, it under a name that says so.
+    ``VerificationError`` for a model that disagrees, once all are written, it under a name that says so; ``UsageError`` where
+    another process exports the run.
     """
-    told = listener or Silent()
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
     search_cfg = search_config_of(run)
@@ -94,66 +98,108 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
         check_data_fits(space, data)
     kits = {name: kit_named(name) for name in cfg.kits}
     targets = _targets(search_cfg.device, cfg, [kit.runtime for kit in kits.values()])
-    plan = targets[0].plan(cfg.plan) if cfg.device else None
     budget = budget_of(run)
     if budget is not None and targets[0].settings.precision != search_cfg.device.precision:
         budget = msgspec.structs.replace(budget, table_sentinel_ms=None)  # the sentinel is one of its precision
     network, trained = network_of(run, space, architecture)
-    told.progress("exporting", 0, 1 + len(targets))
-    exported = onnx_model.slim(onnx_model.onnx_from_module(network, [torch.zeros(space.image_shape)]))
-    onnx_model.set_metadata(exported, _metadata(architecture, data))
-    model = exported.SerializeToString()
-    images, labels = _images(space, data.test if data else None, COMPARED_IMAGES if data else NOISE_IMAGES)
-    calibration = _images(space, data.train, CALIBRATION_IMAGES)[0] if data else images
-    compared = _Compared(images, labels if trained is not None else None, logits_of(network, images, space.image_shape[0]))
-    found = onnx_logits_of(model, images, space.image_shape[0])
-    agreement = compare(compared.logits, found, TOLERANCES["fp32"] if cfg.tolerance is None else cfg.tolerance, compared.labels)
-    files = {_name("fp32", ".onnx", agreement): model}
-    engines, models = [], {}
-    for number, target in enumerate(targets, 1):
-        told.progress("exporting", number, 1 + len(targets))
-        prepared = target.runtime.prepare(model, target.settings, calibration.numpy().reshape(-1, *space.image_shape))
-        engine, named = _engine_export(target, prepared, compared, cfg.tolerance, run / "export")
-        if plan is not None and engine.agreement is not None:
-            stage = f"measuring the exported model by {target.runtime.name}"
-            timed, environment = target.measure(architecture.fingerprint, prepared, plan, told, stage)
-            timed = timed.of_statistic(budget.statistic) if budget else timed
-            engine = msgspec.structs.replace(engine, measured=timed, environment=environment)
-        models[target.runtime.name] = prepared
-        files.update(named)
-        engines.append(engine)
-    measured, folder = engines[0].measured, run / "export"
-    is_right = all(found.is_within for found in (agreement, *(engine.agreement for engine in engines)) if found is not None)
-    result = ExportResult(
-        folder=str(folder),
-        model=str(folder / _name("fp32", ".onnx", agreement)),
-        fingerprint=architecture.fingerprint,
-        params=space.params(architecture),
-        madds=space.madds(architecture),
-        trained=trained is not None,
-        test_accuracy=trained,
-        agreement=agreement,
-        engines=tuple(engines),
-        kits=tuple(str(folder / "kits" / name) for name in kits) if is_right else (),
-        budget=budget,
-        measured=measured,
-        budget_met=measured.is_within(budget.target_ms) if budget and measured else None,
-        device=msgspec.to_builtins(targets[0].device.card) if cfg.device else None,
-    )
-    report = documents.dump_json({"schema": "mobilenas/export-report@1", **msgspec.to_builtins(result)})
-    shutil.rmtree(folder / "kits", ignore_errors=True)  # they hold what an export before this one made
-    card = model_card(run, result, space, architecture, data, search_cfg, cfg)
-    write_bundle(folder, {**files, ARCHITECTURE: architecture.to_json(), "report.json": report, MODEL_CARD: card})
-    agreement.check("the ONNX model")
-    for engine in engines:
-        if engine.agreement is not None:
-            engine.agreement.check(f"{engine.runtime} {engine.settings.precision}")
-    for name, kit in kits.items():
-        [target] = [target for target in targets if target.runtime.name == kit.runtime]
-        facts = _kit_facts(result, space, data, kit.runtime)
-        filled = kit_files(name, target.runtime, models[kit.runtime], target.settings, target.plan(cfg.plan), facts)
-        write_bundle(folder / "kits" / name, filled)
-    return result
+    job = _Export(run, cfg, search_cfg, architecture, space, data, kits, targets, budget, listener or Silent())
+    plans = [target.plan(cfg.plan) for target in targets] if cfg.device else None
+    with locked(run):
+        return job.run(network, trained, plans)
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What was asked for, with its names resolved; of the targets the first is the search's own."""
+
+    source: Path
+    cfg: ExportConfig
+    search_cfg: SearchConfig
+    architecture: Architecture
+    space: SearchSpace
+    data: ImageData | None
+    kits: Mapping[str, Kit]
+    targets: Sequence[Target]
+    budget: BudgetOutcome | None
+    told: Listener
+
+    @property
+    def folder(self) -> Path:
+        return self.source / "export"
+
+    def run(self, network: Network, trained: float | None, plans: Sequence[MeasurementPlan] | None) -> ExportResult:
+        """``plans`` say how each target measures, if any does."""
+        space, tolerance = self.space, self.cfg.tolerance
+        self.told.progress("exporting", 0, 1 + len(self.targets))
+        exported = onnx_model.slim(onnx_model.onnx_from_module(network, [torch.zeros(space.image_shape)]))
+        onnx_model.set_metadata(exported, _metadata(self.architecture, self.data))
+        model = exported.SerializeToString()
+        images, labels = _images(space, self.data.test if self.data else None, COMPARED_IMAGES if self.data else NOISE_IMAGES)
+        calibration = _images(space, self.data.train, CALIBRATION_IMAGES)[0] if self.data else images
+        logits = logits_of(network, images, space.image_shape[0])
+        compared = _Compared(images, labels if trained is not None else None, logits)
+        found = onnx_logits_of(model, images, space.image_shape[0])
+        agreement = compare(logits, found, TOLERANCES["fp32"] if tolerance is None else tolerance, compared.labels)
+        files: dict[str, str | bytes] = {_name("fp32", ".onnx", agreement): model}
+        engines, models = [], {}
+        for number, target in enumerate(self.targets, 1):
+            self.told.progress("exporting", number, 1 + len(self.targets))
+            prepared = target.runtime.prepare(model, target.settings, calibration.numpy().reshape(-1, *space.image_shape))
+            engine, named = _engine_export(target, prepared, compared, tolerance, self.folder)
+            if plans is not None and engine.agreement is not None:
+                engine = self._measured(engine, target, prepared, plans[number - 1])
+            models[target.runtime.name] = prepared
+            files.update(named)
+            engines.append(engine)
+        result = self._result(trained, agreement, engines)
+        self._write(result, files)
+        agreement.check("the ONNX model")
+        for engine in engines:
+            if engine.agreement is not None:
+                engine.agreement.check(f"{engine.runtime} {engine.settings.precision}")
+        self._fill_kits(result, models)
+        return result
+
+    def _measured(self, engine: EngineExport, target: Target, prepared: PreparedModel, plan: MeasurementPlan) -> EngineExport:
+        stage = f"measuring the exported model by {target.runtime.name}"
+        timed, environment = target.measure(self.architecture.fingerprint, prepared, plan, self.told, stage)
+        timed = timed.of_statistic(self.budget.statistic) if self.budget else timed
+        return msgspec.structs.replace(engine, measured=timed, environment=environment)
+
+    def _result(self, trained: float | None, agreement: Agreement, engines: Sequence[EngineExport]) -> ExportResult:
+        measured, budget = engines[0].measured, self.budget
+        is_right = all(each.is_within for each in (agreement, *(engine.agreement for engine in engines)) if each is not None)
+        return ExportResult(
+            folder=str(self.folder),
+            model=str(self.folder / _name("fp32", ".onnx", agreement)),
+            fingerprint=self.architecture.fingerprint,
+            params=self.space.params(self.architecture),
+            madds=self.space.madds(self.architecture),
+            trained=trained is not None,
+            test_accuracy=trained,
+            agreement=agreement,
+            engines=tuple(engines),
+            kits=tuple(str(self.folder / "kits" / name) for name in self.kits) if is_right else (),
+            budget=budget,
+            measured=measured,
+            budget_met=measured.is_within(budget.target_ms) if budget and measured else None,
+            device=msgspec.to_builtins(self.targets[0].device.card) if self.cfg.device else None,
+        )
+
+    def _write(self, result: ExportResult, files: Mapping[str, str | bytes]) -> None:
+        report = documents.dump_json({"schema": "mobilenas/export-report@1", **msgspec.to_builtins(result)})
+        card = model_card(self.source, result, self.space, self.architecture, self.data, self.search_cfg, self.cfg)
+        shutil.rmtree(self.folder / "kits", ignore_errors=True)  # they hold what an export before this one made
+        texts = {ARCHITECTURE: self.architecture.to_json(), "report.json": report, MODEL_CARD: card}
+        write_bundle(self.folder, {**files, **texts})
+
+    def _fill_kits(self, result: ExportResult, models: Mapping[str, PreparedModel]) -> None:
+        for name, kit in self.kits.items():
+            [target] = [target for target in self.targets if target.runtime.name == kit.runtime]
+            facts = _kit_facts(result, self.space, self.data, kit.runtime)
+            plan = target.plan(self.cfg.plan)
+            filled = kit_files(name, target.runtime, models[kit.runtime], target.settings, plan, facts)
+            write_bundle(self.folder / "kits" / name, filled)
 
 
 def _kit_facts(result: ExportResult, space: SearchSpace, data: ImageData | None, runtime: str) -> dict[str, Any]:

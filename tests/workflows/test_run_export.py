@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from mobilenas.core.measurement import PLANS
+from mobilenas.core.run_directory import locked
 from mobilenas.errors import VerificationError
 from mobilenas.export.verify import compare
 from tests.conftest import Outcome
@@ -149,3 +150,13 @@ def test_a_model_card_tells_what_was_exported_and_how(run: Path, command: Comman
 def test_a_model_card_of_what_was_not_measured_says_so(run: Path, command: Command) -> None:
     assert command("export", str(run), "--no-device").code == 0
     assert "The exported model was not measured." in (run / "export" / "MODEL_CARD.md").read_text()
+
+
+def test_two_exports_of_a_run_do_not_write_at_once(run: Path, command: Command) -> None:
+    assert command("export", str(run), "--no-device").code == 0
+    before = {path.name: path.read_bytes() for path in (run / "export").iterdir()}
+    with locked(run):
+        outcome = command("export", str(run), "--no-device", "--ncnn")
+    assert outcome.code == 2
+    assert "another process works in this folder" in outcome.err
+    assert {path.name: path.read_bytes() for path in (run / "export").iterdir()} == before
