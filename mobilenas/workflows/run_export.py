@@ -48,8 +48,10 @@ from mobilenas.workflows.naming import (
 )
 from mobilenas.workflows.run_describe import find_network, make_run
 
-TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.25}
-"""Largest difference of any logit, relative to the largest logit, by precision."""
+TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.35}
+"""Largest difference of any logit, relative to the largest logit, by precision: what tells a wrong conversion, which is off by
+about the logits themselves, from rounding, which untrained networks show most (docs/benchmarks/engines.md).
+"""
 COMPARED_NUMBERS, COMPARED_IMAGES, NOISE_IMAGES = 2**24, 1000, 64
 """Images that an exported model is compared on: as many whole batches as hold so many numbers, at least one; of noise fewer."""
 CALIBRATION_IMAGES = 128

@@ -30,7 +30,7 @@ SPACES = [
     NasBench201Space(channels=4, cells_per_stage=1, image_size=16),
     DenseBlockSpace(image_size=32),
 ]
-TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.25}
+TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.35}
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_the_engine_of_the_search_is_the_first_and_may_compute_in_halves(run: Pa
     )
     assert (whole["settings"]["precision"], half["settings"]["precision"]) == ("fp32", "fp16")
     assert half["agreement"]["relative_difference"] > 3 * whole["agreement"]["relative_difference"]
-    assert half["agreement"]["tolerance"] == 1e-2
+    assert half["agreement"]["tolerance"] == 2e-2
 
 
 def test_a_model_that_disagrees_is_written_under_a_name_that_says_so(run: Path, command: Command) -> None:
@@ -109,7 +109,7 @@ def test_integers_are_calibrated_and_say_what_they_cost(run: Path, command: Comm
     assert Path(exported["model"]).name == "model.onnx"
     agreement = engine["agreement"]
     assert (
-        exported["agreement"]["relative_difference"] < 1e-3 < agreement["relative_difference"] < agreement["tolerance"] == 0.25
+        exported["agreement"]["relative_difference"] < 1e-3 < agreement["relative_difference"] < agreement["tolerance"] == 0.35
     )
     assert agreement["top_1_agreement_fraction"] > 0.8
     assert agreement["torch_accuracy"] == exported["agreement"]["torch_accuracy"]
