@@ -144,7 +144,11 @@ class ComputeConfig(Strict):
     accelerator: str = "auto"
     precision: str = "32-true"
     threads: ThreadsOrNone = 0
-    """CPU threads; 0 leaves torch's default."""
+    """CPU threads; 0 leaves torch's default, shared among the processes of this host."""
+    devices: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
+    """Processes on this host, each with a GPU or some threads, that share every batch; torchrun and Slurm say so themselves."""
+    timeout_s: Positive = 600.0
+    """How long one of several processes waits for the others."""
 
 
 class ProfileConfig(Strict):
@@ -402,6 +406,7 @@ _FLAGS = {
     "kernels": "--kernels",
     "measure_networks": "--measure-networks",
     "plan": "--plan",
+    "compute.devices": "--devices",
     "table": "--table",
     "seed": "--seed",
     "output": "--output",

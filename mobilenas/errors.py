@@ -18,6 +18,7 @@ MobileNASError
   MeasurementError       too few samples, unstable, drift over the limit                           exit 6
   VerificationError      the exported model disagrees                                              exit 7
   ResourceError          missing extra, no disk, out of memory after retries                       exit 8
+    LostProcessError       one of several processes ended or does not answer
   DivergedError          loss not finite after the roll-back                                       exit 9
 """
 
@@ -126,6 +127,10 @@ class ResourceError(MobileNASError):
     """Something the machine lacks: an optional package, disk space, memory."""
 
     exit_code = 8
+
+
+class LostProcessError(ResourceError):
+    """Of several processes at one search or training another one ended, hangs, or went another way."""
 
 
 class DivergedError(MobileNASError):

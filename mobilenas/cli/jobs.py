@@ -12,6 +12,7 @@ from mobilenas.cli.options import (
     ConfigFile,
     DataName,
     DeviceName,
+    Devices,
     Epochs,
     Estimator,
     Json,
@@ -232,6 +233,7 @@ def search(
     layers: Layers = None,
     data: DataName = None,
     epochs: Epochs = None,
+    devices: Devices = None,
     device: DeviceName = None,
     runtime: RuntimeName = None,
     precision: Precision = None,
@@ -259,6 +261,7 @@ def search(
         "space.options.layers": layers,
         "data.name": data,
         "epochs": epochs,
+        "compute.devices": devices,
         **_device_flags(device, runtime, precision, threads, estimator),
         "table": str(table) if table else None,
         "plan": plan,
@@ -292,6 +295,7 @@ def train(
     run: Run,
     data: DataName = None,
     epochs: Epochs = None,
+    devices: Devices = None,
     seed: Seed = None,
     config: ConfigFile = None,
     sets: Sets = None,
@@ -299,7 +303,9 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train the found architecture from scratch."""
-    cfg = load_config(TrainConfig, config, sets, {"data.name": data, "epochs": epochs, "seed": seed})
+    cfg = load_config(
+        TrainConfig, config, sets, {"data.name": data, "epochs": epochs, "compute.devices": devices, "seed": seed}
+    )
     from mobilenas import workflows
 
     result = with_listener(quiet or json, lambda told: workflows.train(run, cfg, told), GOES_ON)

@@ -16,18 +16,15 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self._number: int | None = None
+        self.number = 0
+        """Of the signal that has come, 0 where none has."""
         self._previous: dict[int, Any] = {}
 
-    @property
-    def is_requested(self) -> bool:
-        """Whether a signal has come."""
-        return self._number is not None
-
-    def leave(self) -> None:
-        """Raise what was asked for; does nothing if nothing was."""
-        if self._number is not None:
-            raise _exception_of(self._number)
+    def leave(self, number: int | None = None) -> None:
+        """Raise what was asked for, here or by a signal ``number`` elsewhere; does nothing if nothing was."""
+        asked = self.number if number is None else number
+        if asked:
+            raise _exception_of(asked)
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -42,9 +39,9 @@ class StopRequest:
             self.leave()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._number is not None:
+        if self.number:
             raise _exception_of(number)
-        self._number = number
+        self.number = number
 
 
 def _exception_of(number: int) -> BaseException:

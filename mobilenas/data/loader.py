@@ -15,24 +15,30 @@ from mobilenas.data.images import Images
 from mobilenas.errors import DocumentError, UsageError
 
 
-def check_batch(images: Images, batch_size: int) -> None:
-    """Raise ``UsageError`` if there are fewer ``images`` than one batch takes, or one where BatchNorm needs several."""
-    if not 2 <= batch_size <= len(images):
+def check_batch(images: Images, batch_size: int, processes: int = 1) -> None:
+    """Raise ``UsageError`` if there are fewer ``images`` than one batch takes, or one where BatchNorm needs several.
+
+    Each of several ``processes`` takes as many of every batch.
+    """
+    if not 2 * processes <= batch_size <= len(images):
         raise UsageError(
-            f"data.batch is {batch_size}; it must be at least 2, for BatchNorm, and at most {len(images)}, the number of "
-            "images here"
+            f"data.batch is {batch_size}; it must be at least {2 * processes}, for BatchNorm, and at most {len(images)}, the "
+            "number of images here"
         )
+    if batch_size % processes:
+        raise UsageError(f"data.batch is {batch_size}; {processes} processes cannot share it equally")
 
 
 class CyclingLoader:
     """Batches without end. Order and augmentation of each image follow from ``seed`` and the number of the pass alone.
 
-    So neither the number of ``workers`` nor an interruption changes a batch: ``load_state`` goes on with the very next.
+    So neither the number of ``workers`` nor an interruption changes a batch: ``load_state`` goes on with the very next. Of
+    several processes each reads the ``part`` of every batch that is its own.
     """
 
-    def __init__(self, images: Images, batch_size: int, seed: int, workers: int = 0) -> None:
+    def __init__(self, images: Images, batch_size: int, seed: int, workers: int = 0, part: slice = slice(None)) -> None:
         check_batch(images, batch_size)
-        self._images, self._batch_size, self._seed = images, batch_size, seed
+        self._images, self._batch_size, self._seed, self._part = images, batch_size, seed, part
         self._pass, self._position = 0, 0
         self._loader: DataLoader[Any] = DataLoader(
             _SeededImages(images),
@@ -65,7 +71,8 @@ class CyclingLoader:
         seed = self._seed * 1_000_003 + self._pass
         order = torch.randperm(len(self._images), generator=torch.Generator().manual_seed(seed)).tolist()
         keyed = [(index, seed * 1_000_003 + index) for index in order]
-        return [keyed[n * self._batch_size : (n + 1) * self._batch_size] for n in range(self._position, len(self))]
+        batches = range(self._position, len(self))
+        return [keyed[n * self._batch_size : (n + 1) * self._batch_size][self._part] for n in batches]
 
     def state(self) -> dict[str, int]:
         """Pass and position within it."""

@@ -88,7 +88,8 @@ class Step:
     ``loss(batch, mixture)`` is the task's loss of the supernet, ``constraint(mixture)`` the budgets' terms; both are
     scalars. ``backward`` takes the place of ``Tensor.backward``. ``weights`` are the supernet's; ``weights_after(gradients)``
     is what the weight optimiser would make of them, without doing it, and ``weights_lr`` its learning rate now. In a pass
-    that makes no weight steps ``train`` is ``valid``.
+    that makes no weight steps ``train`` is ``valid``. Batches are this process's part: ``average`` averages gradients over
+    all, where a method goes on from them; those of the logits are averaged in the end.
     """
 
     parameters: ArchitectureParameters
@@ -101,6 +102,7 @@ class Step:
     weights: Sequence[nn.Parameter]
     weights_after: Callable[[Sequence[Tensor]], list[Tensor]]
     weights_lr: float
+    average: Callable[[Sequence[Tensor]], None] = lambda tensors: None
 
 
 @dataclass(frozen=True)

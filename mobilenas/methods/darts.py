@@ -98,6 +98,7 @@ def _gradients(step: Step, loss: Tensor, tensors: Sequence[Tensor]) -> list[Tens
     for tensor in tensors:
         tensor.grad = None
     step.backward(loss)
+    step.average(tensors)
     gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
     for tensor in tensors:
         tensor.grad = None

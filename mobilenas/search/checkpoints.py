@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobilenas.core import documents
 from mobilenas.core.run_directory import write_atomic
 from mobilenas.core.signals import StopRequest
 from mobilenas.errors import DivergedError, DocumentError
+from mobilenas.search.processes import Processes
 
 _TENSOR = "__tensor__"
 KEPT_GENERATIONS = 2
@@ -103,9 +104,12 @@ class Checkpoints:
             raise DocumentError(f"no checkpoint in {self._folder} is whole, the oldest says: {damaged}")
         return None
 
-    def resume(self, load_state: Callable[[Any], None]) -> None:
-        """Pass the newest whole state to ``load_state``, if there is one; raises ``DocumentError`` if it does not fit."""
-        state = self.load_latest()
+    def resume(self, load_state: Callable[[Any], None], processes: Processes) -> None:
+        """Pass the newest whole state, as the first process reads it, to ``load_state``, if there is one.
+
+        Raises ``DocumentError`` if it does not fit.
+        """
+        state = processes.share(self.load_latest() if processes.is_first else None)
         if state is None:
             return
         try:
@@ -130,30 +134,42 @@ class Checkpoints:
 
 
 class Saver:
-    """When a run is saved: at the end of an epoch, every ten minutes, and before it stops for a signal."""
+    """When a run is saved: at the end of an epoch, every ten minutes, and before it stops for a signal.
+
+    Several processes save and stop after the same step, whichever of them was signalled; the first one writes.
+    """
 
     def __init__(
         self,
         checkpoints: Checkpoints,
         state: Callable[[], Any],
         stop: StopRequest,
+        processes: Processes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._checkpoints, self._state, self._stop, self._clock = checkpoints, state, stop, clock
+        self._processes = processes
         self._saved_at = clock()
 
     def save(self) -> None:
         """Save now."""
-        self._checkpoints.save(self._state())
+        state = self._state()
+        if self._processes.is_first:
+            self._checkpoints.save(state)
         self._saved_at = self._clock()
 
     def after_step(self) -> None:
         """Save if it is time to; leave if a signal asked for it."""
-        is_leaving = self._stop.is_requested  # asked once: a signal from here on waits for the next step
-        if is_leaving or self._clock() - self._saved_at >= SAVE_EVERY_S:
+        is_due = self._clock() - self._saved_at >= SAVE_EVERY_S
+        # asked once: a signal from here on waits for the next step
+        number, due = self._processes.largest([self._stop.number, is_due and self._processes.is_first])
+        if number or due:
             self.save()
-        if is_leaving:
-            self._stop.leave()
+        self._stop.leave(number)
+
+    def after_epoch(self) -> None:
+        """Leave if a signal asked for it."""
+        self._stop.leave(*self._processes.largest([self._stop.number]))
 
 
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -181,16 +197,42 @@ def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def random_state() -> dict[str, Any]:
-    """States of torch's default generators, from which dropout, drop path, augmentations and methods draw."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+def states_apart(processes: Processes, module: nn.Module, tallies: Mapping[str, Tally]) -> dict[str, Any]:
+    """What is not the same in each process, of all of them: random numbers, BatchNorm's statistics, sums of an epoch.
+
+    What all draw together, from torch's default generator, is there once. Raises ``DivergedError`` for sums that are none.
+    """
+    own = {
+        "random": processes.state(),
+        "buffers": dict(module.named_buffers()) if processes.size > 1 else {},
+        "tallies": {name: tally.state() for name, tally in tallies.items()},
+    }
+    found = processes.gather(own)
+    for state in found:
+        for tally in state["tallies"].values():
+            Tally(**tally).mean_loss()
+    return {"random": torch.get_rng_state(), "apart": found}
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Go on from ``random_state``; a machine with other GPUs goes on with the CPU's state alone."""
-    torch.set_rng_state(state["cpu"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+def load_states_apart(processes: Processes, module: nn.Module, state: Mapping[str, Any]) -> dict[str, Tally]:
+    """The inverse, but for what ``module`` had of its state already; returns the tallies.
+
+    Where the number of processes has changed, the first takes over the sums, and the others begin at nothing.
+    """
+    torch.set_rng_state(state["random"])
+    found = state["apart"]
+    if len(found) == processes.size:
+        own = found[processes.rank]
+        processes.load_state(own["random"])
+        buffers = dict(module.named_buffers())
+        for name, buffer in own["buffers"].items():
+            buffers[name].copy_(buffer)
+        return {name: Tally(**tally) for name, tally in own["tallies"].items()}
+    processes.load_state(None)
+    names = found[0]["tallies"]
+    if not processes.is_first:
+        return {name: Tally() for name in names}
+    return {name: Tally.together([Tally(**other["tallies"][name]) for other in found]) for name in names}
 
 
 @dataclass
@@ -222,7 +264,20 @@ class Tally:
         """Share of hits, ``None`` before the first batch."""
         return self.correct / self.count if self.count else None
 
-    def state(self) -> dict[str, float]:
-        """What a checkpoint keeps; raises ``DivergedError`` for a loss that is not finite."""
-        self.mean_loss()
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
         return {"loss": float(self.loss), "batches": self.batches, "correct": self.correct, "count": self.count}
+
+    @classmethod
+    def together(cls, tallies: Sequence[Tally]) -> Tally:
+        """The sum of all, as of the parts of each batch in several processes."""
+        return cls(
+            loss=sum(float(tally.loss) for tally in tallies),
+            batches=sum(tally.batches for tally in tallies),
+            correct=sum(tally.correct for tally in tallies),
+            count=sum(tally.count for tally in tallies),
+        )
+
+    def over(self, processes: Processes) -> Tally:
+        """Of all processes together."""
+        return self if processes.size == 1 else Tally.together([Tally(**state) for state in processes.gather(self.state())])

@@ -25,12 +25,15 @@ from mobilenas.data import CyclingLoader, Images, check_batch
 from mobilenas.errors import MissingKernelError
 from mobilenas.latency.budget import AugmentedLagrangian, Budget, LogCost
 from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, Step, StepKind
-from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, random_state, set_random_state
+from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
+from mobilenas.search.processes import Processes
 from mobilenas.search.task import Task
 from mobilenas.spaces.base import SearchSpace, SupernetPlan, SupernetSize
 from mobilenas.supernet import ArchitectureParameters, LogitsBefore, Mixture, Supernet
 
 LOWEST_TEMPERATURE = 0.05
+COMPARE_EVERY = 100
+"""Steps after which several processes compare what must be the same in all."""
 DRAWS = 16
 """Mixtures that the expectation at the end of an epoch is taken over."""
 
@@ -116,12 +119,9 @@ class _Position:
     train: Tally = field(default_factory=Tally)
     valid: Tally = field(default_factory=Tally)
 
-    def state(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "step": self.step, "train": self.train.state(), "valid": self.valid.state()}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> _Position:
-        return cls(state["epoch"], state["step"], Tally(**state["train"]), Tally(**state["valid"]))
+    @property
+    def tallies(self) -> dict[str, Tally]:
+        return {"train": self.train, "valid": self.valid}
 
 
 @dataclass
@@ -137,6 +137,8 @@ class SearchEngine:
     fabric: Fabric
     directory: RunDirectory
     log_cost: LogCost | None = None
+    processes: Processes = field(default_factory=Processes)
+    """Those that search together; each is given all images and computes its part of every batch."""
     on_epoch: Callable[[EpochReport], None] = lambda _: None
     on_note: Callable[[str], None] = lambda _: None
 
@@ -145,7 +147,7 @@ class SearchEngine:
         with torch.device("meta"):
             self.space.supernet(self.plan_of(next(self._stages())))
         for images in self.halves:
-            check_batch(images, self.settings.batch_size)
+            check_batch(images, self.settings.batch_size, self.processes.size)
 
     def plan_of(self, stage: Stage) -> SupernetPlan:
         """The supernet of a stage."""
@@ -177,7 +179,7 @@ class _StageRun:
     """One stage of a search: its supernet, logits, optimisers, loaders and multipliers."""
 
     def __init__(self, engine: SearchEngine, index: int, stage: Stage) -> None:
-        self.engine, self.index, self.stage = engine, index, stage
+        self.engine, self.index, self.stage, self.processes = engine, index, stage, engine.processes
         settings, fabric = engine.settings, engine.fabric
         torch.manual_seed(settings.seed + index)
         supernet: Supernet = engine.space.supernet(engine.plan_of(stage))
@@ -197,8 +199,9 @@ class _StageRun:
         self.architecture_optimiser: Any = fabric.setup_optimizers(
             torch.optim.Adam(self.parameters.parameters(), adam.lr, (adam.beta1, adam.beta2), weight_decay=adam.weight_decay)
         )
+        part = self.processes.part_of(settings.batch_size)
         self.loaders = [
-            CyclingLoader(images, settings.batch_size, settings.seed + 2 * index + half, settings.workers)
+            CyclingLoader(images, settings.batch_size, settings.seed + 2 * index + half, settings.workers, part)
             for half, images in enumerate(engine.halves)
         ]
         self.lagrangians = [AugmentedLagrangian() for _ in engine.budgets]
@@ -208,15 +211,16 @@ class _StageRun:
     def run(self) -> ArchitectureParameters:
         self._resume()
         with StopRequest() as stop:
-            saver = Saver(self.checkpoints, self._state, stop)
+            saver = Saver(self.checkpoints, self._state, stop, self.processes)
             while self.position.epoch < self.stage.epochs:
                 progress = Progress(self.index, self.position.epoch, self.stage.epochs, self.stage.warmup_epochs)
                 report = self._epoch(progress, saver)
                 self.position = _Position(self.position.epoch + 1)
-                self.engine.directory.metrics.append(report)
+                if self.processes.is_first:
+                    self.engine.directory.metrics.append(report)
                 saver.save()
                 self.engine.on_epoch(report)
-                stop.leave()
+                saver.after_epoch()
         return self.parameters
 
     def _epoch(self, progress: Progress, saver: Saver) -> EpochReport:
@@ -236,7 +240,13 @@ class _StageRun:
                     else:
                         self._weight_step(batches["train"], progress, train)
                 position.step += 1
+                self.processes.at(f"stage {self.index + 1}, epoch {progress.epoch + 1}, step {position.step}")
+                if position.step % COMPARE_EVERY == 0:
+                    self._compare()
                 saver.after_step()
+        self._compare()
+        self.processes.average_statistics(self.supernet)
+        train, valid = train.over(self.processes), valid.over(self.processes)
         train_loss, valid_loss = train.mean_loss(), valid.mean_loss()
         decoded = self.engine.method.decode(self.engine.space, self.parameters)
         return EpochReport(
@@ -252,6 +262,12 @@ class _StageRun:
             lr=lr,
             duration_s=time.monotonic() - begin,
         )
+
+    def _compare(self) -> None:
+        """Raise ``LostProcessError`` if another process has logits, multipliers or draws that are not these."""
+        multipliers = torch.tensor([float(value) for each in self.lagrangians for value in each.state().values()])
+        logits = dict(self.parameters.named_parameters())
+        self.processes.check_same({**logits, "multipliers": multipliers, "random numbers": torch.get_rng_state()})
 
     def _read_in(self, kinds: Sequence[StepKind]) -> dict[str, CyclingLoader]:
         """The halves that a pass of steps of these ``kinds`` reads."""
@@ -272,6 +288,7 @@ class _StageRun:
         self.weights_optimiser.zero_grad()
         loss = self._loss(batch, mixture, tally)
         self.engine.fabric.backward(loss)
+        self.processes.average(self.weights)
         nn.utils.clip_grad_norm_(self.weights, self.engine.settings.weights.clip_norm)
         self.weights_optimiser.step()
 
@@ -289,8 +306,10 @@ class _StageRun:
                 weights=self.weights,
                 weights_after=lambda gradients: weights_after(self.weights_optimiser, self.weights, gradients),
                 weights_lr=self.weights_optimiser.param_groups[0]["lr"],
+                average=self.processes.average,
             )
         )
+        self.processes.average(self.parameters.parameters())
         clip_norm = self.engine.settings.architecture.clip_norm
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters.parameters(), clip_norm)
@@ -301,7 +320,8 @@ class _StageRun:
 
     def _loss(self, batch: Batch, mixture: Mixture, tally: Tally) -> Tensor:
         dropout = self.stage.skip_dropout_at(self.position.epoch)
-        logits = self.supernet(batch.images, msgspec.structs.replace(mixture, skip_dropout=dropout))
+        with self.processes.drawing_apart():
+            logits = self.supernet(batch.images, msgspec.structs.replace(mixture, skip_dropout=dropout))
         loss = self.engine.task.loss(logits, batch.labels)
         tally.add(loss, self.engine.task.correct(logits.detach(), batch.labels), len(batch.labels))
         return loss
@@ -340,24 +360,24 @@ class _StageRun:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "position": self.position.state(),
+            "position": {"epoch": self.position.epoch, "step": self.position.step},
             "supernet": self.supernet.state_dict(),
             "parameters": self.parameters.state_dict(),
             "weights_optimiser": self.weights_optimiser.state_dict(),
             "architecture_optimiser": self.architecture_optimiser.state_dict(),
             "lagrangians": [lagrangian.state() for lagrangian in self.lagrangians],
             "loaders": [loader.state() for loader in self.loaders],
-            "random": random_state(),
+            **states_apart(self.processes, self.supernet, self.position.tallies),
         }
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; metrics of what is done again are dropped."""
-        self.checkpoints.resume(self._load_state)
+        self.checkpoints.resume(self._load_state, self.processes)
         here = (self.index, self.position.epoch)
-        self.engine.directory.metrics.keep(lambda line: (line["stage"], line["epoch"]) < here)
+        if self.processes.is_first:
+            self.engine.directory.metrics.keep(lambda line: (line["stage"], line["epoch"]) < here)
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self.position = _Position.from_state(state["position"])
         self.supernet.load_state_dict(state["supernet"])
         self.parameters.load_state_dict(state["parameters"])
         self.weights_optimiser.load_state_dict(state["weights_optimiser"])
@@ -366,7 +386,8 @@ class _StageRun:
             lagrangian.load_state(saved)
         for loader, saved in zip(self.loaders, state["loaders"], strict=True):
             loader.load_state(saved)
-        set_random_state(state["random"])
+        tallies = load_states_apart(self.processes, self.supernet, state)
+        self.position = _Position(**state["position"], train=tallies["train"], valid=tallies["valid"])
 
 
 def temperature_at(progress: Progress) -> float:

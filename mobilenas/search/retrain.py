@@ -17,8 +17,9 @@ from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
 from mobilenas.data import CyclingLoader, ImageData, Images
 from mobilenas.network import Network
-from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, random_state, set_random_state
+from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
 from mobilenas.search.engine import SgdSettings
+from mobilenas.search.processes import Processes
 from mobilenas.search.task import Task
 
 EVALUATION_BATCH = 256
@@ -61,12 +62,14 @@ class Trainer:
         settings: TrainSettings,
         fabric: Fabric,
         directory: RunDirectory,
+        processes: Processes | None = None,
         on_epoch: Callable[[TrainReport], None] = lambda _: None,
         on_note: Callable[[str], None] = lambda _: None,
     ) -> None:
         network.to(memory_format=torch.channels_last)  # what torch's convolutions then keep to: 1.3 times as fast on a CPU
         self.network, self.data, self.task, self.settings, self.fabric = network, data, task, settings, fabric
         self.directory, self.on_epoch = directory, on_epoch
+        self.processes = processes or Processes()
         torch.manual_seed(settings.seed)
         self.parameters = list(network.parameters())
         optimiser = torch.optim.SGD(
@@ -79,7 +82,8 @@ class Trainer:
         self.model, self.optimiser = fabric.setup(network, optimiser)
         self.model.mark_forward_method("forward_with_auxiliary")
         images = data.with_cutout() if settings.cutout else data.train
-        self.loader = CyclingLoader(images, settings.batch_size, settings.seed, settings.workers)
+        part = self.processes.part_of(settings.batch_size)
+        self.loader = CyclingLoader(images, settings.batch_size, settings.seed, settings.workers, part)
         self.checkpoints = Checkpoints(directory.checkpoints, on_note)
         self.epoch, self.step, self.tally = 0, 0, Tally()
         self.report: TrainReport | None = None
@@ -88,14 +92,15 @@ class Trainer:
         """Train to the last epoch and return its report. Raises ``DivergedError`` if the loss stops being finite."""
         self._resume()
         with StopRequest() as stop:
-            saver = Saver(self.checkpoints, self._state, stop)
+            saver = Saver(self.checkpoints, self._state, stop, self.processes)
             while self.epoch < self.settings.epochs:
                 self.report = self._epoch(saver)
                 self.epoch, self.step, self.tally = self.epoch + 1, 0, Tally()
-                self.directory.metrics.append(self.report)
+                if self.processes.is_first:
+                    self.directory.metrics.append(self.report)
                 saver.save()
                 self.on_epoch(self.report)
-                stop.leave()
+                saver.after_epoch()
         assert self.report is not None
         return self.report
 
@@ -109,23 +114,28 @@ class Trainer:
         self.model.train()
         while self.step < len(self.loader):
             images, labels = fabric.to_device(self.loader.next())
-            logits, auxiliary = self.model.forward_with_auxiliary(images)
+            with self.processes.drawing_apart():
+                logits, auxiliary = self.model.forward_with_auxiliary(images)
             loss = self.task.loss(logits, labels)
             self.tally.add(loss, self.task.correct(logits.detach(), labels), len(labels))
             if auxiliary is not None:
                 loss = loss + settings.auxiliary_weight * self.task.loss(auxiliary, labels)
             self.optimiser.zero_grad()
             fabric.backward(loss)
+            self.processes.average(self.parameters)
             nn.utils.clip_grad_norm_(self.parameters, settings.weights.clip_norm)
             self.optimiser.step()
             self.step += 1
+            self.processes.at(f"epoch {self.epoch + 1}, step {self.step}")
             saver.after_step()
+        self.processes.average_statistics(self.network)
+        tally = self.tally.over(self.processes)
         return TrainReport(
             epoch=self.epoch,
             epochs=settings.epochs,
-            train_cross_entropy=self.tally.mean_loss() or 0.0,
-            train_accuracy=self.tally.accuracy() or 0.0,
-            test_accuracy=evaluate(self.model, self.data.test, self.task, fabric),
+            train_cross_entropy=tally.mean_loss() or 0.0,
+            train_accuracy=tally.accuracy() or 0.0,
+            test_accuracy=evaluate(self.model, self.data.test, self.task, fabric, self.processes),
             lr=lr,
             duration_s=time.monotonic() - begin,
         )
@@ -134,36 +144,38 @@ class Trainer:
         return {
             "epoch": self.epoch,
             "step": self.step,
-            "tally": self.tally.state(),
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "loader": self.loader.state(),
-            "random": random_state(),
+            **states_apart(self.processes, self.network, {"tally": self.tally}),
             "report": msgspec.to_builtins(self.report),
         }
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; metrics of what is done again are dropped."""
-        self.checkpoints.resume(self._load_state)
-        self.directory.metrics.keep(lambda line: line["epoch"] < self.epoch)
+        self.checkpoints.resume(self._load_state, self.processes)
+        if self.processes.is_first:
+            self.directory.metrics.keep(lambda line: line["epoch"] < self.epoch)
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self.epoch, self.step, self.tally = state["epoch"], state["step"], Tally(**state["tally"])
+        self.epoch, self.step = state["epoch"], state["step"]
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.loader.load_state(state["loader"])
-        set_random_state(state["random"])
+        self.tally = load_states_apart(self.processes, self.network, state)["tally"]
         self.report = documents.convert(state["report"], TrainReport, "report") if state["report"] else None
 
 
-def evaluate(model: nn.Module, images: Images, task: Task, fabric: Fabric) -> float:
-    """Fraction of ``images`` that ``model`` gets right, in eval mode; the mode is restored."""
+def evaluate(model: nn.Module, images: Images, task: Task, fabric: Fabric, processes: Processes | None = None) -> float:
+    """Fraction of ``images`` that ``model`` gets right, in eval mode; the mode is restored. Several processes share them."""
+    together = processes or Processes()
+    own = images.subset(torch.arange(len(images))[together.part_of(len(images))])
     was_training = model.training
     model.eval()
     correct = 0
     with torch.no_grad():
-        for batch, labels in DataLoader(images, EVALUATION_BATCH):
+        for batch, labels in DataLoader(own, EVALUATION_BATCH):
             batch, labels = fabric.to_device((batch, labels))
             correct += task.correct(model(batch), labels)
     model.train(was_training)
-    return correct / len(images)
+    return sum(together.gather(correct)) / len(images)

@@ -186,15 +186,19 @@ PRECISIONS = (FULL_PRECISION, "bf16-mixed")
 """What searches and trainings compute in; half precision needs its gradients unscaled where they are clipped."""
 
 
-def fabric_from_config(cfg: config.ComputeConfig) -> Fabric:
-    """What trains; raises ``UsageError`` for an accelerator that this host does not have, or an unknown precision."""
+def fabric_from_config(cfg: config.ComputeConfig, place: int = 0) -> Fabric:
+    """What trains, on the GPU at ``place`` if on any.
+
+    Raises ``UsageError`` for an accelerator that this host does not have, or an unknown precision.
+    """
     if cfg.precision not in PRECISIONS:
         raise UsageError(f"compute.precision is {cfg.precision!r}; available: {', '.join(PRECISIONS)}")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     precision: Any = cfg.precision
     try:
-        fabric = Fabric(accelerator=cfg.accelerator, devices=1, precision=precision)
+        on_gpu = torch.cuda.is_available() and cfg.accelerator != "cpu"
+        fabric = Fabric(accelerator=cfg.accelerator, devices=[place] if on_gpu else 1, precision=precision)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UsageError(f"compute.accelerator {cfg.accelerator!r} with compute.precision {precision!r}: {error}") from error
     fabric.launch()

@@ -36,9 +36,11 @@ from mobilenas.results import BudgetOutcome, SearchResult
 from mobilenas.runtimes.measure import measure
 from mobilenas.search.checkpoints import save_tensors
 from mobilenas.search.engine import LOWEST_TEMPERATURE, AdamSettings, EngineSettings, EpochReport, SearchEngine
+from mobilenas.search.processes import Processes
 from mobilenas.search.selection import Round, Selection, select
 from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace, SupernetSize
+from mobilenas.workflows.launch import MAY_DIFFER, end_if_not_first, local_rank, processes_of, writing
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
     FULL_PRECISION,
@@ -51,7 +53,6 @@ from mobilenas.workflows.naming import (
     data_from_config,
     default_run,
     fabric_from_config,
-    run_environment,
     sgd_settings,
     space_from_config,
     tell_sweep,
@@ -64,8 +65,19 @@ MEASUREMENTS, ROUNDS = "measurements", "rounds.json"
 
 
 def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | None = None) -> SearchResult:
-    """Search under the budget and write the run directory. Raises ``BudgetError`` before any training if it is infeasible."""
-    told = listener or Silent()
+    """Search under the budget and write the run directory. Raises ``BudgetError`` before any training if it is infeasible.
+
+    Of several processes the first one measures, writes and returns; the others end here with ``SystemExit``.
+    """
+    folder = output or default_run("search")
+    with processes_of("search", cfg, folder) as processes:
+        found = Path(processes.share(str(folder)))
+        if not processes.is_first:  # whose device is at hand already
+            cfg = msgspec.structs.replace(cfg, device=msgspec.structs.replace(cfg.device, governor=None))
+        return _search(cfg, RunDirectory(found), (processes.is_first and listener) or Silent(), processes)
+
+
+def _search(cfg: SearchConfig, directory: RunDirectory, told: Listener, processes: Processes) -> SearchResult:
     begin = time.monotonic()
     method = method_from_config(cfg)
     data = data_from_config(cfg.data, cfg.seed)
@@ -78,8 +90,7 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
         raise IncompatibleError(
             f"compute.precision is {cfg.compute.precision}; {cfg.method} with these options needs {FULL_PRECISION}"
         )
-    fabric = fabric_from_config(cfg.compute)
-    directory = RunDirectory(output or default_run("search"))
+    fabric = fabric_from_config(cfg.compute, local_rank())
     with target.device.open() as link:
         bounds, budget, model = None, None, None
         statistic = _statistic(cfg, target)
@@ -100,13 +111,16 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
             fabric=fabric,
             directory=directory,
             log_cost=_log_cost(cfg.log_cost, space, model),
+            processes=processes,
             on_epoch=lambda report: _tell_epoch(told, report),
             on_note=told.note,
         )
         engine.check()
-        with directory.running(config.dump_config(cfg), run_environment(), inputs, may_differ=OF_THE_SELECTION):
+        may_differ = (*OF_THE_SELECTION, *MAY_DIFFER)
+        with writing(processes, directory, config.dump_config(cfg), inputs, may_differ):
             told.note(f"run directory {directory.path}")
             parameters = engine.run()
+            end_if_not_first(processes)
             probabilities = {name: row.detach() for name, row in parameters.softmax().items()}
             save_tensors(directory.path / "logits.safetensors", probabilities)
             selection = None

@@ -15,8 +15,10 @@ from mobilenas.core.run_directory import RunDirectory
 from mobilenas.data import check_batch
 from mobilenas.results import TrainResult
 from mobilenas.search.checkpoints import save_tensors
+from mobilenas.search.processes import Processes
 from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings
 from mobilenas.search.task import Classification
+from mobilenas.workflows.launch import MAY_DIFFER, end_if_not_first, local_rank, processes_of, writing
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
     RESULT,
@@ -26,15 +28,21 @@ from mobilenas.workflows.naming import (
     check_data_fits,
     data_from_config,
     fabric_from_config,
-    run_environment,
     sgd_settings,
     space_of,
 )
 
 
 def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> TrainResult:
-    """Train the architecture of ``run`` from scratch into ``run/train``."""
-    told = listener or Silent()
+    """Train the architecture of ``run`` from scratch into ``run/train``.
+
+    Of several processes the first one writes and returns; the others end here with ``SystemExit``.
+    """
+    with processes_of("train", cfg, run) as processes:
+        return _train(run, cfg, (processes.is_first and listener) or Silent(), processes)
+
+
+def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) -> TrainResult:
     begin = time.monotonic()
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
@@ -42,8 +50,8 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
     check_data_fits(space, data)
     torch.manual_seed(cfg.seed)
     network = space.build(architecture, auxiliary=cfg.auxiliary_weight > 0)
-    fabric = fabric_from_config(cfg.compute)
-    check_batch(data.train, cfg.data.batch)
+    fabric = fabric_from_config(cfg.compute, local_rank())
+    check_batch(data.train, cfg.data.batch, processes.size)
     directory = RunDirectory(run / "train")
 
     def on_epoch(report: TrainReport) -> None:
@@ -54,7 +62,7 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
         )
 
     inputs = {"architecture": architecture.fingerprint, "data.root": data.digest()}
-    with directory.running(config.dump_config(cfg), run_environment(), inputs):
+    with writing(processes, directory, config.dump_config(cfg), inputs, MAY_DIFFER):
         trainer = Trainer(
             network=network,
             data=data,
@@ -71,10 +79,12 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
             ),
             fabric=fabric,
             directory=directory,
+            processes=processes,
             on_epoch=on_epoch,
             on_note=told.note,
         )
         report = trainer.run()
+        end_if_not_first(processes)
         weights = directory.path / WEIGHTS
         tensors = {k: v for k, v in network.state_dict().items() if not k.startswith("auxiliary.")}
         sha256 = save_tensors(weights, tensors, {"fingerprint": architecture.fingerprint})

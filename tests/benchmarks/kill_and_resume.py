@@ -2,6 +2,7 @@
 
 python tests/benchmarks/kill_and_resume.py --kills 5 --output /tmp/kills
 python tests/benchmarks/kill_and_resume.py --kills 5 --output /tmp/kills --channels 16 --layers 8 --epochs 15
+python tests/benchmarks/kill_and_resume.py --kills 20 --output /tmp/kills --processes 2 --epochs 45
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ class Size:
     epochs: int = 15
     """Of the search and of the training: three or more for a kill."""
     train_fraction: float = 0.2
+    processes: int = 1
+    """At the search and the training; of several one is killed, or all."""
+
+    @property
+    def together(self) -> list[str]:
+        return ["--devices", str(self.processes)] if self.processes > 1 else []
 
     @property
     def space(self) -> list[str]:
@@ -48,7 +55,7 @@ class Commands:
     def start(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         argv = [sys.executable, "-m", "mobilenas", *arguments]
         with open(self.home / "log.txt", "ab") as log:
-            return subprocess.Popen(argv, cwd=self.home, env=self.environment, stdout=log, stderr=log)
+            return subprocess.Popen(argv, cwd=self.home, env=self.environment, stdout=log, stderr=log, start_new_session=True)
 
     def run(self, arguments: Sequence[str]) -> None:
         """Run to the end."""
@@ -68,14 +75,25 @@ class Commands:
             try:
                 process.wait(generator.uniform(0, pace_s))
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+                kill_some(process, generator)
                 hits += 1
             else:
                 assert process.returncode == 0, (self.home / "log.txt").read_text()[-3000:]
                 break
         self.run(arguments)
         return hits
+
+
+def kill_some(process: subprocess.Popen[bytes], generator: random.Random) -> None:
+    """Kill a command: where it has begun processes beside its own, one of these, itself, or all."""
+    beside = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    victim = generator.choice(["all", "first", "another"]) if beside else "first"
+    if victim == "all":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        os.kill(beside[0] if victim == "another" else process.pid, signal.SIGKILL)
+    code = process.wait(timeout=60)
+    assert code == (8 if victim == "another" else -signal.SIGKILL), f"{victim} was killed, and the command ended with {code}"
 
 
 def _stamp(path: Path) -> tuple[str, ...]:
@@ -110,7 +128,7 @@ def search(folder: Path, table: Path, size: Size, kills: int, seed: int) -> int:
     arguments = [
         "search", "--data", "digits", *size.space, "--latency-budget", "40%", "--no-measure", "--table", str(table),
         "--epochs", str(size.epochs), "--set", "supernet.channels=4", "--set", "supernet.layers=3",
-        "--set", f"data.train_fraction={size.train_fraction}", "--set", "architecture.lr=0.02", "-o",
+        "--set", f"data.train_fraction={size.train_fraction}", "--set", "architecture.lr=0.02", *size.together, "-o",
     ]  # fmt: skip
     commands = Commands(folder)
     commands.run([*arguments, "whole"])
@@ -126,7 +144,15 @@ def search(folder: Path, table: Path, size: Size, kills: int, seed: int) -> int:
 
 def train(folder: Path, run: Path, size: Size, kills: int, seed: int) -> int:
     """The weights are those of a training that was never killed, bit for bit."""
-    arguments = ["train", "run", "--epochs", str(size.epochs), "--set", f"data.train_fraction={size.train_fraction}"]
+    arguments = [
+        "train",
+        "run",
+        "--epochs",
+        str(size.epochs),
+        "--set",
+        f"data.train_fraction={size.train_fraction}",
+        *size.together,
+    ]
     whole, killed = folder / "whole", folder / "killed"
     for each in (whole, killed):
         each.mkdir(parents=True)
@@ -179,8 +205,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--train-fraction", type=float, default=0.2)
+    parser.add_argument("--processes", type=int, default=1)
     a = parser.parse_args()
-    size = Size(a.channels, a.layers, a.epochs, a.train_fraction)
+    size = Size(a.channels, a.layers, a.epochs, a.train_fraction, a.processes)
     output = a.output.resolve()
     begin = time.monotonic()
     print(f"profile: {profile(output / 'profile', size, a.kills, a.seed)} kills, nothing measured twice", flush=True)

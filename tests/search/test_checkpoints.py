@@ -6,7 +6,8 @@ import torch
 
 from mobilenas.core.signals import StopRequest
 from mobilenas.errors import DivergedError, DocumentError
-from mobilenas.search.checkpoints import Checkpoints, Saver, Tally
+from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, states_apart
+from mobilenas.search.processes import Processes
 
 STATE = {"tensor": torch.arange(3.0), "nested": [{"a": torch.ones(2, dtype=torch.float64)}, 1.5, None], "keys": {0: 1, 2: 3}}
 
@@ -65,7 +66,7 @@ def test_a_damaged_checkpoint_is_announced_and_the_one_before_it_is_taken(tmp_pa
 def test_a_saver_saves_every_ten_minutes(tmp_path: Path) -> None:
     times = iter((0.0, 100.0, 599.0, 600.0, 601.0, 900.0, 1200.0, 1201.0, 1202.0))  # begin; each step; after each save
     saves: list[int] = []
-    saver = Saver(Checkpoints(tmp_path), lambda: saves.append(1) or {}, StopRequest(), clock=lambda: next(times))
+    saver = Saver(Checkpoints(tmp_path), lambda: saves.append(1) or {}, StopRequest(), Processes(), clock=lambda: next(times))
     counts = []
     for _ in range(5):
         saver.after_step()
@@ -84,4 +85,4 @@ def test_a_tally_sums_and_refuses_what_is_not_finite() -> None:
     assert Tally(**tally.state()).mean_loss() == 1.5
     tally.add(torch.tensor(float("nan")), 0, 4)
     with pytest.raises(DivergedError):
-        tally.state()
+        states_apart(Processes(), torch.nn.ReLU(), {"tally": tally})
