@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mobilenas.core import documents
@@ -79,8 +79,7 @@ class Trainer:
             weight_decay=settings.weights.weight_decay,
         )
         self.model: Any
-        self.model, self.optimiser = fabric.setup(network, optimiser)
-        self.model.mark_forward_method("forward_with_auxiliary")
+        self.model, self.optimiser = fabric.setup(_Trained(network), optimiser)
         images = data.with_cutout() if settings.cutout else data.train
         part = self.processes.part_of(settings.batch_size)
         self.loader = CyclingLoader(images, settings.batch_size, settings.seed, settings.workers, part)
@@ -115,7 +114,7 @@ class Trainer:
         while self.step < len(self.loader):
             images, labels = fabric.to_device(self.loader.next())
             with self.processes.drawing_apart():
-                logits, auxiliary = self.model.forward_with_auxiliary(images)
+                logits, auxiliary = self.model(images, with_auxiliary=True)
             loss = self.task.loss(logits, labels)
             self.tally.add(loss, self.task.correct(logits.detach(), labels), len(labels))
             if auxiliary is not None:
@@ -164,6 +163,17 @@ class Trainer:
         self.loader.load_state(state["loader"])
         self.tally = load_states_apart(self.processes, self.network, state)["tally"]
         self.report = documents.convert(state["report"], TrainReport, "report") if state["report"] else None
+
+
+class _Trained(nn.Module):
+    """A network with one call for both of its outputs: precision and device are the business of what wraps ``forward``."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, with_auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor | None]:
+        return self.network.forward_with_auxiliary(images) if with_auxiliary else self.network(images)
 
 
 def evaluate(model: nn.Module, images: Images, task: Task, fabric: Fabric, processes: Processes | None = None) -> float:

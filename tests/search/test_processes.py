@@ -20,21 +20,20 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         port = free.getsockname()[1]
     argv = [sys.executable, "-m", "tests.search.together", str(folder)]
     others = [subprocess.Popen([*argv, str(rank), str(port)], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
-    for process in others:
-        _, words = process.communicate(timeout=300)
-        assert process.returncode == 0, words
+    words = [process.communicate(timeout=300)[1] for process in others]
+    assert [process.returncode for process in others] == [0, 0], words
     return folder
 
 
-@pytest.mark.parametrize("case", together.CASES)
-def test_two_processes_search_as_one_that_normalises_halves_apart(case: str, two: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", [*together.CASES, together.TRAINING])
+def test_two_processes_make_what_one_makes_that_normalises_halves_apart(case: str, two: Path, tmp_path: Path) -> None:
     first, second = (torch.load(two / f"{case}-{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first), "both make the same steps, bit by bit"
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        alone = together.search(tmp_path, case, Processes(), is_ghost=True)
-        plain = together.search(tmp_path / "plain", case, Processes()) if case == "darts" else None
+        alone = together.run(tmp_path, case, Processes(), is_ghost=True)
+        plain = together.run(tmp_path / "plain", case, Processes()) if case == "darts" else None
     finally:
         torch.set_default_dtype(before)
     assert alone.keys() == first.keys()

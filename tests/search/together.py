@@ -1,10 +1,11 @@
-"""Small searches in float64, by one process or each of two: ``python -m tests.search.together FOLDER RANK PORT``."""
+"""Small searches and a training in float64, by one or each of two: ``python -m tests.search.together FOLDER RANK PORT``."""
 
 from __future__ import annotations
 
 import random
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore
 
 from mobilenas.core.run_directory import RunDirectory
-from mobilenas.data import Images, InMemory
+from mobilenas.data import Images, InMemory, Subset, load_data
 from mobilenas.latency.budget import Budget
 from mobilenas.latency.models import TableModel
 from mobilenas.methods.base import SearchMethod
@@ -25,6 +26,7 @@ from mobilenas.methods.p_darts import PDarts
 from mobilenas.methods.pc_darts import PCDarts
 from mobilenas.search.engine import AdamSettings, EngineSettings, SearchEngine, SgdSettings
 from mobilenas.search.processes import Processes
+from mobilenas.search.retrain import Trainer, TrainSettings
 from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace, SupernetPlan, SupernetSize
 from mobilenas.spaces.cells import CellSpace
@@ -44,6 +46,7 @@ CASES: dict[str, tuple[SearchSpace, Callable[[], SearchMethod]]] = {
     "pc-darts": (CELLS, PCDarts),
     "dense-nas": (DENSE, DenseNas),
 }
+TRAINING = "training"
 
 
 class Ghost(nn.Module):
@@ -53,8 +56,8 @@ class Ghost(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, images: Tensor, mixture: Mixture) -> Tensor:
-        return torch.cat([self.inner(half, mixture) for half in images.chunk(2)])
+    def forward(self, images: Tensor, *mixture: Mixture) -> Tensor:
+        return torch.cat([self.inner(half, *mixture) for half in images.chunk(2)])
 
 
 def images(space: SearchSpace, seed: int) -> Images:
@@ -109,13 +112,46 @@ def search(folder: Path, case: str, processes: Processes, is_ghost: bool = False
     }
 
 
+class GhostNetwork(Ghost):
+    """The same of a network that is trained with an auxiliary head."""
+
+    def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, ...]:
+        halves = [self.inner.forward_with_auxiliary(half) for half in images.chunk(2)]
+        return tuple(torch.cat(parts) for parts in zip(*halves, strict=True))
+
+
+def train(folder: Path, processes: Processes, is_ghost: bool = False) -> dict[str, Tensor]:
+    """Weights after two epochs; nothing is dropped, which each process would draw apart."""
+    space = CellSpace(channels=4, layers=3, image_size=8, image_channels=1)
+    digits = load_data("digits")
+    train, test = digits.read()
+    torch.manual_seed(0)
+    network = space.build(space.random_architecture(random.Random(0)), auxiliary=True)
+    weights = SgdSettings(lr=0.05, min_lr=0.0, momentum=0.9, weight_decay=3e-4, clip_norm=5.0)
+    Trainer(
+        network=GhostNetwork(network) if is_ghost else network,
+        data=replace(digits, read=lambda: (Subset(train, torch.arange(48)), Subset(test, torch.arange(16)))),
+        task=Classification(),
+        settings=TrainSettings(2, 16, 0, weights, 0.0, 0.4, True, 1),
+        fabric=Fabric(accelerator="cpu", devices=1, precision="64-true"),
+        directory=RunDirectory(folder / TRAINING),
+        processes=processes,
+    ).run()
+    return {name: weight.detach().clone() for name, weight in network.named_parameters()}
+
+
+def run(folder: Path, case: str, processes: Processes, is_ghost: bool = False) -> dict[str, Tensor]:
+    """What comes of a search, or of a training."""
+    return train(folder, processes, is_ghost) if case == TRAINING else search(folder, case, processes, is_ghost)
+
+
 def main() -> None:
     torch.set_default_dtype(torch.float64)
     folder, rank, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     store = TCPStore("127.0.0.1", port, 2, rank == 0, timedelta(seconds=60), wait_for_workers=False)
     processes = Processes(rank, 2, store, timeout_s=60)
-    for case in CASES:
-        found = search(folder / str(rank), case, processes)
+    for case in [*CASES, TRAINING]:
+        found = run(folder / str(rank), case, processes)
         torch.save(found, folder / f"{case}-{rank}.pt")
     processes.close()
 
