@@ -83,7 +83,7 @@ class DataConfig(DataSetConfig):
 
 
 class WeightsConfig(Strict):
-    """SGD of network weights with a cosine schedule; the defaults are DARTS's."""
+    """SGD of network weights; the defaults are DARTS's."""
 
     lr: Positive = 0.025
     min_lr: NotNegative = 0.001
@@ -93,6 +93,13 @@ class WeightsConfig(Strict):
     nesterov: bool = False
     weight_decay: NotNegative = 3e-4
     clip_norm: Positive = 5.0
+    """A large one, as 1e30, clips nothing."""
+    schedule: Literal["cosine", "linear", "exponential"] = "cosine"
+    """From ``lr`` to ``min_lr`` by a cosine, to nothing by a line that ends flatter, or times ``decay`` each epoch."""
+    decay: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.97
+    """Of the exponential schedule."""
+    per_step: bool = False
+    """Whether the rate changes with every step instead of every epoch."""
 
 
 class ArchitectureConfig(Strict):
@@ -222,6 +229,13 @@ class TrainConfig(Strict):
     auxiliary_weight: NotNegative = 0.4
     """Weight of the auxiliary head's loss; 0 trains without one."""
     cutout: bool = True
+    colour_jitter: tuple[Fraction, Fraction, Fraction, Annotated[float, msgspec.Meta(ge=0, le=0.5)]] | None = None
+    """Largest random changes of brightness, contrast, saturation and hue."""
+    label_smoothing: BelowOne = 0.0
+    ema_decay: BelowOne = 0.0
+    """Of a running mean of the weights over steps, which is tested and kept instead of them; 0 leaves it out."""
+    synthetic: bool = False
+    """Noise in place of a data set, of the network's own image size and classes: to see how fast training is."""
     compute: ComputeConfig = ComputeConfig()
     seed: Seed = 0
 
@@ -284,11 +298,19 @@ class PredictConfig(Strict):
 
 def load_preset(method: str, name: str) -> dict[str, Any]:
     """The settings of the preset ``name`` of a search method; raises ``UnknownNameError`` with those that it has."""
-    folder = Path(__file__).with_name("presets")
-    known = sorted(path.stem.removeprefix(f"{method}-") for path in folder.glob(f"{method}-*.toml"))
+    return _preset(Path(__file__).with_name("presets"), f"{method}-", name, f"preset of {method}")
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """The settings of a published training; raises ``UnknownNameError`` with those that there are."""
+    return _preset(Path(__file__).with_name("presets") / "train", "", name, "preset of train")
+
+
+def _preset(folder: Path, prefix: str, name: str, kind: str) -> dict[str, Any]:
+    known = sorted(path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.toml"))
     if name not in known:
-        raise UnknownNameError(f"preset of {method}", name, known)
-    path = folder / f"{method}-{name}.toml"
+        raise UnknownNameError(kind, name, known)
+    path = folder / f"{prefix}{name}.toml"
     return documents.parse_toml(documents.read_text(path), str(path))
 
 

@@ -135,6 +135,8 @@ class TrainResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train_accuracy: Fraction
     epochs: int
     duration_s: float
+    top_5_accuracy: Fraction | None = None
+    """``None`` for fewer than six classes."""
 
 
 class SpaceDescription(msgspec.Struct, frozen=True):

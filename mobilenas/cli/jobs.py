@@ -56,6 +56,7 @@ from mobilenas.config import (
     command_line,
     load_config,
     load_preset,
+    load_recipe,
     same_data,
 )
 from mobilenas.console import percent
@@ -292,7 +293,11 @@ def search(
 
 
 def train(
-    run: Run,
+    target: Annotated[
+        str, typer.Argument(help="Run directory, architecture file, or name of a published network.", metavar="RUN|FILE|NAME")
+    ],
+    preset: Annotated[str | None, typer.Option("--preset", help="Published settings, as darts-cifar.")] = None,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Train on noise, to see how fast it is.")] = False,
     data: DataName = None,
     epochs: Epochs = None,
     devices: Devices = None,
@@ -302,15 +307,22 @@ def train(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the found architecture from scratch."""
-    cfg = load_config(
-        TrainConfig, config, sets, {"data.name": data, "epochs": epochs, "compute.devices": devices, "seed": seed}
-    )
+    """Train an architecture from scratch."""
+    flags = {
+        "data.name": data,
+        "epochs": epochs,
+        "compute.devices": devices,
+        "seed": seed,
+        "synthetic": True if synthetic else None,
+    }
+    cfg = load_config(TrainConfig, config, sets, flags, load_recipe(preset) if preset else None)
     from mobilenas import workflows
 
+    run = workflows.run_of(target)
     result = with_listener(quiet or json, lambda told: workflows.train(run, cfg, told), GOES_ON)
     rows = [
         ("test accuracy", f"{result.test_accuracy:.2%}"),
+        ("top 5", "-" if result.top_5_accuracy is None else f"{result.top_5_accuracy:.2%}"),
         ("weights", result.weights),
         ("took", f"{result.duration_s:.0f} s"),
     ]

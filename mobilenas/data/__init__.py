@@ -2,7 +2,7 @@
 
 from mobilenas.data.images import Cutout, ImageData, Images, ImageSource, InFiles, InMemory, Preprocessing, Subset
 from mobilenas.data.loader import CyclingLoader, check_batch
-from mobilenas.data.sets import DATA, DataRequest, load_data
+from mobilenas.data.sets import DATA, DataRequest, load_data, synthetic_data
 
 __all__ = [
     "DATA",
@@ -18,4 +18,5 @@ __all__ = [
     "Subset",
     "check_batch",
     "load_data",
+    "synthetic_data",
 ]

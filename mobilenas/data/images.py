@@ -177,10 +177,17 @@ class ImageData:
         middle = min(max(1, round(len(order) * (1 - second) - 1e-9)), len(order) - 1)
         return self.train.subset(order[:middle]), self.train.subset(order[middle:])
 
-    def with_cutout(self) -> Images:
-        """The training images, with a random square of ``cutout_size`` pixels blanked as the last augmentation."""
-        plain, cutout = self.train.transform, Cutout(self.cutout_size)
-        return self.train.with_transform(lambda image: cutout(plain(image)))
+    def for_training(self, cutout: bool, colour_jitter: tuple[float, ...] | None = None) -> Images:
+        """The training images, augmented further for a training from scratch.
+
+        After all other augmentation, ``colour_jitter`` changes brightness, contrast, saturation and hue by up to so much; and
+        when all is normalised, ``cutout`` blanks a random square of ``cutout_size`` pixels.
+        """
+        from torchvision.transforms import v2
+
+        jitter = (v2.ColorJitter(*colour_jitter),) if colour_jitter else ()
+        last = (Cutout(self.cutout_size),) if cutout else ()
+        return self.train.with_transform(v2.Compose([self._transform((*self.augment, *jitter)), *last]))
 
     def reduced(self, fraction: float, seed: int) -> ImageData:
         """The same data with a random ``fraction`` of its training images; raises ``UsageError`` outside 0 to 1."""

@@ -182,6 +182,34 @@ def load_image_folder(request: DataRequest) -> ImageData:
     )
 
 
+def synthetic_data(image_shape: tuple[int, int, int, int], classes: int, images: int = 1024) -> ImageData:
+    """Noise of the image size of ``image_shape`` ``(B, C, H, W)``, flipped as images are, in random classes.
+
+    There are so many training images, and a quarter as many to test on.
+    """
+    _, channels, size, _ = image_shape
+
+    def read() -> tuple[ImageSource, ImageSource]:
+        generator = torch.Generator().manual_seed(0)
+        train, test = (
+            InMemory(
+                torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8),
+                torch.randint(0, classes, (count,), generator=generator),
+            )
+            for count in (images, images // 4)
+        )
+        return train, test
+
+    return ImageData(
+        name="synthetic",
+        preprocessing=Preprocessing(size, channels, (0.5,) * channels, (0.25,) * channels, "RGB" if channels == 3 else "grey"),
+        class_names=tuple(map(str, range(classes))),
+        read=read,
+        augment=(_flip(),),
+        cutout_size=size // 2,
+    )
+
+
 def _class_folders(folder: Path) -> tuple[str, ...]:
     found = folder.iterdir() if folder.is_dir() else ()
     names = tuple(sorted(path.name for path in found if path.is_dir() and not path.name.startswith(".")))

@@ -32,6 +32,8 @@ from mobilenas.spaces.base import SearchSpace, SupernetPlan, SupernetSize
 from mobilenas.supernet import ArchitectureParameters, LogitsBefore, Mixture, Supernet
 
 LOWEST_TEMPERATURE = 0.05
+LAST_EPOCHS = 5
+"""At the end of the linear schedule, in which it falls more slowly."""
 COMPARE_EVERY = 100
 """Steps after which several processes compare what must be the same in all."""
 DRAWS = 16
@@ -39,9 +41,11 @@ DRAWS = 16
 
 
 class SgdSettings(msgspec.Struct, frozen=True):
-    """SGD with momentum, a cosine from ``lr`` to ``min_lr`` per epoch, and clipping of the gradient's norm.
+    """SGD with momentum, a schedule of its rate, and clipping of the gradient's norm.
 
-    In the first ``warmup_epochs`` the rate rises linearly to ``lr`` instead.
+    In the first ``warmup_epochs`` the rate rises linearly to ``lr``; it then follows ``schedule`` as if there had been none:
+    ``cosine`` from ``lr`` to ``min_lr``; ``exponential``, times ``decay`` each epoch; or ``linear``, less by one and the same
+    each epoch, and by a fifth of that in the last five, to nothing (P-DARTS's authors, arXiv 1904.12760).
     """
 
     lr: float
@@ -51,12 +55,29 @@ class SgdSettings(msgspec.Struct, frozen=True):
     clip_norm: float
     warmup_epochs: int = 0
     nesterov: bool = False
+    schedule: str = "cosine"
+    decay: float = 0.97
+    per_step: bool = False
+    """Whether the rate changes with every step instead of every epoch."""
 
-    def lr_at(self, epoch: int, epochs: int) -> float:
-        """Learning rate of ``epoch``, counted from 0."""
+    def lr_at(self, epoch: float, epochs: int) -> float:
+        """Learning rate of ``epoch``, counted from 0; a part of one is told by a fraction."""
         if epoch < self.warmup_epochs:
-            return self.lr * (epoch + 1) / self.warmup_epochs
+            return self.lr * min(1.0, (epoch + 1) / self.warmup_epochs)
+        if self.schedule == "exponential":
+            return float(self.lr * self.decay**epoch)
+        if self.schedule == "linear":
+            steep = max(1, epochs - LAST_EPOCHS)
+            left = epochs - epoch
+            return self.lr * ((left - LAST_EPOCHS) / steep if left > LAST_EPOCHS else left / (steep * LAST_EPOCHS))
         return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+    def set_rate(self, optimiser: Any, epoch: int, step: int, steps: int, epochs: int) -> float:
+        """Give ``optimiser`` the rate of step ``step`` of ``steps``, and return it."""
+        rate = self.lr_at(epoch + step / steps if self.per_step else epoch, epochs)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        return rate
 
 
 class AdamSettings(msgspec.Struct, frozen=True):
@@ -225,14 +246,16 @@ class _StageRun:
 
     def _epoch(self, progress: Progress, saver: Saver) -> EpochReport:
         begin = time.monotonic()
-        lr = self.engine.settings.weights.lr_at(progress.epoch, progress.epochs)
-        for group in self.weights_optimiser.param_groups:
-            group["lr"] = lr
         self.supernet.train()
         position, passes = self.position, self.engine.method.phases(self.stage, progress.epoch)
         train, valid = position.train, position.valid
-        for kinds, end in zip(passes, accumulate(self._steps_in(kinds) for kinds in passes), strict=True):
+        ends = list(accumulate(self._steps_in(kinds) for kinds in passes))
+        lr = self.engine.settings.weights.lr_at(progress.epoch, progress.epochs)
+        for kinds, end in zip(passes, ends, strict=True):
             while position.step < end:
+                self.engine.settings.weights.set_rate(
+                    self.weights_optimiser, progress.epoch, position.step, ends[-1], progress.epochs
+                )
                 batches = {name: self._batch(loader) for name, loader in self._read_in(kinds).items()}
                 for kind in kinds:
                     if kind == "architecture":

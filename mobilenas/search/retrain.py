@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from mobilenas.core import documents
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
-from mobilenas.data import CyclingLoader, ImageData, Images
+from mobilenas.data import CyclingLoader, ImageData
 from mobilenas.network import Network
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
 from mobilenas.search.engine import SgdSettings
@@ -23,6 +24,8 @@ from mobilenas.search.processes import Processes
 from mobilenas.search.task import Task
 
 EVALUATION_BATCH = 256
+GUESSES = 5
+"""Of the other accuracy that is told where there are more classes."""
 
 
 class TrainSettings(msgspec.Struct, frozen=True):
@@ -36,6 +39,9 @@ class TrainSettings(msgspec.Struct, frozen=True):
     auxiliary_weight: float
     cutout: bool
     seed: int
+    colour_jitter: tuple[float, ...] | None = None
+    ema_decay: float = 0.0
+    """Of the mean of the weights that is tested and kept; 0 leaves it out."""
 
 
 class TrainReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,7 +52,11 @@ class TrainReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     train_cross_entropy: float
     train_accuracy: float
     test_accuracy: float
+    top_5_accuracy: float | None
+    """``None`` for fewer than six classes."""
     lr: float
+    images_per_s: float
+    """That were trained on, by all processes."""
     duration_s: float
 
 
@@ -76,16 +86,29 @@ class Trainer:
             self.parameters,
             settings.weights.lr,
             momentum=settings.weights.momentum,
+            nesterov=settings.weights.nesterov,
             weight_decay=settings.weights.weight_decay,
         )
         self.model: Any
         self.model, self.optimiser = fabric.setup(_Trained(network), optimiser)
-        images = data.with_cutout() if settings.cutout else data.train
+        self.mean: AveragedModel | None = None
+        if settings.ema_decay:
+            averaging: Any = get_ema_multi_avg_fn
+            self.mean = AveragedModel(network, multi_avg_fn=averaging(settings.ema_decay), use_buffers=True)
+        images = data.for_training(settings.cutout, settings.colour_jitter)
         part = self.processes.part_of(settings.batch_size)
         self.loader = CyclingLoader(images, settings.batch_size, settings.seed, settings.workers, part)
         self.checkpoints = Checkpoints(directory.checkpoints, on_note)
         self.epoch, self.step, self.tally = 0, 0, Tally()
         self.report: TrainReport | None = None
+
+    @property
+    def trained(self) -> Network:
+        """What is tested and kept: the network, or the mean of its weights."""
+        if self.mean is None:
+            return self.network
+        found: Network = self.mean.module  # type: ignore[assignment]
+        return found
 
     def run(self) -> TrainReport:
         """Train to the last epoch and return its report. Raises ``DivergedError`` if the loss stops being finite."""
@@ -106,12 +129,11 @@ class Trainer:
     def _epoch(self, saver: Saver) -> TrainReport:
         settings, fabric = self.settings, self.fabric
         begin = time.monotonic()
-        lr = settings.weights.lr_at(self.epoch, settings.epochs)
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
+        lr, first = settings.weights.lr_at(self.epoch, settings.epochs), self.step
         self.network.drop_path_fraction = settings.drop_path_fraction * self.epoch / settings.epochs
         self.model.train()
         while self.step < len(self.loader):
+            settings.weights.set_rate(self.optimiser, self.epoch, self.step, len(self.loader), settings.epochs)
             images, labels = fabric.to_device(self.loader.next())
             with self.processes.drawing_apart():
                 logits, auxiliary = self.model(images, with_auxiliary=True)
@@ -124,29 +146,41 @@ class Trainer:
             self.processes.average(self.parameters)
             nn.utils.clip_grad_norm_(self.parameters, settings.weights.clip_norm)
             self.optimiser.step()
+            if self.mean is not None:
+                self.mean.update_parameters(self.network)
             self.step += 1
             self.processes.at(f"epoch {self.epoch + 1}, step {self.step}")
             saver.after_step()
-        self.processes.average_statistics(self.network)
+        trained_s = time.monotonic() - begin
+        self.processes.average_statistics(self._modules)
         tally = self.tally.over(self.processes)
+        tested = evaluate(self.model if self.mean is None else self.mean, self.data, self.task, fabric, self.processes)
         return TrainReport(
             epoch=self.epoch,
             epochs=settings.epochs,
             train_cross_entropy=tally.mean_loss() or 0.0,
             train_accuracy=tally.accuracy() or 0.0,
-            test_accuracy=evaluate(self.model, self.data.test, self.task, fabric, self.processes),
+            test_accuracy=tested.accuracy,
+            top_5_accuracy=tested.top_5_accuracy,
             lr=lr,
+            images_per_s=(self.step - first) * settings.batch_size / trained_s,
             duration_s=time.monotonic() - begin,
         )
+
+    @property
+    def _modules(self) -> nn.Module:
+        """All that has statistics."""
+        return nn.ModuleList([self.network] if self.mean is None else [self.network, self.mean])
 
     def _state(self) -> dict[str, Any]:
         return {
             "epoch": self.epoch,
             "step": self.step,
             "network": self.network.state_dict(),
+            "mean": None if self.mean is None else self.mean.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "loader": self.loader.state(),
-            **states_apart(self.processes, self.network, {"tally": self.tally}),
+            **states_apart(self.processes, self._modules, {"tally": self.tally}),
             "report": msgspec.to_builtins(self.report),
         }
 
@@ -159,9 +193,11 @@ class Trainer:
     def _load_state(self, state: dict[str, Any]) -> None:
         self.epoch, self.step = state["epoch"], state["step"]
         self.network.load_state_dict(state["network"])
+        if self.mean is not None:
+            self.mean.load_state_dict(state["mean"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.loader.load_state(state["loader"])
-        self.tally = load_states_apart(self.processes, self.network, state)["tally"]
+        self.tally = load_states_apart(self.processes, self._modules, state)["tally"]
         self.report = documents.convert(state["report"], TrainReport, "report") if state["report"] else None
 
 
@@ -176,16 +212,26 @@ class _Trained(nn.Module):
         return self.network.forward_with_auxiliary(images) if with_auxiliary else self.network(images)
 
 
-def evaluate(model: nn.Module, images: Images, task: Task, fabric: Fabric, processes: Processes | None = None) -> float:
-    """Fraction of ``images`` that ``model`` gets right, in eval mode; the mode is restored. Several processes share them."""
-    together = processes or Processes()
+class Tested(NamedTuple):
+    """How a network does on test images; the share that is right with one guess, and with five."""
+
+    accuracy: float
+    top_5_accuracy: float | None
+
+
+def evaluate(model: nn.Module, data: ImageData, task: Task, fabric: Fabric, processes: Processes | None = None) -> Tested:
+    """``model`` in eval mode on all test images, of which several processes take parts; its mode is restored."""
+    together, images = processes or Processes(), data.test
     own = images.subset(torch.arange(len(images))[together.part_of(len(images))])
+    guesses = [1, GUESSES] if len(data.class_names) > GUESSES else [1]
     was_training = model.training
     model.eval()
-    correct = 0
+    correct = [0] * len(guesses)
     with torch.no_grad():
         for batch, labels in DataLoader(own, EVALUATION_BATCH):
             batch, labels = fabric.to_device((batch, labels))
-            correct += task.correct(model(batch), labels)
+            logits = model(batch)
+            correct = [count + task.correct(logits, labels, n) for count, n in zip(correct, guesses, strict=True)]
     model.train(was_training)
-    return sum(together.gather(correct)) / len(images)
+    shares = [sum(counts) / len(images) for counts in zip(*together.gather(correct), strict=True)]
+    return Tested(shares[0], shares[1] if len(shares) > 1 else None)

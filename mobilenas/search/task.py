@@ -15,8 +15,8 @@ class Task(Protocol):
         """A scalar to minimise; ``output (B, ...)``, ``target (B, ...)``."""
         ...
 
-    def correct(self, output: Tensor, target: Tensor) -> int:
-        """How many of the ``B`` samples are right."""
+    def correct(self, output: Tensor, target: Tensor, guesses: int = 1) -> int:
+        """How many of the ``B`` samples are right with so many ``guesses``."""
         ...
 
 
@@ -29,5 +29,7 @@ class Classification:
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         return functional.cross_entropy(output, target, label_smoothing=self.label_smoothing)
 
-    def correct(self, output: Tensor, target: Tensor) -> int:
-        return int((output.argmax(dim=1) == target).sum())
+    def correct(self, output: Tensor, target: Tensor, guesses: int = 1) -> int:
+        if guesses == 1:
+            return int((output.argmax(dim=1) == target).sum())
+        return int((output.topk(guesses, dim=1).indices == target[:, None]).sum())

@@ -67,15 +67,15 @@ class _Compared(NamedTuple):
 
 
 def run_of(target: str) -> Path:
-    """The run directory that ``target`` names; that of a published network is made in ``runs`` if there is none.
+    """The run directory that ``target`` names; that of a published network, or an architecture file, is made in ``runs``.
 
-    Raises ``MissingDataError`` if there is neither.
+    Raises ``MissingDataError`` if there is none of these.
     """
-    if Path(target).exists():
+    if Path(target).is_dir():
         return Path(target)
-    if target not in PUBLISHED:
+    if not Path(target).exists() and target not in PUBLISHED:
         raise MissingDataError(f"{target}: no run directory, and no published network has that name ({', '.join(PUBLISHED)})")
-    run = Path("runs") / target
+    run = Path("runs") / (target if target in PUBLISHED else Architecture.load(Path(target)).fingerprint)
     if not run.exists():
         make_run(target, DescribeConfig(), run)
     wanted = find_network(target, DescribeConfig()).architecture.fingerprint

@@ -12,7 +12,7 @@ from mobilenas import config
 from mobilenas.config import TrainConfig
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory
-from mobilenas.data import check_batch
+from mobilenas.data import check_batch, synthetic_data
 from mobilenas.results import TrainResult
 from mobilenas.search.checkpoints import save_tensors
 from mobilenas.search.processes import Processes
@@ -32,6 +32,9 @@ from mobilenas.workflows.naming import (
     space_of,
 )
 
+SYNTHETIC_IMAGES = 1024
+"""At least: one batch of them."""
+
 
 def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> TrainResult:
     """Train the architecture of ``run`` from scratch into ``run/train``.
@@ -46,7 +49,11 @@ def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) ->
     begin = time.monotonic()
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
-    data = data_from_config(cfg.data, cfg.seed)
+    data = (
+        synthetic_data(space.image_shape, int(str(space.options["classes"])), max(SYNTHETIC_IMAGES, cfg.data.batch))
+        if cfg.synthetic
+        else data_from_config(cfg.data, cfg.seed)
+    )
     check_data_fits(space, data)
     torch.manual_seed(cfg.seed)
     network = space.build(architecture, auxiliary=cfg.auxiliary_weight > 0)
@@ -58,7 +65,7 @@ def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) ->
         told.progress("training", report.epoch + 1, report.epochs)
         told.note(
             f"epoch {report.epoch + 1}/{report.epochs}: cross entropy {report.train_cross_entropy:.3f}, "
-            f"test accuracy {report.test_accuracy:.1%}"
+            f"test accuracy {report.test_accuracy:.1%}, {report.images_per_s:.0f} images/s"
         )
 
     inputs = {"architecture": architecture.fingerprint, "data.root": data.digest()}
@@ -66,7 +73,7 @@ def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) ->
         trainer = Trainer(
             network=network,
             data=data,
-            task=Classification(),
+            task=Classification(cfg.label_smoothing),
             settings=TrainSettings(
                 epochs=cfg.epochs,
                 batch_size=cfg.data.batch,
@@ -76,6 +83,8 @@ def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) ->
                 auxiliary_weight=cfg.auxiliary_weight,
                 cutout=cfg.cutout,
                 seed=cfg.seed,
+                colour_jitter=cfg.colour_jitter,
+                ema_decay=cfg.ema_decay,
             ),
             fabric=fabric,
             directory=directory,
@@ -86,13 +95,14 @@ def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) ->
         report = trainer.run()
         end_if_not_first(processes)
         weights = directory.path / WEIGHTS
-        tensors = {k: v for k, v in network.state_dict().items() if not k.startswith("auxiliary.")}
+        tensors = {k: v for k, v in trainer.trained.state_dict().items() if not k.startswith("auxiliary.")}
         sha256 = save_tensors(weights, tensors, {"fingerprint": architecture.fingerprint})
         result = TrainResult(
             weights=str(weights),
             sha256=sha256,
             fingerprint=architecture.fingerprint,
             test_accuracy=report.test_accuracy,
+            top_5_accuracy=report.top_5_accuracy,
             train_accuracy=report.train_accuracy,
             epochs=cfg.epochs,
             duration_s=time.monotonic() - begin,
