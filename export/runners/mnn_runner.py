@@ -33,7 +33,7 @@ class Mnn(mobilenas_runner.Engine):
 
     def load(self, job, path, optimise):
         if job["precision"] == "fp16" and not computes_halves():
-            raise ValueError(
+            raise mobilenas_runner.Unavailable(
                 "MNN computes in halves on ARM since version 8.2 only, and as in fp32 on this %s" % platform.machine()
             )
         interpreter = MNN.Interpreter(path)

@@ -65,16 +65,25 @@ def list_devices(json: Json = False) -> None:
     """The devices that --device takes by a name, and the engines found on them."""
     from mobilenas.devices.catalogue import ask, known_devices, load_card
     from mobilenas.devices.device import LOCAL, find_device
+    from mobilenas.errors import DocumentError
 
     here = find_device(LOCAL)
     with here.open() as link:
         cards = {LOCAL: ask(link, here.card)}
-    cards |= {name: load_card(name) for name in known_devices()}
+    damaged: dict[str, str] = {}
+    for name in known_devices():
+        try:
+            cards[name] = load_card(name)
+        except DocumentError as error:
+            damaged[name] = str(error)
     show(
-        {"devices": [{"device": name, "card": card} for name, card in cards.items()]},
+        {"devices": [{"device": name, "card": card} for name, card in cards.items()], "damaged": damaged},
         json,
         "devices",
-        [(name, f"{card.address}: {card.cpu_model}, {card.cpu_count} cores; {_engines(card)}") for name, card in cards.items()],
+        [
+            *((name, f"{c.address}: {c.cpu_model}, {c.cpu_count} cores; {_engines(c)}") for name, c in cards.items()),
+            *((name, f"damaged: {words}") for name, words in damaged.items()),
+        ],
     )
 
 

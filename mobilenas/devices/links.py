@@ -166,6 +166,8 @@ class LocalLink(Link):
     def run(self, argv: Sequence[str], *, timeout_s: float, on_line: Callable[[str], None]) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         ended = stream(argv, timeout_s=timeout_s, on_line=on_line, directory=self._directory, environment=environment)
+        if ended.unfinished and ended.exit_code == 0:
+            on_line(ended.unfinished)
         check_ended(argv, ended.exit_code, ended.last_words, timeout_s, "this host")
 
 
@@ -176,4 +178,5 @@ def check_ended(argv: Sequence[str], exit_code: int | None, last_words: str, tim
         raise DeviceTimeoutError(f"{command}: nothing said for {timeout_s:.0f} s on {where}; killed")
     if exit_code != 0:
         outcome = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
-        raise CrashError(f"{command} ended with {outcome} on {where}; its last words:\n{last_words}")
+        words = f"; its last words:\n{last_words}" if last_words else ""
+        raise CrashError(f"{command} ended with {outcome} on {where}{words}")

@@ -130,6 +130,8 @@ class RemoteLink(Link):
             raise LostLinkError(
                 f"{self.where}: the connection broke at the end of {argv[0]}; what it printed may lack something"
             )
+        if ended.unfinished:
+            on_line(ended.unfinished)
         code = int(said[-1].split()[1])
         if code == NOT_FOUND:
             raise LinkError(f"{self.where} has no {argv[0]}: install it there, or name the interpreter by device.python")

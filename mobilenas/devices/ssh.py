@@ -21,6 +21,8 @@ CONNECT_S, ALIVE_S, ALIVE_COUNT = 10, 5, 3
 """Patience for a new connection; seconds between signs of life on one, and how many may be missing."""
 PERSIST_S = 60
 """How long a connection is kept open for the next command."""
+CONTROL_FOLDER = "/tmp"
+"""Of the connection's socket, whose path may have about a hundred letters: ``TMPDIR`` can be longer."""
 
 
 class SshAddress(NamedTuple):
@@ -61,7 +63,7 @@ class SshLink(RemoteLink):
         return f"{self.address.destination}{port}"
 
     def open(self) -> None:
-        self._control = tempfile.mkdtemp(prefix="mn-")
+        self._control = tempfile.mkdtemp(prefix="mn-", dir=CONTROL_FOLDER)
         try:
             super().open()
         except BaseException:

@@ -24,6 +24,8 @@ class Ended(NamedTuple):
     """Negative for a signal; ``None`` where it fell silent and was killed."""
     error_lines: tuple[str, ...]
     """All it said on its error output."""
+    unfinished: str = ""
+    """What it printed last, if no end of the line came: of a connection that broke, half a line."""
 
     @property
     def last_words(self) -> str:
@@ -39,7 +41,7 @@ def stream(
     directory: Path | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Ended:
-    """Run a command and hand each line it prints to ``on_line``; kill it after ``timeout_s`` seconds without one.
+    """Run a command and hand each whole line it prints to ``on_line``; kill it after ``timeout_s`` seconds without one.
 
     An error of ``on_line`` ends it too. Nothing that it started is left running. Raises ``OSError`` if it cannot be started.
     """
@@ -70,11 +72,15 @@ def stream(
 
         watcher = threading.Thread(target=watch)
         watcher.start()
+        unfinished = ""
         try:
             assert process.stdout is not None
             for line in process.stdout:
                 heard_s = time.monotonic()
-                on_line(line.rstrip("\n"))
+                if line.endswith("\n"):
+                    on_line(line[:-1])
+                else:
+                    unfinished = line
             process.wait()
         except BaseException:
             _kill(process)
@@ -83,7 +89,7 @@ def stream(
             ended.set()
             watcher.join()
         errors.seek(0)
-        return Ended(None if expired.is_set() else process.returncode, tuple(errors.read().splitlines()))
+        return Ended(None if expired.is_set() else process.returncode, tuple(errors.read().splitlines()), unfinished)
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -35,7 +35,7 @@ JOB, RUNNER_LIBRARY = "job.json", "mobilenas_runner.py"
 LARGE_WEIGHTS_MIB, LARGE_COPIES = 0.5, (1, 2)
 LOWER_BATCH = 64
 """Models lowered by one runner process."""
-LOST_LINKS, CRASHES = 5, 3
+LOST_LINKS, CRASHES = 5, 5
 """How many times in a row a connection may break, or a runner end, without an answer in between."""
 SILENCE_S = 120.0
 """How long a runner may print nothing before it is given up: it loads its engine, or one model."""
@@ -105,7 +105,7 @@ class Runtime(ABC):
         ``on_hello`` is given what the runner says of itself and its engine, before any model. Raises ``RunnerError`` naming
         the engine's complaint.
         """
-        self.check(settings)
+        self.check_kernels(settings)
         distinct = list(dict.fromkeys(models))
         lowered: dict[bytes, Counter[Kernel]] = {}
         for start in range(0, len(distinct), LOWER_BATCH):
@@ -184,6 +184,10 @@ class Runtime(ABC):
             )
         if settings.threads < 1:
             raise IncompatibleError(f"--threads is {settings.threads}; it must be at least 1")
+
+    def check_kernels(self, settings: RunSettings) -> None:
+        """Raise ``IncompatibleError`` if the engine cannot run so, or shows no kernels that could be run alone."""
+        self.check(settings)
 
     def hello(self, link: Link, settings: RunSettings) -> dict[str, Any]:
         """What the runner says of itself, its engine and the device as it is now. Raises ``RunnerError``."""
@@ -272,10 +276,11 @@ class Runtime(ABC):
     def _run_job(self, job: dict[str, Any], link: Link, receive: Callable[[dict[str, Any]], None]) -> None:
         """Have the runner do a job; where the connection breaks, the models without an answer are asked for again.
 
-        A model at which the runner crashes or falls silent counts as refused, and the others go on.
+        A model at which the runner crashes twice, or falls silent, counts as refused, and the others go on.
         """
         errors: dict[str, str] = {}
         unavailable: set[str] = set()
+        suspected: set[str] = set()
         waiting = {model["id"]: model for model in job["models"]}
         lost = crashes = 0
         is_working = False
@@ -302,9 +307,16 @@ class Runtime(ABC):
                     raise
             except (CrashError, DeviceTimeoutError) as error:
                 crashes += 1
-                if not (is_working and waiting) or crashes == CRASHES:
+                is_to_blame = is_working and bool(waiting)
+                if crashes == CRASHES or (crashes > 1 and not is_to_blame):
                     raise
+                if not is_to_blame:
+                    continue
                 blamed = next(iter(waiting))
+                if isinstance(error, CrashError) and blamed not in suspected:  # it may have been killed for another's memory
+                    suspected.add(blamed)
+                    waiting[blamed] = waiting.pop(blamed)
+                    continue
                 errors[blamed] = " ".join(str(error).split())
                 del waiting[blamed]
                 if not waiting:

@@ -6,9 +6,11 @@ side after a convolution (``NC4HW4``), plain after a reshape. A kernel is an ope
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -66,13 +68,19 @@ class Mnn(Runtime):
         parsed = onnx_model.parse_model(onnx, "model")
         if settings.precision == "int8":
             calls = onnx_precisions.calls_of(parsed, calibration)
-            names = [value.name for value in onnx_model.inputs_of(parsed)]
+            names = onnx_model.rename_inputs(parsed)  # each becomes the name of a file
+            renamed = parsed.SerializeToString()
             try:
-                return PreparedModel(_quantised(mnn_convert.integers_from_onnx, onnx, names, calls), weights=b"")
+                return PreparedModel(_quantised(mnn_convert.integers_from_onnx, renamed, names, calls), weights=b"")
             finally:
                 _quantised.end()  # MNN's tool leaves its process unfit for more
         model, weights = _converted(mnn_convert.model_from_onnx, onnx)
         return PreparedModel(model, weights=weights)
+
+    def check_kernels(self, settings: RunSettings) -> None:
+        self.check(settings)
+        if settings.precision == "int8":
+            raise IncompatibleError(WHOLE)
 
     def lower(
         self,
@@ -82,8 +90,6 @@ class Mnn(Runtime):
         receive: Callable[[dict[str, Any]], None],
     ) -> None:
         """Nothing is asked of the device but who it is: it runs the graph that was made on this host."""
-        if settings.precision == "int8":
-            raise IncompatibleError(WHOLE)
         receive(self.hello(link, settings))
         for name in models:
             receive({"type": "graph", "id": name, "nodes": []})
@@ -133,6 +139,7 @@ class _Converter:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._folder = ""
         self._owner = 0
         self._alone = threading.Lock()
 
@@ -156,16 +163,18 @@ class _Converter:
                 raise
             if complaint is not None:
                 self._words.seek(begin)
-                last = [line for line in self._words.read().decode(errors="replace").splitlines() if line.strip()][-3:]
-                raise IncompatibleError(f"the model cannot be converted to MNN: {complaint}: {' / '.join(last)}")
+                last = onnx_model.telling_lines(self._words.read().decode(errors="replace"))
+                raise IncompatibleError(f"the model cannot be converted to MNN: {complaint}: {last}")
             found: R = result
             return found
 
     def _ask(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, str | None]:
         if self._process is None or self._process.poll() is not None or self._owner != os.getpid():
-            argv = [sys.executable, mnn_convert.__file__]
-            self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words)
+            argv, self._folder = [sys.executable, mnn_convert.__file__], tempfile.mkdtemp(prefix="mobilenas-mnn-")
+            own = {**os.environ, "TMPDIR": self._folder}  # what a crash leaves behind goes with it
+            self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words, env=own)
             self._owner = os.getpid()
+            atexit.register(self.end)
         given, made = self._process.stdin, self._process.stdout
         assert given is not None
         assert made is not None
@@ -182,8 +191,9 @@ class _Converter:
     def end(self) -> int:
         """End the process; its exit code."""
         process, self._process = self._process, None
-        if process is None:
+        if process is None or self._owner != os.getpid():
             return 0
+        shutil.rmtree(self._folder, ignore_errors=True)
         with process:  # which closes its pipes
             try:
                 process.wait(1.0)  # it may be about to end by itself, which tells more

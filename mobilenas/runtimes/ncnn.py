@@ -166,9 +166,8 @@ def _converted(onnx: bytes, shapes: Sequence[tuple[int, ...]]) -> tuple[str, byt
             raise IncompatibleError(f"pnnx did not convert the model to ncnn within {CONVERSION_TIMEOUT_S:.0f} s") from None
         param, weights = Path(folder) / "model.ncnn.param", Path(folder) / "model.ncnn.bin"
         if done.returncode != 0 or not param.exists() or not weights.exists():
-            words = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
-            last = [line for line in words.splitlines() if line.strip() and "WARNING" not in line.upper()][-3:]
-            raise IncompatibleError(f"pnnx cannot convert the model to ncnn (exit code {done.returncode}): {' / '.join(last)}")
+            last = onnx_model.telling_lines(re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr))
+            raise IncompatibleError(f"pnnx cannot convert the model to ncnn (exit code {done.returncode}): {last}")
         return param.read_text(), weights.read_bytes()
 
 

@@ -94,6 +94,8 @@ def scales_of(kind: str, number: Mapping[str, int]) -> int:
 
 def _shapes(kind: str, number: Mapping[str, int]) -> list[tuple[int, ...]]:
     size, channels = number.get("6", 0), number.get("0", 0)
+    if kind in TAGGED and number.get("19"):
+        raise IncompatibleError(f"the ncnn layer {kind} takes its weights from another layer, which is not known here")
     if kind in ("Convolution", "ConvolutionDepthWise"):
         window = (number.get("11", number["1"]), number["1"])
         return [(channels, size // channels // math.prod(window), *window), *([(channels,)] if number.get("5") else [])]

@@ -7,7 +7,7 @@ they were. All scales are symmetric: 127 over the largest absolute number.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,26 @@ def quantised(param: bytes, weights: bytes, calls: Sequence[Sequence[np.ndarray]
     Raises ``IncompatibleError`` for layers whose weights are not known here, and if ncnn cannot run the model on this host.
     """
     layers = list(layers_of(param.decode()))
-    ranges = _ranges(param, weights, [layer for layer in layers if layer.kind in QUANTISED], calls)
+    ranges = _ranges(param, weights, [layer for layer in layers if _is_quantised(layer)], calls)
     made, parts = [], []
     for layer, arrays in zip(layers, read_weights(layers, weights), strict=True):
-        if layer.kind in QUANTISED:
+        if _is_quantised(layer):
             arrays = _in_integers(layer, arrays, ranges[layer.inputs[0]])
             layer = layer._replace(parameters={**layer.parameters, INTEGER_KEY: "1"})
         made.append(layer)
         parts.append(written_weights(layer.kind, arrays))
     return param_of(made), b"".join(parts)
+
+
+def _is_quantised(layer: Layer) -> bool:
+    """Groups of several channels stay fractions: where ncnn packs them, their sums of integers are wrong (x86, 1.0.2026)."""
+    number = whole_numbers(layer.parameters)
+    is_grouped = layer.kind == "ConvolutionDepthWise" and not number["0"] == number["7"] == number["6"] // _window(number)
+    return layer.kind in QUANTISED and not is_grouped
+
+
+def _window(number: Mapping[str, int]) -> int:
+    return number.get("11", number["1"]) * number["1"]
 
 
 def _in_integers(layer: Layer, arrays: Sequence[np.ndarray], largest_input: float) -> list[np.ndarray]:

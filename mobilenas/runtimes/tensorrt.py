@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from mobilenas.core.workload import Kernel
-from mobilenas.devices.links import Link
 from mobilenas.errors import IncompatibleError
 from mobilenas.runtimes import onnx_precisions
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
@@ -37,13 +36,7 @@ class TensorRt(Runtime):
             return PreparedModel(onnx_precisions.quantised(onnx, calibration, is_symmetric=True))
         return PreparedModel(onnx)
 
-    def lower(
-        self,
-        models: Mapping[str, PreparedModel],
-        link: Link,
-        settings: RunSettings,
-        receive: Callable[[dict[str, Any]], None],
-    ) -> None:
+    def check_kernels(self, settings: RunSettings) -> None:
         raise IncompatibleError(WHOLE)
 
     def kernels_of(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Counter[Kernel]:

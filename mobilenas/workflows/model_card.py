@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from mobilenas.config import ExportConfig, SearchConfig, TrainConfig, command_line, load_config
+from mobilenas.config import DeviceConfig, ExportConfig, SearchConfig, TrainConfig, command_line, load_config
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.environment import Environment
 from mobilenas.core.measurement import Measurement
 from mobilenas.data import ImageData
+from mobilenas.export.verify import Agreement
 from mobilenas.results import BudgetOutcome, EngineExport, ExportResult
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.workflows.naming import RESULT
@@ -30,6 +31,11 @@ def model_card(
     cfg: ExportConfig,
 ) -> str:
     """The card as Markdown; what is not known is said to be so."""
+    commands = "\n".join(_commands(run, search_cfg, cfg))
+    fence = "```"
+    while fence in commands:
+        fence += "`"
+    onnx = ["ONNX", "fp32", f"`{Path(result.model).name}`", *_agreement_words(result.agreement)]
     parts = [
         f"# A network of the space {architecture.space}, {result.fingerprint}",
         f"Made by mobilenas {version('mobilenas')}. The same facts as JSON: `report.json`; the architecture alone: "
@@ -59,13 +65,13 @@ def model_card(
                 "Accuracy",
                 "Torch on the same images",
             ),
-            [_engine_row(engine) for engine in result.engines],
+            [onnx, *(_engine_row(engine) for engine in result.engines)],
         ),
         "## Latency",
-        *_budget_words(result.budget),
+        *_budget_words(result.budget, search_cfg.device),
         *_latency(result),
         "## How it was made",
-        "\n".join(["```sh", *_commands(run, search_cfg, cfg), "```"]),
+        f"{fence}sh\n{commands}\n{fence}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -83,21 +89,27 @@ def _preprocessing_words(data: ImageData | None) -> str:
 
 
 def _engine_row(engine: EngineExport) -> list[str]:
-    found, named = engine.agreement, ", ".join(f"`{Path(file).name}`" for file in engine.files)
+    named = ", ".join(f"`{Path(file).name}`" for file in engine.files)
     head = [f"{engine.runtime} {engine.engine_version}", engine.settings.precision, named]
-    if found is None:
+    if engine.agreement is None:
         return [*head, f"not run: {engine.not_run}", "", "", ""]
+    return [*head, *_agreement_words(engine.agreement)]
+
+
+def _agreement_words(found: Agreement) -> list[str]:
     off = "no numbers" if found.relative_difference is None else f"{found.relative_difference:.2g} of the largest logit"
     accuracies = ["unknown" if a is None else f"{a:.2%}" for a in (found.accuracy, found.torch_accuracy)]
-    return [*head, off, f"{found.top_1_agreement_fraction:.1%} of {found.inputs}", *accuracies]
+    return [off, f"{found.top_1_agreement_fraction:.1%} of {found.inputs}", *accuracies]
 
 
-def _budget_words(budget: BudgetOutcome | None) -> list[str]:
+def _budget_words(budget: BudgetOutcome | None, device: DeviceConfig) -> list[str]:
     if budget is None:
         return ["The network was not searched for a budget."]
+    target = f"{device.name}, {device.runtime} {device.precision}, {device.threads} threads, batch {device.batch}"
     return [
-        f"Budget: {budget.target_ms:.4g} ms ({budget.statistic}). Predicted by the {budget.model}: {budget.table_ms:.4g} ms "
-        f"({budget.table_low_ms:.4g} to {budget.table_high_ms:.4g}, which holds {budget.coverage_fraction:.0%} of networks)."
+        f"Budget: {budget.target_ms:.4g} ms ({budget.statistic}) on {target}. Predicted for that by the {budget.model}: "
+        f"{budget.table_ms:.4g} ms ({budget.table_low_ms:.4g} to {budget.table_high_ms:.4g}, which holds "
+        f"{budget.coverage_fraction:.0%} of networks)."
     ]
 
 
@@ -151,4 +163,5 @@ def _commands(run: Path, search_cfg: SearchConfig, cfg: ExportConfig) -> list[st
     trained = run / "train" / "config.toml"
     if trained.exists():
         found.append(command_line("train", load_config(TrainConfig, trained, [], {}), str(run)))
-    return [*found, command_line("export", cfg, str(run), "--onnx")]
+    unmeasured = [] if cfg.device else ["--no-device"]
+    return [*found, command_line("export", cfg, str(run), "--onnx", *unmeasured)]

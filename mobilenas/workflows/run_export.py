@@ -24,7 +24,14 @@ from mobilenas.core.run_directory import locked
 from mobilenas.data import ImageData
 from mobilenas.data.images import Images
 from mobilenas.devices.device import LOCAL
-from mobilenas.errors import MissingDataError, UnavailableError, UsageError
+from mobilenas.errors import (
+    IncompatibleError,
+    MissingDataError,
+    MobileNASError,
+    RunnerError,
+    UnavailableError,
+    UsageError,
+)
 from mobilenas.export.bundle import write_bundle
 from mobilenas.export.kits import Kit, kit_files, kit_named
 from mobilenas.export.verify import Agreement, compare, logits_of, onnx_logits_of
@@ -144,12 +151,20 @@ class _Export:
         agreement = compare(logits, found, TOLERANCES["fp32"] if tolerance is None else tolerance, compared.labels)
         files: dict[str, str | bytes] = {_name("fp32", ".onnx", agreement): model}
         engines, models = [], {}
+        failed: list[MobileNASError] = []
         for number, target in enumerate(self.targets, 1):
             self.told.progress("exporting", number, 1 + len(self.targets))
-            prepared = target.runtime.prepare(model, target.settings, calibration.numpy().reshape(-1, *space.image_shape))
-            engine, named = _engine_export(target, prepared, compared, tolerance, self.folder)
-            if plans is not None and engine.agreement is not None:
-                engine = self._measured(engine, target, prepared, plans[number - 1])
+            try:
+                calls = calibration.numpy().reshape(-1, *space.image_shape)
+                prepared = target.runtime.prepare(model, target.settings, calls)
+                engine, named = _engine_export(target, prepared, compared, tolerance, self.folder)
+                if plans is not None and engine.agreement is not None:
+                    engine = self._measured(engine, target, prepared, plans[number - 1])
+            except (IncompatibleError, RunnerError) as error:  # of this engine; the others' models are written all the same
+                failed.append(error)
+                name, settings = target.runtime.name, target.settings
+                engines.append(EngineExport(name, "unknown", settings, (), None, None, not_run=str(error)))
+                continue
             models[target.runtime.name] = prepared
             files.update(named)
             engines.append(engine)
@@ -159,6 +174,8 @@ class _Export:
         for engine in engines:
             if engine.agreement is not None:
                 engine.agreement.check(f"{engine.runtime} {engine.settings.precision}")
+        if failed:
+            raise failed[0]
         self._fill_kits(result, models)
         return result
 
@@ -170,7 +187,8 @@ class _Export:
 
     def _result(self, trained: float | None, agreement: Agreement, engines: Sequence[EngineExport]) -> ExportResult:
         measured, budget = engines[0].measured, self.budget
-        is_right = all(each.is_within for each in (agreement, *(engine.agreement for engine in engines)) if each is not None)
+        checked = [agreement, *(engine.agreement for engine in engines)]
+        is_right = all(engine.files for engine in engines) and all(each.is_within for each in checked if each is not None)
         return ExportResult(
             folder=str(self.folder),
             model=str(self.folder / _name("fp32", ".onnx", agreement)),
@@ -198,15 +216,21 @@ class _Export:
     def _fill_kits(self, result: ExportResult, models: Mapping[str, PreparedModel]) -> None:
         for name, kit in self.kits.items():
             [target] = [target for target in self.targets if target.runtime.name == kit.runtime]
-            facts = _kit_facts(result, self.space, self.data, kit.runtime)
+            facts = _kit_facts(self, result, kit.runtime)
             plan = target.plan(self.cfg.plan)
             filled = kit_files(name, target.runtime, models[kit.runtime], target.settings, plan, facts)
             write_bundle(self.folder / "kits" / name, filled)
 
 
-def _kit_facts(result: ExportResult, space: SearchSpace, data: ImageData | None, runtime: str) -> dict[str, Any]:
+def _kit_facts(job: _Export, result: ExportResult, runtime: str) -> dict[str, Any]:
     """What an engineer who has the kit only wants to know of its network; TOML has no word for what is not known."""
+    space, data, searched = job.space, job.data, job.search_cfg.device
     [engine] = [engine for engine in result.engines if engine.runtime == runtime]
+    is_predicted = (
+        engine is result.engines[0]
+        and engine.settings.precision == searched.precision
+        and job.cfg.device in (None, searched.name)
+    )
     facts = {
         "made_by": f"mobilenas {version('mobilenas')}",
         "fingerprint": result.fingerprint,
@@ -215,6 +239,7 @@ def _kit_facts(result: ExportResult, space: SearchSpace, data: ImageData | None,
         "input_shape": space.image_shape,
         "test_accuracy": result.test_accuracy,
         "precision": engine.settings.precision,
+        "checked_against_torch": "yes" if engine.agreement else f"no: {engine.not_run}",
         "accuracy_of_this_model": engine.agreement.accuracy if engine.agreement else None,
         "accuracy_of_torch_on_the_same_images": engine.agreement.torch_accuracy if engine.agreement else None,
         "largest_difference_from_torch": engine.agreement.relative_difference if engine.agreement else None,
@@ -222,7 +247,7 @@ def _kit_facts(result: ExportResult, space: SearchSpace, data: ImageData | None,
         "measured_on": result.device["name"] if result.device and engine.measured else None,
         "engine_version": engine.engine_version,
         "budget_ms": result.budget.target_ms if result.budget else None,
-        "predicted_ms": result.budget.table_ms if result.budget and engine is result.engines[0] else None,
+        "predicted_ms": result.budget.table_ms if result.budget and is_predicted else None,
         **({} if data is None else {"data": data.name, "preprocessing": data.preprocessing, "class_names": data.class_names}),
     }
     return {key: value for key, value in msgspec.to_builtins(facts).items() if value is not None}

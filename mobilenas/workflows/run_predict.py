@@ -86,9 +86,10 @@ def _lower(model: Path, content: bytes, target: Target, link: Link) -> tuple[Cou
     Raises ``DocumentError`` for a model that the engine refuses, or that is made of more than kernels on tensors.
     """
     said: dict[str, Any] = {}
+    target.runtime.check_kernels(target.settings)
     try:
         [kernels] = target.runtime.kernels([content], link, target.settings, on_hello=said.update)
-    except DocumentError as error:
+    except (DocumentError, IncompatibleError) as error:
         raise DocumentError(f"{model}: {error}") from error
     except RunnerError as error:
         if not error.refused:

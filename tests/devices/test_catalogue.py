@@ -50,6 +50,15 @@ def test_a_damaged_card_is_named(command: Command) -> None:
     assert command("devices", "show", "board").code == 3
 
 
+def test_a_damaged_card_hides_no_other(command: Command) -> None:
+    save_card(CARD)
+    path = save_card(msgspec.structs.replace(CARD, name="other"))
+    path.write_text(path.read_text().replace("soc", "sock"))
+    listed = json.loads(command("devices", "list", "--json").out)
+    assert [entry["device"] for entry in listed["devices"]] == ["local", "board"]
+    assert "sock" in listed["damaged"]["other"]
+
+
 def test_an_address_as_a_name_in_tables() -> None:
     assert name_of_address("ssh://pi@[fe80::1]:22") == "ssh-pi-fe80-1-22"
     assert name_of_address("adb:127.0.0.1:5555") == "adb-127.0.0.1-5555"

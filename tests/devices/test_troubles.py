@@ -4,6 +4,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import asyncssh
 import pytest
@@ -132,6 +133,24 @@ class TestSsh:
             link.run(["true"], timeout_s=60, on_line=print)
             assert not self.running("wait.py"), "it would be measured beside"
 
+    def test_half_a_line_of_a_broken_connection_is_no_line(self) -> None:
+        lines: list[str] = []
+
+        def take(line: str) -> None:
+            lines.append(line)
+            threading.Timer(0.5, self.server.drop).start()
+
+        program = "import sys, time; print('whole', flush=True); sys.stdout.write('ha'); sys.stdout.flush(); time.sleep(600)"
+        with self.link() as link, pytest.raises(LostLinkError):
+            link.run([link.python, "-c", program], timeout_s=60, on_line=take)
+        assert lines == ["whole"]
+
+    def test_a_last_line_without_an_end_is_one(self) -> None:
+        lines: list[str] = []
+        with self.link() as link:
+            link.run([link.python, "-c", "import sys; sys.stdout.write('a\\nb')"], timeout_s=60, on_line=lines.append)
+        assert lines == ["a", "b"]
+
     def test_a_runner_that_crashes_is_told_by_its_signal(self) -> None:
         with self.link() as link, pytest.raises(RunnerError, match="signal 11"):
             link.run([link.python, "-c", "import os; os.kill(os.getpid(), 11)"], timeout_s=60, on_line=print)
@@ -181,9 +200,37 @@ class TestAdb:
                 on_line=lambda _: self.device.drop(),
             )
 
+    def test_half_a_line_of_a_broken_connection_is_no_line(self) -> None:
+        lines: list[str] = []
+
+        def take(line: str) -> None:
+            lines.append(line)
+            threading.Timer(0.5, self.device.drop).start()
+
+        program = "import sys, time; print('whole', flush=True); sys.stdout.write('ha'); sys.stdout.flush(); time.sleep(600)"
+        with self.link() as link, pytest.raises(LostLinkError):
+            link.run([link.python, "-c", program], timeout_s=60, on_line=take)
+        assert lines == ["whole"]
+
+    def test_a_last_line_without_an_end_is_one(self) -> None:
+        lines: list[str] = []
+        with self.link() as link:
+            link.run([link.python, "-c", "import sys; sys.stdout.write('a\\nb')"], timeout_s=60, on_line=lines.append)
+        assert lines == ["a", "b"]
+
     def test_a_runner_that_crashes_is_told_by_its_signal(self) -> None:
         with self.link() as link, pytest.raises(RunnerError, match="signal 11"):
             link.run([link.python, "-c", "import os; os.kill(os.getpid(), 11)"], timeout_s=60, on_line=print)
+
+
+@needs_ssh
+def test_a_long_temporary_folder_does_not_hinder_ssh(ssh: LoopbackSsh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 60) / ("y" * 60)
+    long.mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    with SshLink(ssh.address, pauses_s=QUICK_S) as link:
+        link.push({"a": b"1"})
+        assert link.pull("a") == b"1"
 
 
 @needs_ssh

@@ -68,6 +68,16 @@ def timing(**changed: object) -> str:
     return json.dumps({**GOOD, "id": "b", "provider": "scripted", **changed}) + "\n"
 
 
+def test_a_runner_that_is_killed_once_blames_no_model(tmp_path: Path) -> None:
+    """Whatever it was killed for, the model that it was at is tried again."""
+    once = "import pathlib; mark = pathlib.Path(%r); seen = mark.exists(); mark.touch(); seen or os.kill(os.getpid(), 11)"
+    seen: list[str] = []
+    runtime = Scripted(tmp_path, timing(), once % str(tmp_path / "mark"))
+    with find_device("local").open() as link:
+        runtime.time_models(MODELS, link, RunSettings(), PLAN, lambda name, record: seen.append(name))
+    assert sorted(seen) == ["a", "b"]
+
+
 WRONG = {
     "garbage": "Segmentation fault (core dumped)\n",
     "half a line": timing()[:60] + "\n",

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -93,6 +94,44 @@ def test_a_range_that_is_too_narrow_costs_accuracy(name: str) -> None:
     """What calibration is for: activations beyond the range that was seen are cut off."""
     right, narrow = (difference(ENGINES[name], "int8", scale * images(32, seed=1)) for scale in (1.0, 0.1))
     assert narrow > 1.5 * right
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 4), (64, 8), (64, 2), (64, 32), (64, 64), (16, 1)])
+def test_grouped_convolutions_of_ncnn_in_integers_are_right(channels: int, groups: int) -> None:
+    """Groups of several channels are left in fractions, as ncnn adds up their integers wrongly."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, channels, 3), torch.nn.ReLU(), torch.nn.Conv2d(channels, channels, 3, groups=groups)
+    )
+    model, settings = exported(module, shape=(1, 3, 12, 12)), RunSettings(precision="int8", provider="CPU")
+    inputs = np.random.default_rng(0).standard_normal((4, 1, 3, 12, 12)).astype(np.float32)
+    session = onnxruntime.InferenceSession(model)
+    expected = np.stack([session.run(None, {"images": call})[0].reshape(-1) for call in inputs])
+    with find_device("local").open() as link:
+        found = Ncnn().compute(Ncnn().prepare(model, settings, inputs), inputs, link, settings)
+    assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../../../../../../../tmp/mobilenas-evil", "/tmp/mobilenas-evil", "x" * 300, "a/b", "images"]
+)
+def test_the_name_of_an_input_becomes_no_file(name: str) -> None:
+    model = onnx_model.parse_model(exported(torch.nn.Conv2d(3, 8, 3), shape=(1, 3, 8, 8)), "")
+    model.graph.node[0].input[0] = model.graph.input[0].name = name
+    settings = RunSettings(precision="int8", provider="CPU")
+    assert Mnn().prepare(model.SerializeToString(), settings).content
+    assert not list(Path("/tmp").glob("mobilenas-evil*"))
+
+
+def test_weights_that_another_layer_makes_are_refused_by_name() -> None:
+    class Made(torch.nn.Module):
+        def forward(self, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.conv2d(x, weights)
+
+    inputs = [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 3, 3)]
+    model = onnx_model.onnx_from_module(Made(), inputs, input_names=("x", "weights")).SerializeToString()
+    with pytest.raises(IncompatibleError, match="Convolution takes its weights from another layer"):
+        Ncnn().prepare(model, RunSettings(precision="int8", provider="CPU"))
 
 
 def test_numbers_of_ncnn_are_read_as_they_were_written() -> None:

@@ -1,6 +1,7 @@
 """Exports in the form of each engine, each really computed by it."""
 
 import json
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
+from mobilenas.core import documents
 from mobilenas.core.measurement import PLANS
 from mobilenas.core.run_directory import locked
-from mobilenas.errors import VerificationError
+from mobilenas.errors import IncompatibleError, VerificationError
 from mobilenas.export.verify import compare
+from mobilenas.results import BudgetOutcome
+from mobilenas.runtimes.ncnn import Ncnn
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -150,6 +154,45 @@ def test_a_model_card_tells_what_was_exported_and_how(run: Path, command: Comman
 def test_a_model_card_of_what_was_not_measured_says_so(run: Path, command: Command) -> None:
     assert command("export", str(run), "--no-device").code == 0
     assert "The exported model was not measured." in (run / "export" / "MODEL_CARD.md").read_text()
+
+
+def test_an_engine_that_fails_takes_no_other_with_it(run: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise IncompatibleError("ncnn has no layer for it")
+
+    monkeypatch.setattr(Ncnn, "prepare", refuse)
+    outcome = command("export", str(run), "--ncnn", "--mnn", "--kit", "linux-onnxruntime", "--no-device")
+    assert outcome.code == 2
+    assert "ncnn has no layer for it" in outcome.err
+    own, ncnn, mnn = json.loads((run / "export" / "report.json").read_text())["engines"]
+    assert (ncnn["agreement"], ncnn["files"], ncnn["not_run"]) == (None, [], "ncnn has no layer for it")
+    assert own["agreement"]["relative_difference"] < 1e-3 > mnn["agreement"]["relative_difference"]
+    assert (run / "export" / "model.mnn").exists()
+    assert not (run / "export" / "kits").exists()
+
+
+def test_halves_that_this_processor_does_not_compute_are_written_and_said_not_to_have_run(run: Path, command: Command) -> None:
+    if platform.machine() in ("aarch64", "arm64"):
+        pytest.skip("a processor that may compute halves")
+    outcome = command("export", str(run), "--mnn", "--precision", "fp16", "--no-device", "--json")
+    assert outcome.code == 0, outcome.err
+    own, mnn = json.loads(outcome.out)["engines"]
+    assert own["agreement"]
+    assert "MNN computes in halves on ARM" in mnn["not_run"]
+    assert Path(mnn["files"][0]).name == "model.fp16.unverified.mnn"
+
+
+def test_a_kit_tells_no_prediction_of_another_precision(run: Path, command: Command) -> None:
+    budget = BudgetOutcome("1ms", "floor", 1.0, 0.1, 2.0, 0.8, 0.7, 0.6, 0.8, None, None, None)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(documents.dump_json({**result, "budgets": [msgspec.to_builtins(budget)]}))
+    for precision, is_told in (("fp32", True), ("int8", False)):
+        outcome = command("export", str(run), "--kit", "linux-onnxruntime", "--precision", precision, "--no-device")
+        assert outcome.code == 0, outcome.err
+        facts = msgspec.toml.decode((run / "export" / "kits" / "linux-onnxruntime" / "kit.toml").read_text())
+        assert ("predicted_ms" in facts) is is_told
+        assert facts["checked_against_torch"] == "yes"
+        assert "local, onnxruntime fp32, 1 threads, batch 1" in (run / "export" / "MODEL_CARD.md").read_text()
 
 
 def test_two_exports_of_a_run_do_not_write_at_once(run: Path, command: Command) -> None:
