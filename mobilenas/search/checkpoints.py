@@ -204,7 +204,7 @@ def states_apart(processes: Processes, module: nn.Module, tallies: Mapping[str, 
     """
     own = {
         "random": processes.state(),
-        "buffers": dict(module.named_buffers()) if processes.size > 1 else {},
+        "buffers": {name: buffer.cpu() for name, buffer in module.named_buffers()} if processes.size > 1 else {},
         "tallies": {name: tally.state() for name, tally in tallies.items()},
     }
     found = processes.gather(own)

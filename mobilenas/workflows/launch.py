@@ -40,6 +40,8 @@ def processes_of(verb: str, cfg: Any, folder: Path) -> Iterator[Processes]:
     Raises ``UsageError`` for more devices than there are, ``LostProcessError`` where another process ends before its time.
     """
     compute: ComputeConfig = cfg.compute
+    if torch.cuda.is_available() and compute.accelerator != "cpu":
+        torch.cuda.set_device(local_rank())
     given = _given(compute)
     if given is None and compute.devices > 1:
         with _started(verb, cfg, folder) as processes:
