@@ -224,7 +224,7 @@ def search(
         str | None, typer.Option("--latency-model", help="What predicts: table, kernel or network.", metavar="NAME")
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts, pc-darts or dense-nas.")
+        str | None, typer.Option("--method", help="Search method: darts, gdas, p-darts, pc-darts, dense-nas or random.")
     ] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="Published settings of the method (cifar10, imagenet, ...), or quick.")

@@ -17,5 +17,6 @@ METHODS: Registry[type[SearchMethod]] = Registry(
         "p-darts": "mobilenas.methods.p_darts:PDarts",
         "pc-darts": "mobilenas.methods.pc_darts:PCDarts",
         "dense-nas": "mobilenas.methods.dense_nas:DenseNas",
+        "random": "mobilenas.methods.random_search:RandomSearch",
     },
 )

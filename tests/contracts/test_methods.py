@@ -1,6 +1,9 @@
 """The conformance kit on every registered search method."""
 
+from collections import Counter
+
 import msgspec
+import torch
 
 from mobilenas.methods import METHODS
 from mobilenas.methods.base import SearchMethod
@@ -9,12 +12,17 @@ from mobilenas.methods.dense_nas import DenseNas
 from mobilenas.methods.gdas import Gdas
 from mobilenas.methods.p_darts import PDarts
 from mobilenas.methods.pc_darts import PCDarts
+from mobilenas.methods.random_search import RandomSearch
 from mobilenas.methods.switches import Switches
-from mobilenas.spaces.base import SearchSpace
+from mobilenas.spaces.base import SearchSpace, SupernetSize
+from mobilenas.spaces.cells import CellSpace
 from mobilenas.spaces.dense_blocks import DenseBlockSpace
 from mobilenas.spaces.dense_layout import blocks
+from mobilenas.supernet import ArchitectureParameters
 from mobilenas.testing.search_contracts import MethodContract
 from tests.oracles.small_blocks import small_blocks
+
+OPERATORS = ("skip_connect", "sep_conv_3x3", "max_pool_3x3")
 
 
 class TestDarts(MethodContract):
@@ -77,6 +85,29 @@ class TestDenseNasByStep(TestDenseNas):
         return DenseNas(alternation="step", temperature_of="routes", drift=True, renormalise_last=True)
 
 
+class TestRandomSearch(MethodContract):
+    """It has the hooks of all methods, and no epoch to train, to resume or to warm up in."""
+
+    test_a_search_changes_weights_and_logits = None
+    test_warmup_trains_weights_and_leaves_logits_untouched = None
+    test_a_resumed_search_ends_as_one_that_never_stopped = None
+    test_a_search_interrupted_in_mid_epoch_saves_and_ends_as_one_that_never_stopped = None
+
+    def make(self) -> SearchMethod:
+        return RandomSearch()
+
+    def test_no_option_is_likelier_than_another(self) -> None:
+        """Of 400 searches each of three operators stands on an edge about 133 times; by chance within 5 standard deviations."""
+        space = CellSpace(channels=2, layers=3, image_size=8, nodes=1, classes=3, operators=OPERATORS)
+        stage = next(self.make().stages(space, SupernetSize(2, 3), 5, 0))
+        found: Counter[str] = Counter()
+        for seed in range(400):
+            parameters = ArchitectureParameters(stage.decisions, torch.Generator().manual_seed(seed), space.decisions)
+            found[self.make().decode(space, parameters).choices["normal.0-2"]] += 1
+        assert set(found) == set(OPERATORS)
+        assert all(abs(count - 400 / 3) < 5 * (400 * 2 / 9) ** 0.5 for count in found.values()), found
+
+
 def test_every_registered_method_is_tested_here() -> None:
-    assert set(METHODS) == {"darts", "gdas", "p-darts", "pc-darts", "dense-nas"}
+    assert set(METHODS) == {"darts", "gdas", "p-darts", "pc-darts", "dense-nas", "random"}
     assert METHODS.get("darts") is Darts
