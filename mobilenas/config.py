@@ -240,6 +240,29 @@ class TrainConfig(Strict):
     seed: Seed = 0
 
 
+class SweepConfig(Strict):
+    """``mobilenas sweep``: searches and trainings of each method, budget, device and seed."""
+
+    methods: tuple[str, ...] = ("darts",)
+    """Besides random search, which is always one of them."""
+    budgets: tuple[str, ...] = ("40%",)
+    devices: tuple[str, ...] = ()
+    """That of ``search`` where none is named."""
+    seeds: Count = 2
+    """Of each kind so many, from 0 on."""
+    preset: str | None = None
+    """Of each method's search; random search has none."""
+    search: dict[str, Any] = {}
+    """Settings of all searches, as those of ``mobilenas search``."""
+    train: dict[str, Any] = {}
+    """Settings of all trainings; data set and seed are those of the search unless they say otherwise."""
+    address: str | None = None
+    """Of a Ray cluster, whose machines see the folder of the sweep under the same path; one on this host by default."""
+    cpus: Positive = 1.0
+    """That each trial takes of Ray's."""
+    gpus: NotNegative = 0.0
+
+
 class ExportConfig(Strict):
     """``mobilenas export``."""
 

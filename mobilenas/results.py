@@ -139,6 +139,59 @@ class TrainResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``None`` for fewer than six classes."""
 
 
+class SweepTrial(msgspec.Struct, frozen=True):
+    """One search of a sweep, trained; what it reached is ``None`` where it failed, for the ``reason`` given."""
+
+    name: str
+    method: str
+    budget: str
+    device: str
+    seed: int
+    run: str
+    accuracy: float | None = None
+    """On test images, trained from scratch."""
+    measured_ms: float | None = None
+    predicted_ms: float | None = None
+    target_ms: float | None = None
+    params: int | None = None
+    madds: int | None = None
+    search_s: float | None = None
+    train_s: float | None = None
+    reason: str = ""
+
+    @property
+    def ms(self) -> float | None:
+        """As measured, or predicted where nothing was measured."""
+        return self.predicted_ms if self.measured_ms is None else self.measured_ms
+
+
+class SweepGroup(msgspec.Struct, frozen=True):
+    """The trials of a method, a budget and a device that were finished: means over seeds, and how far accuracies reach."""
+
+    method: str
+    budget: str
+    device: str
+    trials: int
+    accuracy: float
+    lowest_accuracy: float
+    highest_accuracy: float
+    ms: float
+    search_s: float
+    is_on_front: bool = False
+    """Whether no other group is both as quick and more accurate, or as accurate and quicker."""
+
+
+class SweepResult(msgspec.Struct, frozen=True):
+    """What a sweep has found; ``sweep.json`` of its folder."""
+
+    folder: str
+    trials: tuple[SweepTrial, ...]
+    groups: tuple[SweepGroup, ...]
+    drawing: str | None
+    """Accuracy against latency."""
+    duration_s: float
+
+
 class SpaceDescription(msgspec.Struct, frozen=True):
     """A search space with its options filled in."""
 

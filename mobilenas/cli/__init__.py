@@ -12,6 +12,7 @@ import typer
 
 from mobilenas.cli import jobs, looks
 from mobilenas.cli.devices import devices
+from mobilenas.cli.sweeps import sweep
 from mobilenas.core.documents import is_unicode
 from mobilenas.errors import MobileNASError, UsageError
 
@@ -31,6 +32,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     jobs.export,
     jobs.verify,
     jobs.predict,
+    sweep,
     looks.describe,
     looks.report,
     looks.env,

@@ -146,7 +146,10 @@ class _Converter:
     @cached_property
     def _words(self) -> IO[bytes]:
         """What the processes say."""
-        return tempfile.TemporaryFile()
+        words = tempfile.TemporaryFile()  # noqa: SIM115
+        atexit.register(words.close)
+        atexit.register(self.end)  # which comes first
+        return words
 
     def __call__(self, work: Callable[..., R], *arguments: Any) -> R:
         """What ``work`` of ``mnn_convert`` returns there; raises ``IncompatibleError`` with what the converter said."""
@@ -174,7 +177,6 @@ class _Converter:
             own = {**os.environ, "TMPDIR": self._folder}  # what a crash leaves behind goes with it
             self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._words, env=own)
             self._owner = os.getpid()
-            atexit.register(self.end)
         given, made = self._process.stdin, self._process.stdout
         assert given is not None
         assert made is not None

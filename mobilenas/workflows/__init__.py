@@ -16,6 +16,7 @@ from mobilenas.workflows.run_export import export, run_of
 from mobilenas.workflows.run_predict import predict
 from mobilenas.workflows.run_profile import campaign_from_config, profile
 from mobilenas.workflows.run_search import latency_model, method_from_config, search, supernet_size
+from mobilenas.workflows.run_sweep import sweep
 from mobilenas.workflows.run_train import train
 from mobilenas.workflows.run_transfer import transfer, transfer_from_config
 from mobilenas.workflows.run_verify import verify
@@ -43,6 +44,7 @@ __all__ = [
     "space_from_config",
     "space_of",
     "supernet_size",
+    "sweep",
     "train",
     "transfer",
     "transfer_from_config",

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mobilenas.data import check_batch, load_data
+from mobilenas.errors import UsageError
 from tests.benchmarks.kill_and_resume import Commands, Size
 
 PROGRAM = """
@@ -82,9 +84,7 @@ def test_a_signal_to_one_stops_all_and_another_number_goes_on(tmp_path: Path) ->
     assert len(metrics.read_text().splitlines()) == 4
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path) -> None:
-    commands = Commands(tmp_path)
-    arguments = ["search", "--data", "digits", "--channels", "4", "--layers", "3", "--set", "data.batch=9", "-o", "run"]
-    assert commands.start([*arguments, "--devices", "2"]).wait() == 2
-    assert "data.batch is 9; 2 processes cannot share it equally" in (tmp_path / "log.txt").read_text()
-    assert not (tmp_path / "run" / "STATUS").exists()
+@pytest.mark.parametrize(("batch", "said"), [(9, "data.batch is 9; 2 processes cannot share it equally"), (3, "at least 4")])
+def test_a_batch_that_processes_cannot_share_is_refused(batch: int, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_batch(load_data("digits").train, batch, processes=2)

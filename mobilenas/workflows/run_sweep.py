@@ -1,0 +1,211 @@
+"""``mobilenas sweep``: methods x budgets x devices x seeds, each an ordinary search run that is then trained; by Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import msgspec
+
+from mobilenas import config
+from mobilenas.config import SearchConfig, SweepConfig, TrainConfig, load_config, load_preset
+from mobilenas.core import documents
+from mobilenas.core.run_directory import RunDirectory, locked, write_atomic
+from mobilenas.errors import MobileNASError, ResourceError, UnknownNameError, UsageError
+from mobilenas.methods import METHODS
+from mobilenas.report.front import Point, draw_front, front_of
+from mobilenas.results import SweepGroup, SweepResult, SweepTrial
+from mobilenas.workflows.naming import RESULT, Listener, Silent
+from mobilenas.workflows.run_search import search
+from mobilenas.workflows.run_train import train
+
+RANDOM = "random"
+"""The method that every sweep holds, for the others to be compared with."""
+INSTEAD = {"method": "methods", "latency_budget": "budgets", "seed": "seeds"}
+"""Settings of a search that a sweep has by another name."""
+RESULT_FILE, FRONT_FILE = "sweep.json", "front.svg"
+WAIT_S = 1.0
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One trial: what is searched and how it is trained, and its folder's name."""
+
+    name: str
+    search: SearchConfig
+    train: TrainConfig
+
+
+def jobs_of(cfg: SweepConfig) -> list[Job]:
+    """All trials; their names tell all that decides their result. Raises ``UsageError`` kinds for names and settings."""
+    methods = list(dict.fromkeys([*cfg.methods, RANDOM]))
+    for method in methods:
+        METHODS.get(method)
+    for name, instead in INSTEAD.items():
+        if name in cfg.search:
+            raise UsageError(f"search.{name} is what a sweep varies: say {instead}")
+    found = []
+    for method, budget, device, seed in product(methods, cfg.budgets, cfg.devices or [None], range(cfg.seeds)):
+        own = {"method": method, "latency_budget": budget, "device.name": device, "seed": seed}
+        searched = load_config(SearchConfig, None, [], {**_flags(cfg.search), **_given(own)}, _preset(method, cfg.preset))
+        data = {"data.name": searched.data.name, "data.root": searched.data.root}
+        trained = load_config(TrainConfig, None, [], {**_given({**data, "seed": seed}), **_flags(cfg.train)})
+        digest = hashlib.sha256((config.dump_config(searched) + config.dump_config(trained)).encode()).hexdigest()[:8]
+        words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{method}-{budget}-{searched.device.name}-s{seed}")
+        found.append(Job(f"{words}-{digest}", searched, trained))
+    return found
+
+
+def sweep(cfg: SweepConfig, output: Path, listener: Listener | None = None) -> SweepResult:
+    """Run what is not finished yet of a sweep, and write what all trials have found into ``output``.
+
+    A trial that fails is listed with its reason. Interrupted, the same command goes on. Raises ``ResourceError`` without Ray.
+    """
+    told = listener or Silent()
+    begin = time.monotonic()
+    jobs = jobs_of(cfg)
+    with locked(output):
+        write_atomic(output / "config.toml", config.dump_config(cfg))
+        folders = {job.name: output / "trials" / job.name for job in jobs}
+        waiting = [job for job in jobs if not _is_done(folders[job.name])]
+        reasons = _run_on_ray(waiting, folders, cfg, told, len(jobs)) if waiting else {}
+        trials = tuple(_trial(job, folders[job.name], reasons.get(job.name)) for job in jobs)
+        groups = _groups(trials)
+        result = SweepResult(str(output), trials, groups, None, time.monotonic() - begin)
+        if groups:
+            points = [_point(group) for group in groups]
+            best = {point.name for point in front_of(points)}
+            marked = tuple(msgspec.structs.replace(g, is_on_front=p.name in best) for g, p in zip(groups, points, strict=True))
+            drawing = output / FRONT_FILE
+            write_atomic(drawing, draw_front(points, f"{len(trials)} trials of {cfg.seeds} seeds"))
+            result = msgspec.structs.replace(result, groups=marked, drawing=str(drawing))
+        write_atomic(
+            output / RESULT_FILE, documents.dump_json({"schema": "mobilenas/sweep-result@1", **msgspec.to_builtins(result)})
+        )
+    return result
+
+
+def run_trial(job: Job, folder: str) -> str | None:
+    """Search and train, each unless it is done; the reason where it fails."""
+    run = Path(folder)
+    try:
+        if not RunDirectory(run).is_finished:
+            search(job.search, run)
+        if not RunDirectory(run / "train").is_finished:
+            train(run, job.train)
+    except MobileNASError as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+def _run_on_ray(
+    jobs: Sequence[Job], folders: Mapping[str, Path], cfg: SweepConfig, told: Listener, total: int
+) -> dict[str, str]:
+    """Run trials on Ray, here or where ``cfg.address`` says; why those failed that did."""
+    try:
+        import ray
+    except ImportError:
+        raise ResourceError("a sweep runs on Ray, which is not installed here: pip install 'mobilenas[ray]'") from None
+    try:
+        ray.init(address=cfg.address or "local", include_dashboard=False, log_to_driver=False, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(f"address is {cfg.address!r}, where Ray does not answer: {' '.join(str(error).split())}") from error
+    try:
+        remote: Any = ray.remote(num_cpus=cfg.cpus, num_gpus=cfg.gpus, max_retries=2)(run_trial)
+        pending = {remote.remote(job, str(folders[job.name].absolute())): job for job in jobs}
+        reasons: dict[str, str] = {}
+        while pending:
+            told.progress("trials", total - len(pending), total)
+            for reference in ray.wait(list(pending), num_returns=1, timeout=WAIT_S)[0]:
+                job = pending.pop(reference)
+                try:
+                    reason = ray.get(reference)
+                except ray.exceptions.RayError as error:  # a bug, or a worker that was killed again and again
+                    reason = " ".join(str(error).strip().splitlines()[-1:])
+                if reason is not None:
+                    reasons[job.name] = reason
+                told.note(f"{job.name}: {reason or 'done'}")
+        return reasons
+    finally:
+        ray.shutdown()
+
+
+def _is_done(run: Path) -> bool:
+    return RunDirectory(run).is_finished and RunDirectory(run / "train").is_finished
+
+
+def _trial(job: Job, run: Path, reason: str | None) -> SweepTrial:
+    cfg = job.search
+    trial = SweepTrial(job.name, cfg.method, cfg.latency_budget or "none", cfg.device.name, cfg.seed, str(run))
+    if not _is_done(run):
+        return msgspec.structs.replace(trial, reason=reason or "not finished")
+    searched, trained = (RunDirectory(path).read_document(RESULT) for path in (run, run / "train"))
+    [budget] = searched["budgets"] or [{"measured_ms": None, "table_ms": None, "target_ms": None}]
+    return msgspec.structs.replace(
+        trial,
+        accuracy=trained["test_accuracy"],
+        measured_ms=budget["measured_ms"],
+        predicted_ms=budget["table_ms"],
+        target_ms=budget["target_ms"],
+        params=searched["params"],
+        madds=searched["madds"],
+        search_s=searched["duration_s"],
+        train_s=trained["duration_s"],
+    )
+
+
+def _groups(trials: Sequence[SweepTrial]) -> tuple[SweepGroup, ...]:
+    """What the seeds of each method, budget and device have in common; of trials that were measured, else predicted."""
+    found: dict[tuple[str, str, str], list[SweepTrial]] = {}
+    for trial in trials:
+        if trial.accuracy is not None and trial.ms is not None:
+            found.setdefault((trial.method, trial.budget, trial.device), []).append(trial)
+    groups = []
+    for (method, budget, device), members in found.items():
+        accuracies = [trial.accuracy for trial in members if trial.accuracy is not None]
+        groups.append(
+            SweepGroup(
+                method=method,
+                budget=budget,
+                device=device,
+                trials=len(members),
+                accuracy=fmean(accuracies),
+                lowest_accuracy=min(accuracies),
+                highest_accuracy=max(accuracies),
+                ms=fmean([trial.ms for trial in members if trial.ms is not None]),
+                search_s=fmean([trial.search_s or 0.0 for trial in members]),
+            )
+        )
+    return tuple(groups)
+
+
+def _point(group: SweepGroup) -> Point:
+    name = f"{group.method} {group.budget} {group.device}"
+    return Point(name, group.method, group.ms, group.accuracy, group.lowest_accuracy, group.highest_accuracy)
+
+
+def _preset(method: str, name: str | None) -> dict[str, Any] | None:
+    """Of a method that has it; random search has none."""
+    if name is None or method == RANDOM:
+        return None
+    try:
+        return load_preset(method, name)
+    except UnknownNameError as error:
+        raise UsageError(f"preset is {name!r}: {error}") from error
+
+
+def _flags(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flags(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
