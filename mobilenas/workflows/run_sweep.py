@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -112,7 +113,7 @@ def _run_on_ray(
     except ImportError:
         raise ResourceError("a sweep runs on Ray, which is not installed here: pip install 'mobilenas[ray]'") from None
     try:
-        ray.init(address=cfg.address or "local", include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(address=cfg.address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(f"address is {cfg.address!r}, where Ray does not answer: {' '.join(str(error).split())}") from error
     try:
