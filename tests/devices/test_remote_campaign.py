@@ -111,7 +111,7 @@ def _broken(device: LoopbackSsh | LoopbackAdb, most: int, asked: Campaign) -> La
             device.is_down = True
             device.drop()
 
-        timer = threading.Timer(chance.uniform(0.1, 2.0), go_off)
+        timer = threading.Timer(chance.uniform(0.05, 1.2), go_off)
         timer.start()
         if drops == most:
             timer.cancel()

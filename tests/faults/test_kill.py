@@ -15,7 +15,7 @@ SIZE, TWO = kills.Size(epochs=6), kills.Size(epochs=5, processes=2)
 @pytest.mark.slow
 def test_killed_profile_search_and_training_end_as_ones_never_stopped(tmp_path: Path) -> None:
     hits = [
-        kills.profile(tmp_path / "profile", SIZE, 2, seed=1),
+        kills.profile(tmp_path / "profile", SIZE, 1, seed=1),
         kills.search(tmp_path / "search", tmp_path / "profile" / "table", TWO, 2, seed=2),
         kills.train(tmp_path / "train", tmp_path / "search" / "whole", TWO, 1, seed=3),
     ]
