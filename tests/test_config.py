@@ -216,7 +216,7 @@ def test_every_preset_makes_a_method_that_can_search_its_space(path: Path) -> No
 
 
 def test_every_method_has_presets() -> None:
-    for method in METHODS:
+    for method in set(METHODS) - {"random"}:  # which has nothing to set
         names = {path.stem.removeprefix(f"{method}-") for path in PRESETS if path.stem.startswith(f"{method}-")}
         assert "quick" in names, method
         assert ("imagenet100" if method == "dense-nas" else "cifar10") in names, method

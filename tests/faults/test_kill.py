@@ -17,6 +17,6 @@ def test_killed_profile_search_and_training_end_as_ones_never_stopped(tmp_path: 
     hits = [
         kills.profile(tmp_path / "profile", SIZE, 1, seed=1),
         kills.search(tmp_path / "search", tmp_path / "profile" / "table", TWO, 2, seed=2),
-        kills.train(tmp_path / "train", tmp_path / "search" / "whole", TWO, 1, seed=3),
+        kills.train(tmp_path / "train", tmp_path / "search" / "whole", SIZE, 1, seed=3),
     ]
     assert min(hits) >= 1, f"too few kills hit a working process: {hits}"
