@@ -134,8 +134,8 @@ def test_the_mean_of_the_weights_is_what_is_tested_and_kept(run: Path, command: 
 
     for decay in (0.0, 0.9):
         outcome = command(
-            "train", str(run), "--data", "digits", "--epochs", "1", "--set", "data.train_fraction=0.1", "--set", "data.batch=32",
-            "--set", f"ema_decay={decay}", "--json",
+            "train", str(run), "--data", "digits", "--epochs", "1", "--set", "data.train_fraction=0.1",
+            "--set", "data.batch=32", "--set", f"ema_decay={decay}", "--json",
         )  # fmt: skip
         assert outcome.code == 0, outcome.err
         weights = load_tensors(run / "train" / "weights.safetensors")
