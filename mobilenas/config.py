@@ -361,12 +361,12 @@ def load_config(
     said: dict[str, tuple[str, Any]] = {}
     for words, key, value in [*_said_by_flags(flags), *map(_said_by_set, sets or ())]:
         _assign(data, key, value)
-        now = _flat(data)
+        now = flat(data)
         for other, (other_words, other_value) in said.items():
             if now.get(other) != other_value:
                 raise UsageError(f"{other_words} and {words} contradict each other: leave one of them out")
-        said |= {inside: (words, found) for inside, found in _flat({key: value}).items()}
-    _check_apart([*_flat(given), *said], apart or {})
+        said |= {inside: (words, found) for inside, found in flat({key: value}).items()}
+    _check_apart([*flat(given), *said], apart or {})
     try:
         return documents.convert(data, kind, str(file or "configuration"))
     except DocumentError as error:
@@ -471,8 +471,8 @@ def command_line(verb: str, config: msgspec.Struct, *arguments: str) -> str:
     """A command that says what ``config`` says, as a person would type it: defaults are left out, the data set is not
     where one is read.
     """
-    defaults = _flat(msgspec.to_builtins(type(config)()))
-    said = _flat(msgspec.to_builtins(config))
+    defaults = flat(msgspec.to_builtins(type(config)()))
+    said = flat(msgspec.to_builtins(config))
     words = ["mobilenas", verb, *arguments]
     for key, value in said.items():
         if value == defaults.get(key) and (key != "data.name" or "kernels" in said):
@@ -482,15 +482,15 @@ def command_line(verb: str, config: msgspec.Struct, *arguments: str) -> str:
     return shlex.join(words)
 
 
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as ``a.b`` -> value, without those that are unset."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         elif value is not None:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def dump_config(config: msgspec.Struct) -> str:

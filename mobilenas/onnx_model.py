@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -24,8 +23,6 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 CHANNELS_LAST = "com.ms.internal.nhwc"
 """A domain of ONNX Runtime that has the operators, and the opset, of ONNX."""
-_FAILURE = re.compile(r"(?i)fail|error|invalid|not support|unsupported|what\(\)")
-"""In a converter's words."""
 
 
 def onnx_from_module(
@@ -116,13 +113,6 @@ def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """Those that are given while it runs: old models list their weights among them."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
-
-
-def telling_lines(words: str) -> str:
-    """Of what a converter has said the last lines that tell of a failure, or the last ones at all, in one line."""
-    lines = [line for line in words.splitlines() if line.strip() and "WARNING" not in line.upper()]
-    telling = [line for line in lines if _FAILURE.search(line)]
-    return " / ".join(" ".join(line.split()) for line in (telling or lines)[-3:])
 
 
 def rename_inputs(model: onnx.ModelProto) -> list[str]:

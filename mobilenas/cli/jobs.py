@@ -327,7 +327,8 @@ def train(
         ("took", f"{result.duration_s:.0f} s"),
     ]
     show(result, json, "train", rows)
-    say_next(json, f"mobilenas export {run} --onnx")
+    if not synthetic:
+        say_next(json, f"mobilenas export {run} --onnx")
 
 
 def export(

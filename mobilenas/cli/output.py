@@ -31,11 +31,16 @@ WORTH_SAYING = 0.02
 
 
 def with_listener(quiet: bool, work: Callable[[ConsoleListener], R], after_stop: str) -> R:
-    """Do ``work`` with progress on stderr; SIGINT ends it with 130 and SIGTERM with 143, both saying ``after_stop``."""
+    """Do ``work`` with progress on stderr; SIGINT ends it with 130 and SIGTERM with 143, both saying ``after_stop``.
+
+    Of several processes those that leave the rest to the first one end with 0.
+    """
     try:
         with ConsoleListener(quiet) as told:
             return work(told)
     except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not stop.code:
+            raise
         interrupted = isinstance(stop, KeyboardInterrupt)
         print(f"{'interrupted' if interrupted else 'terminated'}; {after_stop}", file=sys.stderr)
         sys.exit(130 if interrupted else 143)

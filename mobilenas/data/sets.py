@@ -182,7 +182,7 @@ def load_image_folder(request: DataRequest) -> ImageData:
     )
 
 
-def synthetic_data(image_shape: tuple[int, int, int, int], classes: int, images: int = 1024) -> ImageData:
+def synthetic_data(image_shape: tuple[int, int, int, int], classes: int, images: int) -> ImageData:
     """Noise of the image size of ``image_shape`` ``(B, C, H, W)``, flipped as images are, in random classes.
 
     There are so many training images, and a quarter as many to test on.

@@ -64,7 +64,7 @@ def draw_cells(choices: Mapping[str, str], title: str) -> str:
         parts += [*arrows, *(box.svg() for box in boxes)]
         right = max(right, boxes[-1].x + boxes[-1].width)
         top = max(box.y for box in boxes) + 1.5 * _ROW
-    return _picture(title, parts, right + _MARGIN, top)
+    return picture(title, parts, right + _MARGIN, top)
 
 
 def draw_layers(blueprint: Blueprint, title: str) -> str:
@@ -86,10 +86,11 @@ def draw_layers(blueprint: Blueprint, title: str) -> str:
             if before is not None and place > 0:
                 parts.append(before.arrow_to(box))
             before, right = box, max(right, box.x + box.width)
-    return _picture(title, parts, right + _MARGIN, y + _ROW)
+    return picture(title, parts, right + _MARGIN, y + _ROW)
 
 
-def _picture(title: str, parts: Sequence[str], width: float, height: float) -> str:
+def picture(title: str, parts: Sequence[str], width: float, height: float) -> str:
+    """An SVG document of ``parts`` under a title; ``url(#head)`` is an arrow's head."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" '
         f'font-family="sans-serif" font-size="12">\n<title>{escape(title)}</title>\n'

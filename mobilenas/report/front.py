@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mobilenas.report.drawing import picture
+
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 760, 480, 70, 50, 46, 190
 _COLOURS = ("#1b6ca8", "#c0392b", "#1e8449", "#8e44ad", "#b9770e", "#17202a", "#0e8a8a")
 
@@ -38,7 +40,7 @@ def draw_front(points: Sequence[Point], title: str) -> str:
     colours = {kind: _COLOURS[index % len(_COLOURS)] for index, kind in enumerate(kinds)}
     xs = _Axis([point.ms for point in points], _LEFT, _WIDTH - _RIGHT)
     ys = _Axis([y for p in points for y in (p.lowest_accuracy, p.highest_accuracy)], _HEIGHT - _BOTTOM, _TOP)
-    parts = [_text(_LEFT, 26, title, "start", bold=True), *_axes(xs, ys)]
+    parts = _axes(xs, ys)
     steps = " ".join(f"{xs.place(p.ms):.1f},{ys.place(p.accuracy):.1f}" for p in front_of(points))
     parts.append(f'<polyline points="{steps}" fill="none" stroke="#555555" stroke-dasharray="5 4"/>')
     for point in points:
@@ -50,12 +52,7 @@ def draw_front(points: Sequence[Point], title: str) -> str:
         y = _TOP + 18 * index
         parts.append(f'<circle cx="{_WIDTH - _RIGHT + 24}" cy="{y}" r="5" fill="{colours[kind]}"/>')
         parts.append(_text(_WIDTH - _RIGHT + 36, y + 4, kind, "start"))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        'font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )
+    return picture(title, parts, _WIDTH, _HEIGHT)
 
 
 class _Axis:
@@ -90,6 +87,5 @@ def _axes(xs: _Axis, ys: _Axis) -> list[str]:
     return parts
 
 
-def _text(x: float, y: float, words: str, anchor: str, bold: bool = False) -> str:
-    weight = ' font-weight="bold"' if bold else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{weight}>{escape(words)}</text>'
+def _text(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'

@@ -37,6 +37,8 @@ LOWER_BATCH = 64
 """Models lowered by one runner process."""
 LOST_LINKS, CRASHES = 5, 5
 """How many times in a row a connection may break, or a runner end, without an answer in between."""
+_FAILURE = re.compile(r"(?i)fail|error|invalid|not support|unsupported|what\(\)")
+"""In a converter's words."""
 SILENCE_S = 120.0
 """How long a runner may print nothing before it is given up: it loads its engine, or one model."""
 
@@ -347,6 +349,13 @@ def _without_engine(error: RunnerError, python: str) -> RunnerError | None:
     return RunnerError(
         f"{python} on the device has no package {missing[1]!r}: install it there, {python} -m pip install {missing[1]}"
     )
+
+
+def telling_lines(words: str) -> str:
+    """Of what a converter has said the last lines that tell of a failure, or the last ones at all, in one line."""
+    lines = [line for line in words.splitlines() if line.strip() and "WARNING" not in line.upper()]
+    telling = [line for line in lines if _FAILURE.search(line)]
+    return " / ".join(" ".join(line.split()) for line in (telling or lines)[-3:])
 
 
 def refusal(runtime: str, refused: Mapping[str, str], models: int) -> RunnerError:

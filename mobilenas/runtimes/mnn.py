@@ -28,7 +28,7 @@ from mobilenas.core.workload import Kernel, TensorSpec
 from mobilenas.devices.links import Link
 from mobilenas.errors import IncompatibleError, ResourceError
 from mobilenas.runtimes import mnn_convert, onnx_precisions
-from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
+from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime, telling_lines
 
 PLAIN, BLOCKED = "NCHW", "NC4HW4"
 OPERATORS = {
@@ -166,7 +166,7 @@ class _Converter:
                 raise
             if complaint is not None:
                 self._words.seek(begin)
-                last = onnx_model.telling_lines(self._words.read().decode(errors="replace"))
+                last = telling_lines(self._words.read().decode(errors="replace"))
                 raise IncompatibleError(f"the model cannot be converted to MNN: {complaint}: {last}")
             found: R = result
             return found

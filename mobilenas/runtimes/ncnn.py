@@ -22,8 +22,17 @@ from mobilenas import onnx_model
 from mobilenas.core.workload import Kernel, TensorSpec
 from mobilenas.errors import IncompatibleError, ResourceError, RunnerError
 from mobilenas.runtimes import onnx_precisions
-from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
-from mobilenas.runtimes.ncnn_files import Layer, layers_of, noise_weights, param_of, sizes_of, weights_of, whole_numbers
+from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime, telling_lines
+from mobilenas.runtimes.ncnn_files import (
+    Layer,
+    layers_of,
+    noise_weights,
+    param_of,
+    sizes_of,
+    weights_of,
+    whole_numbers,
+    window_of,
+)
 from mobilenas.runtimes.ncnn_int8 import quantised
 
 OPERATORS = {
@@ -166,7 +175,7 @@ def _converted(onnx: bytes, shapes: Sequence[tuple[int, ...]]) -> tuple[str, byt
             raise IncompatibleError(f"pnnx did not convert the model to ncnn within {CONVERSION_TIMEOUT_S:.0f} s") from None
         param, weights = Path(folder) / "model.ncnn.param", Path(folder) / "model.ncnn.bin"
         if done.returncode != 0 or not param.exists() or not weights.exists():
-            last = onnx_model.telling_lines(re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr))
+            last = telling_lines(re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr))
             raise IncompatibleError(f"pnnx cannot convert the model to ncnn (exit code {done.returncode}): {last}")
         return param.read_text(), weights.read_bytes()
 
@@ -180,7 +189,7 @@ def _kernel(layer: Layer, taken: tuple[TensorSpec, ...], made: tuple[TensorSpec,
     code = number.get("9", 0)
     if layer.kind in OPERATORS and 0 < code < len(ACTIVATIONS):
         attributes["activation"] = ACTIVATIONS[code]
-    window = (number.get("11", number.get("1", 1)), number.get("1", 1))
+    window = window_of(number)
     if OPERATORS.get(layer.kind, "").startswith("Conv"):
         attributes |= {
             "kernel_shape": window,

@@ -75,6 +75,12 @@ def whole_numbers(parameters: Mapping[str, str]) -> dict[str, int]:
     return {key: int(value) for key, value in parameters.items() if value.lstrip("-").isdigit()}
 
 
+def window_of(number: Mapping[str, int]) -> tuple[int, int]:
+    """Height and width of what a convolution or a pool sees at once; both are its parameter 1 unless the height is apart."""
+    width = number.get("1", 1)
+    return number.get("11", width), width
+
+
 def weights_of(kind: str, parameters: Mapping[str, str]) -> tuple[TensorSpec, ...]:
     """A layer's tensors in the order of the ``.bin`` file; raises ``IncompatibleError`` for layers not known here."""
     number = whole_numbers(parameters)
@@ -97,10 +103,10 @@ def _shapes(kind: str, number: Mapping[str, int]) -> list[tuple[int, ...]]:
     if kind in TAGGED and number.get("19"):
         raise IncompatibleError(f"the ncnn layer {kind} takes its weights from another layer, which is not known here")
     if kind in ("Convolution", "ConvolutionDepthWise"):
-        window = (number.get("11", number["1"]), number["1"])
+        window = window_of(number)
         return [(channels, size // channels // math.prod(window), *window), *([(channels,)] if number.get("5") else [])]
     if kind in ("Deconvolution", "DeconvolutionDepthWise"):
-        window, group = (number.get("11", number["1"]), number["1"]), number.get("7", 1)
+        window, group = window_of(number), number.get("7", 1)
         each = channels // group
         return [(size // each // math.prod(window), each, *window), *([(channels,)] if number.get("5") else [])]
     if kind == "InnerProduct":

@@ -6,8 +6,9 @@ they were. All scales are symmetric: 127 over the largest absolute number.
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mobilenas.runtimes.ncnn_files import (
     read_weights,
     scales_of,
     whole_numbers,
+    window_of,
     written_weights,
 )
 
@@ -48,13 +50,10 @@ def quantised(param: bytes, weights: bytes, calls: Sequence[Sequence[np.ndarray]
 
 def _is_quantised(layer: Layer) -> bool:
     """Groups of several channels stay fractions: where ncnn packs them, their sums of integers are wrong (x86, 1.0.2026)."""
+    if layer.kind != "ConvolutionDepthWise":
+        return layer.kind in QUANTISED
     number = whole_numbers(layer.parameters)
-    is_grouped = layer.kind == "ConvolutionDepthWise" and not number["0"] == number["7"] == number["6"] // _window(number)
-    return layer.kind in QUANTISED and not is_grouped
-
-
-def _window(number: Mapping[str, int]) -> int:
-    return number.get("11", number["1"]) * number["1"]
+    return number["0"] == number["7"] == number["6"] // math.prod(window_of(number))
 
 
 def _in_integers(layer: Layer, arrays: Sequence[np.ndarray], largest_input: float) -> list[np.ndarray]:

@@ -288,6 +288,8 @@ class _StageRun:
 
     def _compare(self) -> None:
         """Raise ``LostProcessError`` if another process has logits, multipliers or draws that are not these."""
+        if self.processes.size == 1:
+            return
         multipliers = torch.tensor([float(value) for each in self.lagrangians for value in each.state().values()])
         logits = dict(self.parameters.named_parameters())
         self.processes.check_same({**logits, "multipliers": multipliers, "random numbers": torch.get_rng_state()})

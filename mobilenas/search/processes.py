@@ -3,7 +3,7 @@
 Gradients are averaged by an all-reduce of their own, not by a wrapper of the network: a method may differentiate as it likes,
 and operators that were not drawn have no gradient anywhere. What a method draws is the same in all processes, since all begin
 with the same seed; what drops elements of an image draws apart. Each process compares what must be the same with the others'
-at intervals. One process needs none of this, and nothing here costs it anything.
+at intervals. One process needs none of this: each call returns at once.
 """
 
 from __future__ import annotations
@@ -83,8 +83,7 @@ class Processes:
 
     def average_statistics(self, module: nn.Module) -> None:
         """Average what BatchNorm has gathered in each process, in place."""
-        if self.size > 1:
-            self.average_values([buffer for buffer in module.buffers() if buffer.is_floating_point()])
+        self.average_values([buffer for buffer in module.buffers() if buffer.is_floating_point()])
 
     def largest(self, numbers: Sequence[int]) -> list[int]:
         """The largest of each number over all processes."""
@@ -113,8 +112,6 @@ class Processes:
 
     def check_same(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise ``LostProcessError`` naming the processes whose ``tensors`` are not the first one's, bit by bit."""
-        if self.size == 1:
-            return
         digests = self.gather({name: _digest(tensor) for name, tensor in tensors.items()})
         for rank, found in enumerate(digests):
             differing = [name for name, digest in found.items() if digest != digests[0][name]]
@@ -196,13 +193,13 @@ def _key(rank: int) -> str:
 
 
 def _is_running(process: str) -> bool:
-    """Of ``host/number``; one on another host is taken to run."""
+    """Of ``host/number``, neither ended nor stopped; one on another host is taken to run."""
     host, _, number = process.rpartition("/")
     if host != platform.node():
         return True
     try:
         with open(f"/proc/{number}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+            return file.read().rpartition(")")[2].split()[0] not in "TZX"
     except FileNotFoundError:
         return False
     except OSError:

@@ -10,9 +10,9 @@ from mobilenas.workflows.naming import (
     space_from_config,
     space_of,
 )
-from mobilenas.workflows.run_describe import describe, draw, find_network, make_run
+from mobilenas.workflows.run_describe import describe, draw, find_network, make_run, run_of
 from mobilenas.workflows.run_evaluate import evaluate
-from mobilenas.workflows.run_export import export, run_of
+from mobilenas.workflows.run_export import export
 from mobilenas.workflows.run_predict import predict
 from mobilenas.workflows.run_profile import campaign_from_config, profile
 from mobilenas.workflows.run_search import latency_model, method_from_config, search, supernet_size

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import msgspec
 import torch
@@ -20,11 +20,11 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from mobilenas.config import ComputeConfig
+from mobilenas.config import ComputeConfig, SearchConfig, TrainConfig
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.errors import LostProcessError, MobileNASError, UsageError
 from mobilenas.search.processes import Processes
-from mobilenas.workflows.naming import run_environment
+from mobilenas.workflows.naming import run_environment, uses_gpus
 
 HERE, STORE = "127.0.0.1", "MOBILENAS_STORE"
 """Where processes of one host meet, and the variable that tells a started one the port."""
@@ -34,13 +34,13 @@ POLL_S, LAST_S = 0.05, 10.0
 
 
 @contextmanager
-def processes_of(verb: str, cfg: Any, folder: Path) -> Iterator[Processes]:
+def processes_of(verb: str, cfg: SearchConfig | TrainConfig, folder: Path) -> Iterator[Processes]:
     """The processes at ``cfg``, in each of them; those that are to be started do ``verb`` in ``folder`` beside this one.
 
     Raises ``UsageError`` for more devices than there are, ``LostProcessError`` where another process ends before its time.
     """
-    compute: ComputeConfig = cfg.compute
-    if torch.cuda.is_available() and compute.accelerator != "cpu":
+    compute = cfg.compute
+    if uses_gpus(compute):
         torch.cuda.set_device(local_rank())
     given = _given(compute)
     if given is None and compute.devices > 1:
@@ -101,11 +101,10 @@ def _given(compute: ComputeConfig) -> Processes | None:
 
 
 @contextmanager
-def _started(verb: str, cfg: Any, folder: Path) -> Iterator[Processes]:
+def _started(verb: str, cfg: SearchConfig | TrainConfig, folder: Path) -> Iterator[Processes]:
     """This process as the first of several on this host, the others begun now and gone at the end."""
-    compute: ComputeConfig = cfg.compute
-    size, on_gpus = compute.devices, compute.accelerator in ("cuda", "gpu") or torch.cuda.is_available()
-    if on_gpus and compute.accelerator != "cpu" and size > torch.cuda.device_count():
+    compute, size = cfg.compute, cfg.compute.devices
+    if uses_gpus(compute) and size > torch.cuda.device_count():
         raise UsageError(f"--devices is {size}, and this host has {torch.cuda.device_count()} GPUs")
     store = TCPStore(HERE, 0, size, True, timedelta(seconds=compute.timeout_s), wait_for_workers=False)
     job = msgspec.json.encode({"verb": verb, "config": msgspec.to_builtins(cfg), "folder": str(folder)})

@@ -186,6 +186,11 @@ PRECISIONS = (FULL_PRECISION, "bf16-mixed")
 """What searches and trainings compute in; half precision needs its gradients unscaled where they are clipped."""
 
 
+def uses_gpus(cfg: config.ComputeConfig) -> bool:
+    """Whether what trains does so on NVIDIA's GPUs."""
+    return torch.cuda.is_available() and cfg.accelerator != "cpu"
+
+
 def fabric_from_config(cfg: config.ComputeConfig, place: int = 0) -> Fabric:
     """What trains, on the GPU at ``place`` if on any.
 
@@ -197,8 +202,7 @@ def fabric_from_config(cfg: config.ComputeConfig, place: int = 0) -> Fabric:
         torch.set_num_threads(cfg.threads)
     precision: Any = cfg.precision
     try:
-        on_gpu = torch.cuda.is_available() and cfg.accelerator != "cpu"
-        fabric = Fabric(accelerator=cfg.accelerator, devices=[place] if on_gpu else 1, precision=precision)
+        fabric = Fabric(accelerator=cfg.accelerator, devices=[place] if uses_gpus(cfg) else 1, precision=precision)
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise UsageError(f"compute.accelerator {cfg.accelerator!r} with compute.precision {precision!r}: {error}") from error
     fabric.launch()

@@ -12,7 +12,7 @@ from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory, check_is_new
 from mobilenas.data import load_data
-from mobilenas.errors import MissingDataError
+from mobilenas.errors import MissingDataError, UsageError
 from mobilenas.network import count_params
 from mobilenas.report.drawing import draw_cells, draw_layers
 from mobilenas.results import NetworkDescription, OperatorShare, SpaceDescription
@@ -90,6 +90,24 @@ def make_run(target: str, cfg: DescribeConfig, output: Path) -> None:
     with run.running(config.dump_config(searched), {}, {}):
         run.write_document(ARCHITECTURE, documents.parse_json(found.architecture.to_json(), ARCHITECTURE))
         run.write_document(RESULT, {"schema": "mobilenas/search-result@1", "budgets": []})
+
+
+def run_of(target: str) -> Path:
+    """The run directory that ``target`` names; that of a published network, or an architecture file, is made in ``runs``.
+
+    Raises ``MissingDataError`` if there is none of these.
+    """
+    if Path(target).is_dir():
+        return Path(target)
+    if not Path(target).exists() and target not in PUBLISHED:
+        raise MissingDataError(f"{target}: no run directory, and no published network has that name ({', '.join(PUBLISHED)})")
+    run = Path("runs") / (target if target in PUBLISHED else Architecture.load(Path(target)).fingerprint)
+    if not run.exists():
+        make_run(target, DescribeConfig(), run)
+    wanted = find_network(target, DescribeConfig()).architecture.fingerprint
+    if not (run / ARCHITECTURE).exists() or Architecture.load(run / ARCHITECTURE).fingerprint != wanted:
+        raise UsageError(f"{run} is there already and does not hold {target} as published: move it, or name it by its path")
+    return run
 
 
 def draw(target: str, cfg: DescribeConfig) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mobilenas import onnx_model
-from mobilenas.config import DescribeConfig, DeviceConfig, ExportConfig, SearchConfig
+from mobilenas.config import DeviceConfig, ExportConfig, SearchConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import MeasurementPlan
@@ -26,11 +26,9 @@ from mobilenas.data.images import Images
 from mobilenas.devices.device import LOCAL
 from mobilenas.errors import (
     IncompatibleError,
-    MissingDataError,
     MobileNASError,
     RunnerError,
     UnavailableError,
-    UsageError,
 )
 from mobilenas.export.bundle import write_bundle
 from mobilenas.export.kits import Kit, kit_files, kit_named
@@ -39,7 +37,6 @@ from mobilenas.network import Network
 from mobilenas.results import BudgetOutcome, EngineExport, ExportResult
 from mobilenas.runtimes.base import PreparedModel
 from mobilenas.spaces.base import SearchSpace
-from mobilenas.spaces.published import PUBLISHED
 from mobilenas.workflows.model_card import MODEL_CARD, model_card
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
@@ -53,11 +50,10 @@ from mobilenas.workflows.naming import (
     search_config_of,
     space_of,
 )
-from mobilenas.workflows.run_describe import find_network, make_run
 
 TOLERANCES = {"fp32": 1e-3, "fp16": 2e-2, "int8": 0.35}
-"""Largest difference of any logit, relative to the largest logit, by precision: what tells a wrong conversion, which is off by
-about the logits themselves, from rounding, which untrained networks show most (docs/benchmarks/engines.md).
+"""Largest difference of any logit, relative to the largest logit, by precision: more than rounding makes of untrained networks,
+which show it most, and less than the faults that were met (docs/benchmarks/engines.md).
 """
 COMPARED_NUMBERS, COMPARED_IMAGES, NOISE_IMAGES = 2**24, 1000, 64
 """Images that an exported model is compared on: as many whole batches as hold so many numbers, at least one; of noise fewer."""
@@ -71,24 +67,6 @@ class _Compared(NamedTuple):
     images: torch.Tensor
     labels: np.ndarray | None
     logits: np.ndarray
-
-
-def run_of(target: str) -> Path:
-    """The run directory that ``target`` names; that of a published network, or an architecture file, is made in ``runs``.
-
-    Raises ``MissingDataError`` if there is none of these.
-    """
-    if Path(target).is_dir():
-        return Path(target)
-    if not Path(target).exists() and target not in PUBLISHED:
-        raise MissingDataError(f"{target}: no run directory, and no published network has that name ({', '.join(PUBLISHED)})")
-    run = Path("runs") / (target if target in PUBLISHED else Architecture.load(Path(target)).fingerprint)
-    if not run.exists():
-        make_run(target, DescribeConfig(), run)
-    wanted = find_network(target, DescribeConfig()).architecture.fingerprint
-    if not (run / ARCHITECTURE).exists() or Architecture.load(run / ARCHITECTURE).fingerprint != wanted:
-        raise UsageError(f"{run} is there already and does not hold {target} as published: move it, or export it by path")
-    return run
 
 
 def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> ExportResult:

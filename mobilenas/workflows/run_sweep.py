@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 
 from mobilenas import config
-from mobilenas.config import SearchConfig, SweepConfig, TrainConfig, load_config, load_preset
+from mobilenas.config import DataSetConfig, SearchConfig, SweepConfig, TrainConfig, flat, load_config, load_preset, same_data
 from mobilenas.core import documents
 from mobilenas.core.run_directory import RunDirectory, locked, write_atomic
-from mobilenas.errors import MobileNASError, ResourceError, UnknownNameError, UsageError
+from mobilenas.errors import MobileNASError, ResourceError, UsageError
 from mobilenas.methods import METHODS
 from mobilenas.report.front import Point, draw_front, front_of
 from mobilenas.results import SweepGroup, SweepResult, SweepTrial
@@ -50,16 +50,24 @@ def jobs_of(cfg: SweepConfig) -> list[Job]:
     for name, instead in INSTEAD.items():
         if name in cfg.search:
             raise UsageError(f"search.{name} is what a sweep varies: say {instead}")
+    first = _search_config(cfg, methods[0], {})
+    where = flat({"space": msgspec.to_builtins(first.space)})
     found = []
     for method, budget, device, seed in product(methods, cfg.budgets, cfg.devices or [None], range(cfg.seeds)):
-        own = {"method": method, "latency_budget": budget, "device.name": device, "seed": seed}
-        searched = load_config(SearchConfig, None, [], {**_flags(cfg.search), **_given(own)}, _preset(method, cfg.preset))
-        data = {"data.name": searched.data.name, "data.root": searched.data.root}
-        trained = load_config(TrainConfig, None, [], {**_given({**data, "seed": seed}), **_flags(cfg.train)})
+        own = {"latency_budget": budget, "device.name": device, "seed": seed}
+        searched = _search_config(cfg, method, {**where, **own} if method == RANDOM else own)
+        data = msgspec.to_builtins(same_data(DataSetConfig(), searched.data))
+        trained = load_config(TrainConfig, None, [], {**flat({"data": data, "seed": seed}), **flat(cfg.train)})
         digest = hashlib.sha256((config.dump_config(searched) + config.dump_config(trained)).encode()).hexdigest()[:8]
         words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{method}-{budget}-{searched.device.name}-s{seed}")
         found.append(Job(f"{words}-{digest}", searched, trained))
     return found
+
+
+def _search_config(cfg: SweepConfig, method: str, own: Mapping[str, Any]) -> SearchConfig:
+    """Of a trial; random search, which has no preset, is told the space of the first method's."""
+    preset = load_preset(method, cfg.preset) if cfg.preset and method != RANDOM else None
+    return load_config(SearchConfig, None, [], {**flat(cfg.search), **own, "method": method}, preset)
 
 
 def sweep(cfg: SweepConfig, output: Path, listener: Listener | None = None) -> SweepResult:
@@ -188,25 +196,3 @@ def _groups(trials: Sequence[SweepTrial]) -> tuple[SweepGroup, ...]:
 def _point(group: SweepGroup) -> Point:
     name = f"{group.method} {group.budget} {group.device}"
     return Point(name, group.method, group.ms, group.accuracy, group.lowest_accuracy, group.highest_accuracy)
-
-
-def _preset(method: str, name: str | None) -> dict[str, Any] | None:
-    """Of a method that has it; random search has none."""
-    if name is None or method == RANDOM:
-        return None
-    try:
-        return load_preset(method, name)
-    except UnknownNameError as error:
-        raise UsageError(f"preset is {name!r}: {error}") from error
-
-
-def _flags(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flags(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if value is not None}

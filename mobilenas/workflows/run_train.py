@@ -34,10 +34,12 @@ from mobilenas.workflows.naming import (
 
 SYNTHETIC_IMAGES = 1024
 """At least: one batch of them."""
+ON_NOISE = "train-on-noise"
+"""Folder of trainings that tell nothing of the network but its speed: no command takes their weights."""
 
 
 def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> TrainResult:
-    """Train the architecture of ``run`` from scratch into ``run/train``.
+    """Train the architecture of ``run`` from scratch into ``run/train``; on noise, for its speed only, beside it.
 
     Of several processes the first one writes and returns; the others end here with ``SystemExit``.
     """
@@ -49,17 +51,18 @@ def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) ->
     begin = time.monotonic()
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
-    data = (
-        synthetic_data(space.image_shape, int(str(space.options["classes"])), max(SYNTHETIC_IMAGES, cfg.data.batch))
-        if cfg.synthetic
-        else data_from_config(cfg.data, cfg.seed)
-    )
+    if cfg.synthetic:
+        classes = space.options["classes"]
+        assert isinstance(classes, int)
+        data = synthetic_data(space.image_shape, classes, max(SYNTHETIC_IMAGES, cfg.data.batch))
+    else:
+        data = data_from_config(cfg.data, cfg.seed)
     check_data_fits(space, data)
     torch.manual_seed(cfg.seed)
     network = space.build(architecture, auxiliary=cfg.auxiliary_weight > 0)
     fabric = fabric_from_config(cfg.compute, local_rank())
     check_batch(data.train, cfg.data.batch, processes.size)
-    directory = RunDirectory(run / "train")
+    directory = RunDirectory(run / (ON_NOISE if cfg.synthetic else "train"))
 
     def on_epoch(report: TrainReport) -> None:
         told.progress("training", report.epoch + 1, report.epochs)

@@ -3,7 +3,7 @@
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import asyncssh
@@ -33,6 +33,26 @@ def refused(link: Link) -> DeviceError:
     with pytest.raises(DeviceError) as caught, link:
         pass
     return caught.value
+
+
+def check_half_a_line(opened: Link, drop: Callable[[], None]) -> None:
+    lines: list[str] = []
+
+    def take(line: str) -> None:
+        lines.append(line)
+        threading.Timer(0.5, drop).start()
+
+    program = "import sys, time; print('whole', flush=True); sys.stdout.write('ha'); sys.stdout.flush(); time.sleep(600)"
+    with opened as link, pytest.raises(LostLinkError):
+        link.run([link.python, "-c", program], timeout_s=60, on_line=take)
+    assert lines == ["whole"]
+
+
+def check_last_line(opened: Link) -> None:
+    lines: list[str] = []
+    with opened as link:
+        link.run([link.python, "-c", "import sys; sys.stdout.write('a\\nb')"], timeout_s=60, on_line=lines.append)
+    assert lines == ["a", "b"]
 
 
 @needs_ssh
@@ -134,22 +154,10 @@ class TestSsh:
             assert not self.running("wait.py"), "it would be measured beside"
 
     def test_half_a_line_of_a_broken_connection_is_no_line(self) -> None:
-        lines: list[str] = []
-
-        def take(line: str) -> None:
-            lines.append(line)
-            threading.Timer(0.5, self.server.drop).start()
-
-        program = "import sys, time; print('whole', flush=True); sys.stdout.write('ha'); sys.stdout.flush(); time.sleep(600)"
-        with self.link() as link, pytest.raises(LostLinkError):
-            link.run([link.python, "-c", program], timeout_s=60, on_line=take)
-        assert lines == ["whole"]
+        check_half_a_line(self.link(), self.server.drop)
 
     def test_a_last_line_without_an_end_is_one(self) -> None:
-        lines: list[str] = []
-        with self.link() as link:
-            link.run([link.python, "-c", "import sys; sys.stdout.write('a\\nb')"], timeout_s=60, on_line=lines.append)
-        assert lines == ["a", "b"]
+        check_last_line(self.link())
 
     def test_a_runner_that_crashes_is_told_by_its_signal(self) -> None:
         with self.link() as link, pytest.raises(RunnerError, match="signal 11"):
@@ -201,22 +209,10 @@ class TestAdb:
             )
 
     def test_half_a_line_of_a_broken_connection_is_no_line(self) -> None:
-        lines: list[str] = []
-
-        def take(line: str) -> None:
-            lines.append(line)
-            threading.Timer(0.5, self.device.drop).start()
-
-        program = "import sys, time; print('whole', flush=True); sys.stdout.write('ha'); sys.stdout.flush(); time.sleep(600)"
-        with self.link() as link, pytest.raises(LostLinkError):
-            link.run([link.python, "-c", program], timeout_s=60, on_line=take)
-        assert lines == ["whole"]
+        check_half_a_line(self.link(), self.device.drop)
 
     def test_a_last_line_without_an_end_is_one(self) -> None:
-        lines: list[str] = []
-        with self.link() as link:
-            link.run([link.python, "-c", "import sys; sys.stdout.write('a\\nb')"], timeout_s=60, on_line=lines.append)
-        assert lines == ["a", "b"]
+        check_last_line(self.link())
 
     def test_a_runner_that_crashes_is_told_by_its_signal(self) -> None:
         with self.link() as link, pytest.raises(RunnerError, match="signal 11"):

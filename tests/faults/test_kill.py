@@ -16,7 +16,7 @@ SIZE, TWO = kills.Size(epochs=6), kills.Size(epochs=5, processes=2)
 def test_killed_profile_search_and_training_end_as_ones_never_stopped(tmp_path: Path) -> None:
     hits = [
         kills.profile(tmp_path / "profile", SIZE, 1, seed=1),
-        kills.search(tmp_path / "search", tmp_path / "profile" / "table", TWO, 2, seed=2),
+        kills.search(tmp_path / "search", tmp_path / "profile" / "table", TWO, 3, seed=2),
         kills.train(tmp_path / "train", tmp_path / "search" / "whole", SIZE, 1, seed=3),
     ]
     assert min(hits) >= 1, f"too few kills hit a working process: {hits}"

@@ -1,5 +1,6 @@
 """Of two processes one dies, hangs or goes another way: the other names it, and where it was. Signals stop both."""
 
+import json
 import os
 import signal
 import socket
@@ -63,25 +64,50 @@ def test_a_lost_process_is_named_with_where_it_was(trouble: str, said: str) -> N
     assert said in words
 
 
-@pytest.mark.slow
-def test_a_signal_to_one_stops_all_and_another_number_goes_on(tmp_path: Path) -> None:
-    size = Size(processes=2)
-    commands = Commands(tmp_path)
-    arguments = [
-        "search", "--data", "digits", *size.space, "--epochs", "4", "--set", "supernet.channels=2",
-        "--set", "supernet.layers=3", "--set", "data.train_fraction=0.2", "-o", "run",
-    ]  # fmt: skip
-    process = commands.start([*arguments, *size.together])
-    metrics = tmp_path / "run" / "metrics.jsonl"
+SEARCH = [
+    "search", "--data", "digits", *Size().space, "--epochs", "4", "--set", "supernet.channels=2",
+    "--set", "supernet.layers=3", "--set", "data.train_fraction=0.2", "-o", "run",
+]  # fmt: skip
+
+
+def started(commands: Commands, *more: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A search of two processes that has ended its first epoch, and the number of the other process."""
+    process = commands.start([*SEARCH, "--devices", "2", *more])
+    metrics = commands.home / "run" / "metrics.jsonl"
     while process.poll() is None and not metrics.exists():
         time.sleep(0.01)
     [beside] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(beside), signal.SIGTERM)
+    return process, int(beside)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_and_another_number_goes_on(tmp_path: Path) -> None:
+    commands = Commands(tmp_path)
+    process, beside = started(commands)
+    os.kill(beside, signal.SIGTERM)
     assert process.wait(timeout=60) == 143, (tmp_path / "log.txt").read_text()
     assert (tmp_path / "run" / "STATUS").read_text().startswith("interrupted")
     assert not Path(f"/proc/{beside}").exists()
-    commands.run(arguments)
-    assert len(metrics.read_text().splitlines()) == 4
+    commands.run(SEARCH)
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stopped_is_named_and_not_left_behind(tmp_path: Path) -> None:
+    process, beside = started(Commands(tmp_path), "--set", "compute.timeout_s=3")
+    os.kill(beside, signal.SIGSTOP)
+    assert process.wait(timeout=60) == 8
+    assert "error: process 1 of 2 is lost at stage 1, epoch " in (tmp_path / "log.txt").read_text()
+    assert not Path(f"/proc/{beside}").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them_and_the_first_one_tells(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mobilenas", *SEARCH]
+    done = subprocess.run([*argv, "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == "run"
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize(("batch", "said"), [(9, "data.batch is 9; 2 processes cannot share it equally"), (3, "at least 4")])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -72,16 +72,15 @@ def search(folder: Path, case: str, processes: Processes, is_ghost: bool = False
     space, method = CASES[case]
     supernets: list[nn.Module] = []
 
-    build = type(space).supernet
-
-    def supernet(self: SearchSpace, plan: SupernetPlan) -> nn.Module:
-        supernets.append(build(self, plan))
-        return Ghost(supernets[-1]) if is_ghost else supernets[-1]
+    class Watched(type(space)):  # type: ignore[misc]
+        def supernet(self, plan: SupernetPlan) -> nn.Module:
+            supernets.append(super().supernet(plan))
+            return Ghost(supernets[-1]) if is_ghost else supernets[-1]
 
     model = TableModel(make_table(space), space, make_lower(space))
     target_ms = 0.8 * model.latency(space.random_architecture(random.Random(0))).ms
     engine = SearchEngine(
-        space=space,
+        space=Watched(**{field.name: getattr(space, field.name) for field in fields(space)}),
         method=method(),
         task=Classification(),
         halves=(images(space, 1), images(space, 2)),
@@ -101,11 +100,7 @@ def search(folder: Path, case: str, processes: Processes, is_ghost: bool = False
         directory=RunDirectory(folder / case),
         processes=processes,
     )
-    type(space).supernet = supernet  # type: ignore[method-assign]
-    try:
-        parameters = engine.run()
-    finally:
-        type(space).supernet = build  # type: ignore[method-assign]
+    parameters = engine.run()
     return {
         **{f"logits {name}": row.detach().clone() for name, row in parameters.named_parameters()},
         **{f"weight {name}": weight.detach().clone() for name, weight in supernets[-1].named_parameters()},

@@ -99,6 +99,7 @@ def test_images_are_augmented_as_published(name: str, tmp_path: Path, monkeypatc
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_starts_on_noise(name: str, run: Path, command: Callable[..., Outcome]) -> None:
     seen: list[torch.optim.Optimizer] = []
+    before = {path.name: path.read_bytes() for path in (run / "train").glob("*.*")}
     init = Trainer.__init__
 
     def watched(self: Trainer, **arguments: object) -> None:
@@ -116,8 +117,9 @@ def test_every_recipe_starts_on_noise(name: str, run: Path, command: Callable[..
     assert type(optimiser) is torch.optim.SGD
     [group] = optimiser.param_groups
     assert (group["momentum"], group["weight_decay"]) == (0.9, FACTS[name][7])
-    [line] = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    [line] = [json.loads(line) for line in (run / "train-on-noise" / "metrics.jsonl").read_text().splitlines()]
     assert line["images_per_s"] > 0
+    assert {path.name: path.read_bytes() for path in (run / "train").glob("*.*")} == before, "noise replaces no training"
 
 
 def test_a_schedule_by_the_step_is_finer_than_by_the_epoch() -> None:

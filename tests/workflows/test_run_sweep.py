@@ -39,6 +39,21 @@ def test_trials_are_all_there_is_of_methods_budgets_devices_and_seeds() -> None:
         assert all(letter.isalnum() or letter in ".-" for letter in job.name)
 
 
+def test_random_search_has_the_space_of_the_first_methods_preset() -> None:
+    jobs = jobs_of(
+        load_config(SweepConfig, None, [], {"methods": ("dense-nas",), "preset": "quick", "search.data.name": "digits"})
+    )
+    assert {job.search.space.name for job in jobs} == {jobs[0].search.space.name} != {"cells"}
+    assert {job.search.method for job in jobs} == {"dense-nas", "random"}
+
+
+def test_images_of_a_training_are_those_of_its_search() -> None:
+    [job, *_] = jobs_of(
+        sweep_config(**{"search.data.name": "image-folder", "search.data.image_size": 96, "search.data.root": "/x"})
+    )
+    assert (job.train.data.name, job.train.data.image_size, job.train.data.root) == ("image-folder", 96, "/x")
+
+
 def test_a_name_tells_all_that_a_trial_depends_on() -> None:
     first, second = (jobs_of(sweep_config(**more))[0].name for more in ({}, {"train.epochs": 2}))
     assert first != second
