@@ -38,6 +38,10 @@ def providers_of(job):
     return job["provider"].split(",")
 
 
+def starts(session, wanted):
+    return session.get_providers()[: len(wanted)] == wanted
+
+
 def session_of(job, path, options):
     """A session by the job's providers and no other."""
     wanted, known = providers_of(job), onnxruntime.get_available_providers()
@@ -48,11 +52,13 @@ def session_of(job, path, options):
     try:
         session = onnxruntime.InferenceSession(path, options, providers=wanted)
     except Exception as error:
+        if CPU not in wanted and not starts(onnxruntime.InferenceSession(path, providers=[*wanted, CPU]), wanted):
+            raise mobilenas_runner.Unavailable("%s cannot start here" % job["provider"]) from None
         for said, meant in COMPLAINTS.items():
             if said in str(error):
                 raise ValueError(meant % (job["provider"], job["provider"])) from None
         raise
-    if session.get_providers()[: len(wanted)] != wanted:  # it says why on the standard output
+    if not starts(session, wanted):  # it says why on the standard output
         raise mobilenas_runner.Unavailable("%s cannot start here" % job["provider"])
     session.disable_fallback()  # to the CPU, after an error while running
     return session

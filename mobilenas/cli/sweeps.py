@@ -50,7 +50,7 @@ def sweep(
     cfg = load_config(SweepConfig, config, sets, flags)
     from mobilenas import workflows
 
-    goes_on = "interrupted: the same command goes on; trials that are done are not run again"
+    goes_on = "the same command goes on; trials that are done are not run again"
     result = with_listener(quiet or json, lambda told: workflows.sweep(cfg, output, told), goes_on)
     rows = [
         (

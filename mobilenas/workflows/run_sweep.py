@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -31,7 +32,7 @@ RANDOM = "random"
 INSTEAD = {"method": "methods", "latency_budget": "budgets", "seed": "seeds"}
 """Settings of a search that a sweep has by another name."""
 RESULT_FILE, FRONT_FILE = "sweep.json", "front.svg"
-WAIT_S = 1.0
+WAIT_S, CONNECT_S = 1.0, 5.0
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -120,6 +121,7 @@ def _run_on_ray(
         import ray
     except ImportError:
         raise ResourceError("a sweep runs on Ray, which is not installed here: pip install 'mobilenas[ray]'") from None
+    _check_answers(cfg.address)
     try:
         ray.init(address=cfg.address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -142,6 +144,17 @@ def _run_on_ray(
         return reasons
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str | None) -> None:
+    """Raise ``UsageError`` where nobody listens at ``host:port``: Ray itself would try again for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"address is {address!r}, where nobody listens: {error}") from error
 
 
 def _is_done(run: Path) -> bool:

@@ -1,6 +1,7 @@
 """A sweep on a real local Ray: every trial is an ordinary run; what is done is not done again."""
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from mobilenas.config import SweepConfig, load_config
 from mobilenas.core.measurement import PLANS
 from mobilenas.errors import UnknownNameError, UsageError
-from mobilenas.workflows.run_sweep import jobs_of, run_trial
+from mobilenas.workflows.run_sweep import jobs_of, run_trial, sweep
 from tests.conftest import Outcome
 
 SMALL = {
@@ -73,6 +74,13 @@ def test_a_name_tells_all_that_a_trial_depends_on() -> None:
 def test_what_makes_no_sweep_is_refused(more: dict[str, object], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         jobs_of(sweep_config(**more))
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(UsageError, match="where nobody listens"):
+        sweep(sweep_config(address=address), tmp_path / "sweep")
 
 
 def test_a_trial_that_fails_tells_why(tmp_path: Path) -> None:
