@@ -172,10 +172,10 @@ def test_a_budget_that_is_a_number_says_the_accepted_form(text: str) -> None:
 
 
 def test_every_flag_in_a_printed_command_is_a_setting() -> None:
-    from mobilenas.config import _FLAGS, _flat
+    from mobilenas.config import _FLAGS, flat
 
     kinds = (ProfileConfig, SearchConfig, VerifyConfig)
-    known = {key for kind in kinds for key in _flat(tomllib.loads(dump_config(kind())))}
+    known = {key for kind in kinds for key in flat(tomllib.loads(dump_config(kind())))}
     optional = {
         "latency_budget",
         "budget_statistic",

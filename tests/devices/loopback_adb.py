@@ -111,9 +111,9 @@ class Connection:
             if not service.startswith("shell,v2"):
                 self.send(b"CLSE", 0, first)
                 return
-            shell = self._shells[len(self._shells) + 1] = Shell(self, len(self._shells) + 1, first)
+            shell = self._shells[len(self._shells) + 1] = Shell(self, len(self._shells) + 1, first, script)
             self.send(b"OKAY", shell.number, first)
-            shell.start(script)
+            shell.start()
         elif command == b"OKAY" and second in self._shells:
             self._shells[second].may_send.release()
         elif command == b"WRTE" and second in self._shells:
@@ -126,14 +126,12 @@ class Connection:
 class Shell:
     """One command that runs."""
 
-    def __init__(self, connection: Connection, number: int, remote: int) -> None:
+    def __init__(self, connection: Connection, number: int, remote: int, script: str) -> None:
         self.connection, self.number, self.remote = connection, number, remote
         self.may_send = threading.Semaphore(1)
         self._writing = threading.Lock()
         self._pending = b""
         self._is_lost = False
-
-    def start(self, script: str) -> None:
         folder = self.connection.device.folder
         environment = device_environment(folder)
         self.child = subprocess.Popen(
@@ -146,6 +144,9 @@ class Shell:
             start_new_session=True,
         )
         self.connection.device.children.append(self.child)
+
+    def start(self) -> None:
+        """Its output is passed on, once the host knows its number."""
         threading.Thread(target=self._attend, daemon=True).start()
 
     def take(self, data: bytes) -> None:
