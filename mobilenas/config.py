@@ -146,10 +146,13 @@ class LogCostConfig(Strict):
 
 
 class ComputeConfig(Strict):
-    """What trains: lightning-fabric's accelerator (``auto``, ``cpu``, ``cuda``) and precision (``32-true``, ``bf16-mixed``)."""
+    """What trains: lightning-fabric's accelerator (``auto``, ``cpu``, ``cuda``) and precision."""
 
     accelerator: str = "auto"
     precision: str = "32-true"
+    """``32-true``, ``bf16-mixed`` or ``16-mixed``; logits, latencies and multipliers are of 32 bits or more in each."""
+    accumulate: Count = 1
+    """Parts that each batch is computed in, one after another; more where a batch does not fit into memory."""
     threads: ThreadsOrNone = 0
     """CPU threads; 0 leaves torch's default, shared among the processes of this host."""
     devices: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 1
@@ -434,6 +437,7 @@ _FLAGS = {
     "device.name": "--device",
     "device.runtime": "--runtime",
     "device.precision": "--precision",
+    "compute.precision": "--compute-precision",
     "device.threads": "--threads",
     "space.name": "--space",
     "space.options.channels": "--channels",

@@ -15,6 +15,7 @@ from mobilenas.latency.kernels import NetworkPrediction
 from mobilenas.latency.network_card import Proxy
 from mobilenas.latency.table import ErrorReport, ModelFlags, NetworkScale
 from mobilenas.runtimes.base import RunSettings
+from mobilenas.search.memory import MemoryEstimate
 from mobilenas.search.selection import Selection
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
@@ -105,6 +106,37 @@ class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rounds of candidates that were measured."""
     coverage_fraction: float = 0.9
     """Share of networks that the interval from ``table_low_ms`` to ``table_high_ms`` promises to hold."""
+
+
+class SearchPlan(msgspec.Struct, frozen=True):
+    """What ``search --dry-run`` says."""
+
+    method: str
+    space: str
+    images: tuple[int, int]
+    """For the weights, and for the architecture."""
+    stages: tuple[int, ...]
+    """Epochs of each."""
+    batch: int
+    parts: int
+    """That each batch is computed in."""
+    memory: MemoryEstimate | None
+    """Of a step of the largest stage, in one process; ``None`` where nothing is trained."""
+    target_ms: float | None
+    lowest_ms: float | None
+    """Of the space's networks, by the latency model."""
+    highest_ms: float | None
+
+
+class TrainPlan(msgspec.Struct, frozen=True):
+    """What ``train --dry-run`` says."""
+
+    fingerprint: str
+    images: int
+    epochs: int
+    batch: int
+    parts: int
+    memory: MemoryEstimate
 
 
 class SearchResult(msgspec.Struct, frozen=True):

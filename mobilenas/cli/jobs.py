@@ -9,6 +9,7 @@ import typer
 
 from mobilenas.cli.options import (
     Channels,
+    ComputePrecision,
     ConfigFile,
     DataName,
     DeviceName,
@@ -63,7 +64,8 @@ from mobilenas.console import percent
 from mobilenas.errors import BudgetError
 
 if TYPE_CHECKING:
-    from mobilenas.results import ProfileResult, TransferResult
+    from mobilenas.results import ProfileResult, SearchPlan, TransferResult
+    from mobilenas.search.memory import MemoryEstimate
 
 
 def _device_flags(
@@ -235,6 +237,7 @@ def search(
     data: DataName = None,
     epochs: Epochs = None,
     devices: Devices = None,
+    compute_precision: ComputePrecision = None,
     device: DeviceName = None,
     runtime: RuntimeName = None,
     precision: Precision = None,
@@ -245,6 +248,9 @@ def search(
     no_measure: Annotated[bool, typer.Option("--no-measure", help="Do not measure candidates.")] = False,
     seed: Seed = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Run directory.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be searched, and the memory it takes.")
+    ] = False,
     config: ConfigFile = None,
     sets: Sets = None,
     json: Json = False,
@@ -263,6 +269,7 @@ def search(
         "data.name": data,
         "epochs": epochs,
         "compute.devices": devices,
+        "compute.precision": compute_precision,
         **_device_flags(device, runtime, precision, threads, estimator),
         "table": str(table) if table else None,
         "plan": plan,
@@ -278,6 +285,9 @@ def search(
         parse_latency_target(cfg.latency_budget)
     from mobilenas import workflows
 
+    if dry_run:
+        _show_search_plan(workflows.search_plan(cfg), json)
+        return
     folder = output or workflows.default_run("search")
     after_stop = GOES_ON if output else GOES_ON.replace("command", f"command with --output {folder}")
     result = with_listener(quiet or json, lambda told: workflows.search(cfg, folder, told), after_stop)
@@ -292,6 +302,32 @@ def search(
     say_next(json, command_line("train", TrainConfig(data=same_data(TrainConfig().data, cfg.data)), result.run))
 
 
+def _show_search_plan(plan: SearchPlan, json: bool) -> None:
+    epochs = " + ".join(map(str, plan.stages)) or "none"
+    rows = [
+        ("method", plan.method),
+        ("space", plan.space),
+        ("images", f"{plan.images[0]:,} for the weights, {plan.images[1]:,} for the architecture"),
+        ("epochs", epochs),
+        *_memory_rows(plan.memory, plan.batch, plan.parts),
+    ]
+    if plan.target_ms is not None:
+        rows.append(
+            ("budget", f"{plan.target_ms:.4g} ms; the space's networks take {plan.lowest_ms:.4g} to {plan.highest_ms:.4g} ms")
+        )
+    show(plan, json, "search, not run", rows)
+
+
+def _memory_rows(memory: MemoryEstimate | None, batch: int, parts: int) -> list[tuple[str, str]]:
+    if memory is None:
+        return []
+    in_parts = f" in {parts} parts" if parts > 1 else ""
+    return [
+        ("parameters", f"{memory.parameters:,}"),
+        ("memory", f"{memory} for a step on {batch} images{in_parts}, beside libraries"),
+    ]
+
+
 def train(
     target: Annotated[
         str, typer.Argument(help="Run directory, architecture file, or name of a published network.", metavar="RUN|FILE|NAME")
@@ -301,7 +337,11 @@ def train(
     data: DataName = None,
     epochs: Epochs = None,
     devices: Devices = None,
+    compute_precision: ComputePrecision = None,
     seed: Seed = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be trained, and the memory it takes.")
+    ] = False,
     config: ConfigFile = None,
     sets: Sets = None,
     json: Json = False,
@@ -312,6 +352,7 @@ def train(
         "data.name": data,
         "epochs": epochs,
         "compute.devices": devices,
+        "compute.precision": compute_precision,
         "seed": seed,
         "synthetic": True if synthetic else None,
     }
@@ -319,6 +360,11 @@ def train(
     from mobilenas import workflows
 
     run = workflows.run_of(target)
+    if dry_run:
+        plan = workflows.train_plan(run, cfg)
+        rows = [("network", plan.fingerprint), ("images", f"{plan.images:,}"), ("epochs", str(plan.epochs))]
+        show(plan, json, "train, not run", [*rows, *_memory_rows(plan.memory, plan.batch, plan.parts)])
+        return
     result = with_listener(quiet or json, lambda told: workflows.train(run, cfg, told), GOES_ON)
     rows = [
         ("test accuracy", f"{result.test_accuracy:.2%}"),

@@ -36,4 +36,7 @@ DataName = Annotated[
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the data.")]
 Devices = Annotated[int | None, typer.Option("--devices", help="Processes here that share every batch, each with a GPU.")]
+ComputePrecision = Annotated[
+    str | None, typer.Option("--compute-precision", help="What training computes in: 32, bf16-mixed or 16-mixed.")
+]
 Run = Annotated[Path, typer.Argument(help="Run directory of a search.", metavar="RUN")]

@@ -89,7 +89,8 @@ class Step:
     scalars. ``backward`` takes the place of ``Tensor.backward``. ``weights`` are the supernet's; ``weights_after(gradients)``
     is what the weight optimiser would make of them, without doing it, and ``weights_lr`` its learning rate now. In a pass
     that makes no weight steps ``train`` is ``valid``. Batches are this process's part: ``average`` averages gradients over
-    all, where a method goes on from them; those of the logits are averaged in the end.
+    all, where a method goes on from them; those of the logits are averaged in the end. In half precision gradients are a
+    multiple of what they say, the same one for all of a step.
     """
 
     parameters: ArchitectureParameters
@@ -139,8 +140,10 @@ class SearchMethod:
     """The steps made with every pair of batches."""
     warmup_fraction: ClassVar[float] = 0.0
     """Share of a stage's epochs that train only weights, unless the search says how many."""
-    full_precision_only = False
-    """Whether the method needs ``compute.precision = "32-true"``."""
+    precisions: tuple[str, ...] = ("32-true", "bf16-mixed", "16-mixed")
+    """Values of ``compute.precision`` that the method can be computed in."""
+    may_be_in_parts = True
+    """Whether a batch may be computed part by part: not where a method differentiates twice."""
     switches = Switches()
     """What this method turns on of what any method on cells may have; a search may set others on its instance."""
 

@@ -40,7 +40,9 @@ class Darts(SearchMethod):
         if hessian not in ("difference", "exact"):
             raise UsageError(f"method_options.hessian is {hessian!r}; available: difference, exact")
         self.order, self.hessian = order, hessian
-        self.full_precision_only = order == 2 and hessian == "exact"
+        if order == 2:  # weights that a step would make, of gradients as they are
+            self.precisions = ("32-true",) if hessian == "exact" else ("32-true", "bf16-mixed")
+            self.may_be_in_parts = hessian != "exact"
 
     def check(self, space: SearchSpace) -> None:
         super().check(space)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from mobilenas.core import documents
 from mobilenas.core.run_directory import write_atomic
 from mobilenas.core.signals import StopRequest
-from mobilenas.errors import DivergedError, DocumentError
+from mobilenas.errors import DocumentError
 from mobilenas.search.processes import Processes
 
 _TENSOR = "__tensor__"
@@ -104,13 +103,15 @@ class Checkpoints:
             raise DocumentError(f"no checkpoint in {self._folder} is whole, the oldest says: {damaged}")
         return None
 
-    def resume(self, load_state: Callable[[Any], None], processes: Processes) -> None:
-        """Pass the newest whole state, as the first process reads it, to ``load_state``, if there is one.
+    def resume(self, load_state: Callable[[Any], None], processes: Processes, otherwise: Any = None) -> None:
+        """Pass the newest whole state, as the first process reads it, to ``load_state``; without one ``otherwise``, if given.
 
         Raises ``DocumentError`` if it does not fit.
         """
         state = processes.share(self.load_latest() if processes.is_first else None)
         if state is None:
+            if otherwise is not None:
+                load_state(otherwise)
             return
         try:
             load_state(state)
@@ -200,18 +201,14 @@ def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
 def states_apart(processes: Processes, module: nn.Module, tallies: Mapping[str, Tally]) -> dict[str, Any]:
     """What is not the same in each process, of all of them: random numbers, BatchNorm's statistics, sums of an epoch.
 
-    What all draw together, from torch's default generator, is there once. Raises ``DivergedError`` for sums that are none.
+    What all draw together, from torch's default generator, is there once.
     """
     own = {
         "random": processes.state(),
         "buffers": {name: buffer.cpu() for name, buffer in module.named_buffers()} if processes.size > 1 else {},
         "tallies": {name: tally.state() for name, tally in tallies.items()},
     }
-    found = processes.gather(own)
-    for state in found:
-        for tally in state["tallies"].values():
-            Tally(**tally).mean_loss()
-    return {"random": torch.get_rng_state(), "apart": found}
+    return {"random": torch.get_rng_state(), "apart": processes.gather(own)}
 
 
 def load_states_apart(processes: Processes, module: nn.Module, state: Mapping[str, Any]) -> dict[str, Tally]:
@@ -245,20 +242,24 @@ class Tally:
     count: int = 0
 
     def add(self, loss: Tensor, correct: int, count: int) -> None:
-        """Add one batch: its mean loss, its hits, its size."""
+        """Add one batch: its mean loss, its hits, its size; one without a finite loss is left out."""
+        if not loss.isfinite():
+            return
         self.loss = self.loss + loss.detach().double()
         self.batches += 1
         self.correct += correct
         self.count += count
 
+    def merge(self, other: Tally) -> None:
+        """Add all of another one."""
+        self.loss = self.loss + other.loss
+        self.batches += other.batches
+        self.correct += other.correct
+        self.count += other.count
+
     def mean_loss(self) -> float | None:
-        """Mean loss over batches, ``None`` before the first. Raises ``DivergedError`` if it is not finite."""
-        if not self.batches:
-            return None
-        mean = float(self.loss) / self.batches
-        if not math.isfinite(mean):
-            raise DivergedError(f"the loss is {mean}; lower the learning rates (weights.lr, architecture.lr)")
-        return mean
+        """Mean loss over batches, ``None`` before the first."""
+        return float(self.loss) / self.batches if self.batches else None
 
     def accuracy(self) -> float | None:
         """Share of hits, ``None`` before the first batch."""

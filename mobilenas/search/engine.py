@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -22,72 +24,23 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
 from mobilenas.data import CyclingLoader, Images, check_batch
-from mobilenas.errors import MissingKernelError
+from mobilenas.errors import DivergedError, MissingKernelError
 from mobilenas.latency.budget import AugmentedLagrangian, Budget, LogCost
 from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, Step, StepKind
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
+from mobilenas.search.descent import AdamSettings, Descent, Guard, SgdSettings
+from mobilenas.search.memory import MemoryEstimate, activation_bytes, estimate, on_meta
+from mobilenas.search.parts import Parts
 from mobilenas.search.processes import Processes
 from mobilenas.search.task import Task
 from mobilenas.spaces.base import SearchSpace, SupernetPlan, SupernetSize
 from mobilenas.supernet import ArchitectureParameters, LogitsBefore, Mixture, Supernet
 
 LOWEST_TEMPERATURE = 0.05
-LAST_EPOCHS = 5
-"""At the end of the linear schedule, in which it falls more slowly."""
 COMPARE_EVERY = 100
 """Steps after which several processes compare what must be the same in all."""
 DRAWS = 16
 """Mixtures that the expectation at the end of an epoch is taken over."""
-
-
-class SgdSettings(msgspec.Struct, frozen=True):
-    """SGD with momentum, a schedule of its rate, and clipping of the gradient's norm.
-
-    In the first ``warmup_epochs`` the rate rises linearly to ``lr``; it then follows ``schedule`` as if there had been none:
-    ``cosine`` from ``lr`` to ``min_lr``; ``exponential``, times ``decay`` each epoch; or ``linear``, less by one and the same
-    each epoch, and by a fifth of that in the last five, to nothing (P-DARTS's authors, arXiv 1904.12760).
-    """
-
-    lr: float
-    min_lr: float
-    momentum: float
-    weight_decay: float
-    clip_norm: float
-    warmup_epochs: int = 0
-    nesterov: bool = False
-    schedule: str = "cosine"
-    decay: float = 0.97
-    per_step: bool = False
-    """Whether the rate changes with every step instead of every epoch."""
-
-    def lr_at(self, epoch: float, epochs: int) -> float:
-        """Learning rate of ``epoch``, counted from 0; a part of one is told by a fraction."""
-        if epoch < self.warmup_epochs:
-            return self.lr * min(1.0, (epoch + 1) / self.warmup_epochs)
-        if self.schedule == "exponential":
-            return float(self.lr * self.decay**epoch)
-        if self.schedule == "linear":
-            steep = max(1, epochs - LAST_EPOCHS)
-            left = epochs - epoch
-            return self.lr * ((left - LAST_EPOCHS) / steep if left > LAST_EPOCHS else left / (steep * LAST_EPOCHS))
-        return self.min_lr + (self.lr - self.min_lr) * (1 + math.cos(math.pi * epoch / epochs)) / 2
-
-    def set_rate(self, optimiser: Any, epoch: int, step: int, steps: int, epochs: int) -> float:
-        """Give ``optimiser`` the rate of step ``step`` of ``steps``, and return it."""
-        rate = self.lr_at(epoch + step / steps if self.per_step else epoch, epochs)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        return rate
-
-
-class AdamSettings(msgspec.Struct, frozen=True):
-    """Adam of the logits, with L2 decay and, where it is set, clipping of the gradient's norm."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    weight_decay: float
-    clip_norm: float | None = None
 
 
 class EngineSettings(msgspec.Struct, frozen=True):
@@ -102,6 +55,8 @@ class EngineSettings(msgspec.Struct, frozen=True):
     weights: SgdSettings
     architecture: AdamSettings
     seed: int
+    accumulate: int = 1
+    """Parts that each batch is computed in."""
 
 
 class BudgetReport(msgspec.Struct, frozen=True):
@@ -170,6 +125,32 @@ class SearchEngine:
         for images in self.halves:
             check_batch(images, self.settings.batch_size, self.processes.size)
 
+    def memory(self) -> list[tuple[Stage, MemoryEstimate]]:
+        """The stages that are trained, and what a step of each takes."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        images = -(-self.settings.batch_size // self.processes.size // self.settings.accumulate)
+        stages, found = self._stages(), []
+        stage = next(stages)
+        while True:
+            if stage.epochs:
+                found.append((stage, self.memory_of(stage, images)))
+            try:  # whatever logits it ends with, the next one is as large
+                stage = stages.send(ArchitectureParameters(stage.decisions, generator, self.space.decisions))
+            except StopIteration:
+                return found
+
+    def memory_of(self, stage: Stage, images: int) -> MemoryEstimate:
+        """What a step of a stage on so many images takes."""
+        parameters = ArchitectureParameters(stage.decisions, torch.Generator(), self.space.decisions)
+        with torch.random.fork_rng(devices=[]):
+            mixture = self.method.relax_architecture(parameters, Progress(0, 0, max(1, stage.epochs)))
+        mixture = msgspec.structs.replace(mixture, weights=on_meta(mixture.weights))
+        with torch.device("meta"):
+            supernet = self.space.supernet(self.plan_of(stage)).train()
+            pixels, labels = torch.empty(images, *self.space.image_shape[1:]), torch.zeros(images, dtype=torch.int64)
+        number_bytes = activation_bytes(str(self.fabric.strategy.precision.precision))
+        return estimate(supernet, lambda: self.task.loss(supernet(pixels, mixture), labels), number_bytes)
+
     def plan_of(self, stage: Stage) -> SupernetPlan:
         """The supernet of a stage."""
         parts = self.method.switches.partial_channels
@@ -207,20 +188,16 @@ class _StageRun:
         generator = torch.Generator().manual_seed(settings.seed + index)
         self.parameters = ArchitectureParameters(stage.decisions, generator, engine.space.decisions)
         fabric.to_device(self.parameters)
-        self.weights = list(supernet.parameters())
-        optimiser = torch.optim.SGD(
-            self.weights,
-            settings.weights.lr,
-            momentum=settings.weights.momentum,
-            nesterov=settings.weights.nesterov,
-            weight_decay=settings.weights.weight_decay,
-        )
-        self.supernet, self.weights_optimiser = fabric.setup(supernet, optimiser)
-        adam = settings.architecture
-        self.architecture_optimiser: Any = fabric.setup_optimizers(
-            torch.optim.Adam(self.parameters.parameters(), adam.lr, (adam.beta1, adam.beta2), weight_decay=adam.weight_decay)
-        )
+        weights, logits = list(supernet.parameters()), list(self.parameters.parameters())
+        self.supernet, sgd = fabric.setup(supernet, settings.weights.optimiser(weights))
+        adam: Any = fabric.setup_optimizers(settings.architecture.optimiser(logits))
+        self.guard = Guard(fabric, self.supernet, self.processes, engine.on_note)
+        self.weights = Descent(sgd, weights, settings.weights.clip_norm, self.guard, self.processes)
+        self.logits = Descent(adam, logits, settings.architecture.clip_norm, self.guard, self.processes)
         part = self.processes.part_of(settings.batch_size)
+        own = part.stop - part.start
+        may_halve = self.processes.size == 1 and engine.method.may_be_in_parts
+        self.parts = Parts(settings.accumulate, own, may_halve, engine.on_note, partial(engine.memory_of, stage))
         self.loaders = [
             CyclingLoader(images, settings.batch_size, settings.seed + 2 * index + half, settings.workers, part)
             for half, images in enumerate(engine.halves)
@@ -230,12 +207,18 @@ class _StageRun:
         self.checkpoints = Checkpoints(engine.directory.checkpoints / f"stage{index}", engine.on_note)
 
     def run(self) -> ArchitectureParameters:
+        first = deepcopy(self._state())
         self._resume()
         with StopRequest() as stop:
             saver = Saver(self.checkpoints, self._state, stop, self.processes)
             while self.position.epoch < self.stage.epochs:
                 progress = Progress(self.index, self.position.epoch, self.stage.epochs, self.stage.warmup_epochs)
-                report = self._epoch(progress, saver)
+                try:
+                    report = self._epoch(progress, saver)
+                except DivergedError as error:
+                    self.guard.go_back(error)
+                    self._resume(first)
+                    continue
                 self.position = _Position(self.position.epoch + 1)
                 if self.processes.is_first:
                     self.engine.directory.metrics.append(report)
@@ -250,18 +233,19 @@ class _StageRun:
         position, passes = self.position, self.engine.method.phases(self.stage, progress.epoch)
         train, valid = position.train, position.valid
         ends = list(accumulate(self._steps_in(kinds) for kinds in passes))
-        lr = self.engine.settings.weights.lr_at(progress.epoch, progress.epochs)
+        settings = self.engine.settings.weights
+        lr = self.guard.rate_factor * settings.lr_at(progress.epoch, progress.epochs)
+        self.logits.set_rate(self.engine.settings.architecture.lr)
         for kinds, end in zip(passes, ends, strict=True):
             while position.step < end:
-                self.engine.settings.weights.set_rate(
-                    self.weights_optimiser, progress.epoch, position.step, ends[-1], progress.epochs
-                )
+                self.weights.set_rate(settings.lr_in(progress.epoch, position.step, ends[-1], progress.epochs))
                 batches = {name: self._batch(loader) for name, loader in self._read_in(kinds).items()}
                 for kind in kinds:
                     if kind == "architecture":
-                        self._architecture_step(batches.get("train", batches["valid"]), batches["valid"], progress, valid)
+                        pair = batches.get("train", batches["valid"]), batches["valid"]
+                        valid.merge(self.parts.within_memory(partial(self._architecture_step, *pair, progress)))
                     else:
-                        self._weight_step(batches["train"], progress, train)
+                        train.merge(self.parts.within_memory(partial(self._weight_step, batches["train"], progress)))
                 position.step += 1
                 self.processes.at(f"stage {self.index + 1}, epoch {progress.epoch + 1}, step {position.step}")
                 if position.step % COMPARE_EVERY == 0:
@@ -307,19 +291,20 @@ class _StageRun:
         images, labels = self.engine.fabric.to_device(loader.next())
         return Batch(images, labels)
 
-    def _weight_step(self, batch: Batch, progress: Progress, tally: Tally) -> None:
+    def _weight_step(self, batch: Batch, progress: Progress) -> Tally:
+        tally = Tally()
         with torch.no_grad():
             mixture = self.engine.method.relax_weights(self.parameters, progress)
-        self.weights_optimiser.zero_grad()
-        loss = self._loss(batch, mixture, tally)
-        self.engine.fabric.backward(loss)
-        self.processes.average(self.weights)
-        nn.utils.clip_grad_norm_(self.weights, self.engine.settings.weights.clip_norm)
-        self.weights_optimiser.step()
+        self.weights.begin()
+        self.engine.fabric.backward(self._loss(batch, mixture, tally))
+        self.weights.average()
+        self.weights.step()
+        return tally
 
-    def _architecture_step(self, train: Batch, valid: Batch, progress: Progress, tally: Tally) -> None:
-        self.architecture_optimiser.zero_grad()
-        self.engine.method.architecture_gradient(
+    def _architecture_step(self, train: Batch, valid: Batch, progress: Progress) -> Tally:
+        method, tally = self.engine.method, Tally()
+        self.logits.begin()
+        method.architecture_gradient(
             Step(
                 parameters=self.parameters,
                 train=train,
@@ -328,28 +313,31 @@ class _StageRun:
                 loss=lambda batch, mixture: self._loss(batch, mixture, tally if batch is valid else Tally()),
                 constraint=lambda mixture: self._constraint(mixture, progress),
                 backward=self.engine.fabric.backward,
-                weights=self.weights,
-                weights_after=lambda gradients: weights_after(self.weights_optimiser, self.weights, gradients),
-                weights_lr=self.weights_optimiser.param_groups[0]["lr"],
+                weights=self.weights.tensors,
+                weights_after=lambda gradients: weights_after(self.weights.optimiser, self.weights.tensors, gradients),
+                weights_lr=self.weights.lr,
                 average=self.processes.average,
             )
         )
-        self.processes.average(self.parameters.parameters())
-        clip_norm = self.engine.settings.architecture.clip_norm
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters.parameters(), clip_norm)
-        before = LogitsBefore.of(self.parameters, self.architecture_optimiser)
-        self.architecture_optimiser.step()
-        with torch.no_grad():
-            self.engine.method.after_architecture_step(Moved(self.parameters, before, self.architecture_optimiser, progress))
+        self.logits.average()
+        before = LogitsBefore.of(self.parameters, self.logits.optimiser)
+        if self.logits.step():
+            with torch.no_grad():
+                method.after_architecture_step(Moved(self.parameters, before, self.logits.optimiser, progress))
+        return tally
 
     def _loss(self, batch: Batch, mixture: Mixture, tally: Tally) -> Tensor:
-        dropout = self.stage.skip_dropout_at(self.position.epoch)
-        with self.processes.drawing_apart():
-            logits = self.supernet(batch.images, msgspec.structs.replace(mixture, skip_dropout=dropout))
-        loss = self.engine.task.loss(logits, batch.labels)
-        tally.add(loss, self.engine.task.correct(logits.detach(), batch.labels), len(batch.labels))
-        return loss
+        task, dropout = self.engine.task, self.stage.skip_dropout_at(self.position.epoch)
+
+        def compute(part: Batch, weights: Mapping[str, Tensor]) -> Tensor:
+            own = msgspec.structs.replace(mixture, weights=weights, skip_dropout=dropout)
+            with self.processes.drawing_apart():
+                logits = self.supernet(part.images, own)
+            loss = task.loss(logits, part.labels)
+            tally.add(loss, task.correct(logits.detach(), part.labels), len(part.labels))
+            return loss
+
+        return self.parts.loss(compute, batch, mixture.weights, self.weights.tensors, self.guard.scale)
 
     def _constraint(self, mixture: Mixture, progress: Progress) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.engine.fabric.device)
@@ -388,16 +376,18 @@ class _StageRun:
             "position": {"epoch": self.position.epoch, "step": self.position.step},
             "supernet": self.supernet.state_dict(),
             "parameters": self.parameters.state_dict(),
-            "weights_optimiser": self.weights_optimiser.state_dict(),
-            "architecture_optimiser": self.architecture_optimiser.state_dict(),
+            "weights_optimiser": self.weights.optimiser.state_dict(),
+            "architecture_optimiser": self.logits.optimiser.state_dict(),
+            "guard": self.guard.state(),
+            "parts": self.parts.state(),
             "lagrangians": [lagrangian.state() for lagrangian in self.lagrangians],
             "loaders": [loader.state() for loader in self.loaders],
             **states_apart(self.processes, self.supernet, self.position.tallies),
         }
 
-    def _resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one; metrics of what is done again are dropped."""
-        self.checkpoints.resume(self._load_state, self.processes)
+    def _resume(self, otherwise: dict[str, Any] | None = None) -> None:
+        """Go on from the newest checkpoint or, without one, from ``otherwise``; metrics of what is done again are dropped."""
+        self.checkpoints.resume(self._load_state, self.processes, otherwise)
         here = (self.index, self.position.epoch)
         if self.processes.is_first:
             self.engine.directory.metrics.keep(lambda line: (line["stage"], line["epoch"]) < here)
@@ -405,8 +395,10 @@ class _StageRun:
     def _load_state(self, state: dict[str, Any]) -> None:
         self.supernet.load_state_dict(state["supernet"])
         self.parameters.load_state_dict(state["parameters"])
-        self.weights_optimiser.load_state_dict(state["weights_optimiser"])
-        self.architecture_optimiser.load_state_dict(state["architecture_optimiser"])
+        self.weights.optimiser.load_state_dict(state["weights_optimiser"])
+        self.logits.optimiser.load_state_dict(state["architecture_optimiser"])
+        self.guard.load_state(state["guard"])
+        self.parts.load_state(state["parts"])
         for lagrangian, saved in zip(self.lagrangians, state["lagrangians"], strict=True):
             lagrangian.load_state(saved)
         for loader, saved in zip(self.loaders, state["loaders"], strict=True):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,9 +19,13 @@ from mobilenas.core import documents
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
 from mobilenas.data import CyclingLoader, ImageData
+from mobilenas.errors import DivergedError
+from mobilenas.methods.base import Batch
 from mobilenas.network import Network
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
-from mobilenas.search.engine import SgdSettings
+from mobilenas.search.descent import Descent, Guard, SgdSettings
+from mobilenas.search.memory import MemoryEstimate, activation_bytes, estimate
+from mobilenas.search.parts import Parts
 from mobilenas.search.processes import Processes
 from mobilenas.search.task import Task
 
@@ -42,6 +48,8 @@ class TrainSettings(msgspec.Struct, frozen=True):
     colour_jitter: tuple[float, ...] | None = None
     ema_decay: float = 0.0
     """Of the mean of the weights that is tested and kept; 0 leaves it out."""
+    accumulate: int = 1
+    """Parts that each batch is computed in."""
 
 
 class TrainReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,15 +90,10 @@ class Trainer:
         self.processes = processes or Processes()
         torch.manual_seed(settings.seed)
         self.parameters = list(network.parameters())
-        optimiser = torch.optim.SGD(
-            self.parameters,
-            settings.weights.lr,
-            momentum=settings.weights.momentum,
-            nesterov=settings.weights.nesterov,
-            weight_decay=settings.weights.weight_decay,
-        )
         self.model: Any
-        self.model, self.optimiser = fabric.setup(_Trained(network), optimiser)
+        self.model, optimiser = fabric.setup(_Trained(network), settings.weights.optimiser(self.parameters))
+        self.guard = Guard(fabric, network, self.processes, on_note)
+        self.weights = Descent(optimiser, self.parameters, settings.weights.clip_norm, self.guard, self.processes)
         self.mean: AveragedModel | None = None
         if settings.ema_decay:
             averaging: Any = get_ema_multi_avg_fn
@@ -98,6 +101,8 @@ class Trainer:
         images = data.for_training(settings.cutout, settings.colour_jitter)
         part = self.processes.part_of(settings.batch_size)
         self.loader = CyclingLoader(images, settings.batch_size, settings.seed, settings.workers, part)
+        own = part.stop - part.start
+        self.parts = Parts(settings.accumulate, own, self.processes.size == 1, on_note, self.memory_of)
         self.checkpoints = Checkpoints(directory.checkpoints, on_note)
         self.epoch, self.step, self.tally = 0, 0, Tally()
         self.report: TrainReport | None = None
@@ -111,12 +116,20 @@ class Trainer:
         return found
 
     def run(self) -> TrainReport:
-        """Train to the last epoch and return its report. Raises ``DivergedError`` if the loss stops being finite."""
+        """Train to the last epoch and return its report. Raises ``DivergedError`` where gradients stop being finite and going
+        back once did not help.
+        """
+        first = deepcopy(self._state())
         self._resume()
         with StopRequest() as stop:
             saver = Saver(self.checkpoints, self._state, stop, self.processes)
             while self.epoch < self.settings.epochs:
-                self.report = self._epoch(saver)
+                try:
+                    self.report = self._epoch(saver)
+                except DivergedError as error:
+                    self.guard.go_back(error)
+                    self._resume(first)
+                    continue
                 self.epoch, self.step, self.tally = self.epoch + 1, 0, Tally()
                 if self.processes.is_first:
                     self.directory.metrics.append(self.report)
@@ -129,25 +142,14 @@ class Trainer:
     def _epoch(self, saver: Saver) -> TrainReport:
         settings, fabric = self.settings, self.fabric
         begin = time.monotonic()
-        lr, first = settings.weights.lr_at(self.epoch, settings.epochs), self.step
+        rates, steps, first = settings.weights, len(self.loader), self.step
+        lr = self.guard.rate_factor * rates.lr_at(self.epoch, settings.epochs)
         self.network.drop_path_fraction = settings.drop_path_fraction * self.epoch / settings.epochs
         self.model.train()
-        while self.step < len(self.loader):
-            settings.weights.set_rate(self.optimiser, self.epoch, self.step, len(self.loader), settings.epochs)
+        while self.step < steps:
+            self.weights.set_rate(rates.lr_in(self.epoch, self.step, steps, settings.epochs))
             images, labels = fabric.to_device(self.loader.next())
-            with self.processes.drawing_apart():
-                logits, auxiliary = self.model(images, with_auxiliary=True)
-            loss = self.task.loss(logits, labels)
-            self.tally.add(loss, self.task.correct(logits.detach(), labels), len(labels))
-            if auxiliary is not None:
-                loss = loss + settings.auxiliary_weight * self.task.loss(auxiliary, labels)
-            self.optimiser.zero_grad()
-            fabric.backward(loss)
-            self.processes.average(self.parameters)
-            nn.utils.clip_grad_norm_(self.parameters, settings.weights.clip_norm)
-            self.optimiser.step()
-            if self.mean is not None:
-                self.mean.update_parameters(self.network)
+            self.tally.merge(self.parts.within_memory(partial(self._step, Batch(images, labels))))
             self.step += 1
             self.processes.at(f"epoch {self.epoch + 1}, step {self.step}")
             saver.after_step()
@@ -167,6 +169,39 @@ class Trainer:
             duration_s=time.monotonic() - begin,
         )
 
+    def memory_of(self, images: int) -> MemoryEstimate:
+        """What a step on so many images takes."""
+        network, facts = deepcopy(self.network).to("meta"), self.data.preprocessing
+        pixels = torch.empty(images, facts.channels, facts.image_size, facts.image_size, device="meta")
+        labels = torch.zeros(images, dtype=torch.int64, device="meta")
+
+        def loss() -> Tensor:
+            logits, auxiliary = network.forward_with_auxiliary(pixels)
+            found = self.task.loss(logits, labels)
+            return found if auxiliary is None else found + self.task.loss(auxiliary, labels)
+
+        return estimate(network, loss, activation_bytes(str(self.fabric.strategy.precision.precision)))
+
+    def _step(self, batch: Batch) -> Tally:
+        """One step of the weights; what it did."""
+        tally = Tally()
+
+        def compute(part: Batch, _: Mapping[str, Tensor]) -> Tensor:
+            with self.processes.drawing_apart():
+                logits, auxiliary = self.model(part.images, with_auxiliary=True)
+            loss = self.task.loss(logits, part.labels)
+            tally.add(loss, self.task.correct(logits.detach(), part.labels), len(part.labels))
+            if auxiliary is None:
+                return loss
+            return loss + self.settings.auxiliary_weight * self.task.loss(auxiliary, part.labels)
+
+        self.weights.begin()
+        self.fabric.backward(self.parts.loss(compute, batch, {}, self.parameters, self.guard.scale))
+        self.weights.average()
+        if self.weights.step() and self.mean is not None:
+            self.mean.update_parameters(self.network)
+        return tally
+
     @property
     def _modules(self) -> nn.Module:
         """All that has statistics."""
@@ -178,15 +213,17 @@ class Trainer:
             "step": self.step,
             "network": self.network.state_dict(),
             "mean": None if self.mean is None else self.mean.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self.weights.optimiser.state_dict(),
+            "guard": self.guard.state(),
+            "parts": self.parts.state(),
             "loader": self.loader.state(),
             **states_apart(self.processes, self._modules, {"tally": self.tally}),
             "report": msgspec.to_builtins(self.report),
         }
 
-    def _resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one; metrics of what is done again are dropped."""
-        self.checkpoints.resume(self._load_state, self.processes)
+    def _resume(self, otherwise: dict[str, Any] | None = None) -> None:
+        """Go on from the newest checkpoint or, without one, from ``otherwise``; metrics of what is done again are dropped."""
+        self.checkpoints.resume(self._load_state, self.processes, otherwise)
         if self.processes.is_first:
             self.directory.metrics.keep(lambda line: line["epoch"] < self.epoch)
 
@@ -195,7 +232,9 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         if self.mean is not None:
             self.mean.load_state_dict(state["mean"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.weights.optimiser.load_state_dict(state["optimiser"])
+        self.guard.load_state(state["guard"])
+        self.parts.load_state(state["parts"])
         self.loader.load_state(state["loader"])
         self.tally = load_states_apart(self.processes, self._modules, state)["tally"]
         self.report = documents.convert(state["report"], TrainReport, "report") if state["report"] else None

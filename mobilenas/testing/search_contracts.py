@@ -35,7 +35,8 @@ from mobilenas.latency.budget import solutions
 from mobilenas.latency.models import LatencyModel
 from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, Step
 from mobilenas.search.checkpoints import Checkpoints
-from mobilenas.search.engine import AdamSettings, EngineSettings, EpochReport, SearchEngine, SgdSettings
+from mobilenas.search.descent import AdamSettings, SgdSettings
+from mobilenas.search.engine import EngineSettings, EpochReport, SearchEngine
 from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace, SupernetPlan, SupernetSize
 from mobilenas.spaces.cells import CellSpace

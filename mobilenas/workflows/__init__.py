@@ -15,9 +15,9 @@ from mobilenas.workflows.run_evaluate import evaluate
 from mobilenas.workflows.run_export import export
 from mobilenas.workflows.run_predict import predict
 from mobilenas.workflows.run_profile import campaign_from_config, profile
-from mobilenas.workflows.run_search import latency_model, method_from_config, search, supernet_size
+from mobilenas.workflows.run_search import latency_model, method_from_config, search, search_plan, supernet_size
 from mobilenas.workflows.run_sweep import sweep
-from mobilenas.workflows.run_train import train
+from mobilenas.workflows.run_train import train, train_plan
 from mobilenas.workflows.run_transfer import transfer, transfer_from_config
 from mobilenas.workflows.run_verify import verify
 
@@ -41,11 +41,13 @@ __all__ = [
     "run_of",
     "search",
     "search_config_of",
+    "search_plan",
     "space_from_config",
     "space_of",
     "supernet_size",
     "sweep",
     "train",
+    "train_plan",
     "transfer",
     "transfer_from_config",
     "verify",

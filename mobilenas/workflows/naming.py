@@ -34,7 +34,7 @@ from mobilenas.runtimes import RUNTIMES
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, measure
 from mobilenas.search.checkpoints import load_tensors, one_line, sha256_of
-from mobilenas.search.engine import SgdSettings
+from mobilenas.search.descent import SgdSettings
 from mobilenas.spaces import SPACES
 from mobilenas.spaces.base import SearchSpace
 
@@ -181,9 +181,9 @@ def run_environment() -> Environment:
     return detect_environment({"mobilenas": version("mobilenas"), "torch": str(torch.__version__)})
 
 
-FULL_PRECISION = "32-true"
-PRECISIONS = (FULL_PRECISION, "bf16-mixed")
-"""What searches and trainings compute in; half precision needs its gradients unscaled where they are clipped."""
+SHORT_PRECISIONS = {"32": "32-true"}
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""What searches and trainings compute in."""
 
 
 def uses_gpus(cfg: config.ComputeConfig) -> bool:
@@ -196,11 +196,13 @@ def fabric_from_config(cfg: config.ComputeConfig, place: int = 0) -> Fabric:
 
     Raises ``UsageError`` for an accelerator that this host does not have, or an unknown precision.
     """
-    if cfg.precision not in PRECISIONS:
+    precision: Any = SHORT_PRECISIONS.get(cfg.precision, cfg.precision)
+    if precision not in PRECISIONS:
         raise UsageError(f"compute.precision is {cfg.precision!r}; available: {', '.join(PRECISIONS)}")
+    if precision == "16-mixed" and not uses_gpus(cfg):
+        raise UsageError("compute.precision 16-mixed is for GPUs; on a CPU choose 32-true or bf16-mixed")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    precision: Any = cfg.precision
     try:
         fabric = Fabric(accelerator=cfg.accelerator, devices=[place] if uses_gpus(cfg) else 1, precision=precision)
     except (ValueError, RuntimeError, MisconfigurationException) as error:

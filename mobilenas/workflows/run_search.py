@@ -6,8 +6,9 @@ import inspect
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
@@ -32,18 +33,19 @@ from mobilenas.methods import METHODS
 from mobilenas.methods.base import SearchMethod
 from mobilenas.profiling.kernels import measure_kernels
 from mobilenas.profiling.networks import network_for_timing
-from mobilenas.results import BudgetOutcome, SearchResult
+from mobilenas.results import BudgetOutcome, SearchPlan, SearchResult
 from mobilenas.runtimes.measure import measure
 from mobilenas.search.checkpoints import save_tensors
-from mobilenas.search.engine import LOWEST_TEMPERATURE, AdamSettings, EngineSettings, EpochReport, SearchEngine
+from mobilenas.search.descent import AdamSettings
+from mobilenas.search.engine import LOWEST_TEMPERATURE, EngineSettings, EpochReport, SearchEngine
 from mobilenas.search.processes import Processes
 from mobilenas.search.selection import Round, Selection, select
 from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace, SupernetSize
+from mobilenas.supernet import ArchitectureParameters
 from mobilenas.workflows.launch import MAY_DIFFER, end_if_not_first, local_rank, processes_of, writing
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
-    FULL_PRECISION,
     RESULT,
     Listener,
     Silent,
@@ -77,23 +79,64 @@ def search(cfg: SearchConfig, output: Path | None = None, listener: Listener | N
         return _search(cfg, RunDirectory(found), (processes.is_first and listener) or Silent(), processes)
 
 
-def _search(cfg: SearchConfig, directory: RunDirectory, told: Listener, processes: Processes) -> SearchResult:
-    begin = time.monotonic()
+def search_plan(cfg: SearchConfig, listener: Listener | None = None) -> SearchPlan:
+    """What ``search`` would do, and the memory it would take; nothing is trained, measured or written.
+
+    Raises what ``search`` raises before its first step.
+    """
+    with _prepared(cfg, RunDirectory(default_run("search")), listener or Silent(), Processes()) as prepared:
+        engine, budget, bounds = prepared.engine, prepared.budget, prepared.bounds
+        steps = engine.memory()
+        largest = max((estimate for _, estimate in steps), key=lambda estimate: estimate.total_bytes, default=None)
+        return SearchPlan(
+            method=cfg.method,
+            space=engine.space.key,
+            images=(len(engine.halves[0]), len(engine.halves[1])),
+            stages=tuple(stage.epochs for stage, _ in steps),
+            batch=cfg.data.batch,
+            parts=cfg.compute.accumulate,
+            memory=largest,
+            target_ms=budget.target_ms if budget else None,
+            lowest_ms=bounds.lowest.table.ms if bounds else None,
+            highest_ms=bounds.highest.table.ms if bounds else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A search before its first step: all names are objects, and what cannot be met has been refused."""
+
+    engine: SearchEngine
+    target: Target
+    link: Link
+    inputs: Mapping[str, str]
+    budget: Budget | None
+    bounds: LatencyRange | None
+
+
+@contextmanager
+def _prepared(cfg: SearchConfig, directory: RunDirectory, told: Listener, processes: Processes) -> Iterator[_Prepared]:
+    """With the device open. Raises all that is wrong with a search and can be known before it."""
     method = method_from_config(cfg)
     data = data_from_config(cfg.data, cfg.seed)
     space = space_from_config(cfg.space, data, cfg.device.batch)
     check_data_fits(space, data)
     target = Target.from_config(cfg.device)
-    plan = target.plan(cfg.plan)
+    target.plan(cfg.plan)
     LATENCY_MODELS.get(cfg.latency_model)
-    if method.full_precision_only and cfg.compute.precision != FULL_PRECISION:
-        raise IncompatibleError(
-            f"compute.precision is {cfg.compute.precision}; {cfg.method} with these options needs {FULL_PRECISION}"
-        )
     fabric = fabric_from_config(cfg.compute, local_rank())
+    if fabric.strategy.precision.precision not in method.precisions:
+        raise IncompatibleError(
+            f"compute.precision is {cfg.compute.precision}; {cfg.method} with these options needs "
+            f"{' or '.join(method.precisions)}"
+        )
+    if cfg.compute.accumulate > 1 and not method.may_be_in_parts:
+        raise IncompatibleError(
+            f"compute.accumulate is {cfg.compute.accumulate}: {cfg.method} with these options differentiates twice, which only "
+            "whole batches can be"
+        )
     with target.device.open() as link:
         bounds, budget, model = None, None, None
-        statistic = _statistic(cfg, target)
         inputs = {"data.root": data.digest()}
         if cfg.latency_budget is not None or (cfg.log_cost.weight and cfg.log_cost.unit == "ms"):
             model = latency_model(cfg, space, target, link)
@@ -116,59 +159,78 @@ def _search(cfg: SearchConfig, directory: RunDirectory, told: Listener, processe
             on_note=told.note,
         )
         engine.check()
-        may_differ = (*OF_THE_SELECTION, *MAY_DIFFER)
-        with writing(processes, directory, config.dump_config(cfg), inputs, may_differ):
-            told.note(f"run directory {directory.path}")
-            parameters = engine.run()
-            end_if_not_first(processes)
-            probabilities = {name: row.detach() for name, row in parameters.softmax().items()}
-            save_tensors(directory.path / "logits.safetensors", probabilities)
-            selection = None
-            if budget is None:
-                architecture = method.decode(space, parameters)
-            else:
-                told.progress("deriving", 0, 1)
-                if cfg.measure and isinstance(budget.model, TableModel):
-                    sentinel_ms = budget.model.table.card.sentinel_ms
-                    budget.model.measure_kernels = _measure_kernels(plan, target, link, directory, told, sentinel_ms)
-                measure_networks = _measure_networks(plan, statistic, space, target, link, directory, told)
-                _write_rounds(directory, budget, ())
-                with _set_aside_where_in_vain(directory):
-                    selection = select(
-                        space,
-                        method.scores(space, parameters),
-                        budget,
-                        measure=measure_networks if cfg.measure else None,
-                        candidates=cfg.candidates,
-                        rounds=cfg.rounds,
-                        restrict=method.restrict,
-                        on_round=lambda rounds: _write_rounds(directory, budget, rounds),
-                    )
-                architecture = selection.architecture
-            result = SearchResult(
-                run=str(directory.path),
-                method=cfg.method,
-                architecture=architecture,
-                fingerprint=architecture.fingerprint,
-                params=space.params(architecture),
-                madds=space.madds(architecture),
-                budgets=(
-                    (
-                        _outcome(
-                            cfg, budget, bounds, selection, float(budget.model.expected_ms(probabilities, LOWEST_TEMPERATURE))
-                        ),
-                    )
-                    if budget and bounds and selection
-                    else ()
-                ),
-                verified_on_target=bool(selection and selection.verdict),
-                selection=selection,
-                latency_model=budget.model.describe() if budget else None,
-                epochs=cfg.epochs,
-                duration_s=time.monotonic() - begin,
+        yield _Prepared(engine, target, link, inputs, budget, bounds)
+
+
+def _search(cfg: SearchConfig, directory: RunDirectory, told: Listener, processes: Processes) -> SearchResult:
+    begin = time.monotonic()
+    may_differ = (*OF_THE_SELECTION, *MAY_DIFFER)
+    with (
+        _prepared(cfg, directory, told, processes) as prepared,
+        writing(processes, directory, config.dump_config(cfg), prepared.inputs, may_differ),
+    ):
+        told.note(f"run directory {directory.path}")
+        parameters = prepared.engine.run()
+        end_if_not_first(processes)
+        return _chosen(cfg, prepared, parameters, directory, told, begin)
+
+
+def _chosen(
+    cfg: SearchConfig,
+    prepared: _Prepared,
+    parameters: ArchitectureParameters,
+    directory: RunDirectory,
+    told: Listener,
+    begin: float,
+) -> SearchResult:
+    """The network that ``parameters`` stand for, within its budget, and what is known of it, written down."""
+    engine, budget, bounds = prepared.engine, prepared.budget, prepared.bounds
+    space, method = engine.space, engine.method
+    probabilities = {name: row.detach() for name, row in parameters.softmax().items()}
+    save_tensors(directory.path / "logits.safetensors", probabilities)
+    selection = None
+    if budget is None:
+        architecture = method.decode(space, parameters)
+    else:
+        told.progress("deriving", 0, 1)
+        target, link, plan = prepared.target, prepared.link, prepared.target.plan(cfg.plan)
+        if cfg.measure and isinstance(budget.model, TableModel):
+            sentinel_ms = budget.model.table.card.sentinel_ms
+            budget.model.measure_kernels = _measure_kernels(plan, target, link, directory, told, sentinel_ms)
+        measure_networks = _measure_networks(plan, budget.statistic, space, target, link, directory, told)
+        _write_rounds(directory, budget, ())
+        with _set_aside_where_in_vain(directory):
+            selection = select(
+                space,
+                method.scores(space, parameters),
+                budget,
+                measure=measure_networks if cfg.measure else None,
+                candidates=cfg.candidates,
+                rounds=cfg.rounds,
+                restrict=method.restrict,
+                on_round=lambda rounds: _write_rounds(directory, budget, rounds),
             )
-            directory.write_document(ARCHITECTURE, documents.parse_json(architecture.to_json(), ARCHITECTURE))
-            directory.write_document(RESULT, {"schema": "mobilenas/search-result@1", **msgspec.to_builtins(result)})
+        architecture = selection.architecture
+    outcomes: tuple[BudgetOutcome, ...] = ()
+    if budget and bounds and selection:
+        expected_ms = float(budget.model.expected_ms(probabilities, LOWEST_TEMPERATURE))
+        outcomes = (_outcome(cfg, budget, bounds, selection, expected_ms),)
+    result = SearchResult(
+        run=str(directory.path),
+        method=cfg.method,
+        architecture=architecture,
+        fingerprint=architecture.fingerprint,
+        params=space.params(architecture),
+        madds=space.madds(architecture),
+        budgets=outcomes,
+        verified_on_target=bool(selection and selection.verdict),
+        selection=selection,
+        latency_model=budget.model.describe() if budget else None,
+        epochs=cfg.epochs,
+        duration_s=time.monotonic() - begin,
+    )
+    directory.write_document(ARCHITECTURE, documents.parse_json(architecture.to_json(), ARCHITECTURE))
+    directory.write_document(RESULT, {"schema": "mobilenas/search-result@1", **msgspec.to_builtins(result)})
     return result
 
 
@@ -261,6 +323,7 @@ def _engine_settings(cfg: SearchConfig, space: SearchSpace, method: SearchMethod
         weights=sgd_settings(cfg.weights),
         architecture=AdamSettings(**msgspec.to_builtins(cfg.architecture)),
         seed=cfg.seed,
+        accumulate=cfg.compute.accumulate,
     )
 
 

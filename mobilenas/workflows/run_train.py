@@ -13,7 +13,7 @@ from mobilenas.config import TrainConfig
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.data import check_batch, synthetic_data
-from mobilenas.results import TrainResult
+from mobilenas.results import TrainPlan, TrainResult
 from mobilenas.search.checkpoints import save_tensors
 from mobilenas.search.processes import Processes
 from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings
@@ -47,8 +47,22 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
         return _train(run, cfg, (processes.is_first and listener) or Silent(), processes)
 
 
-def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) -> TrainResult:
-    begin = time.monotonic()
+def train_plan(run: Path, cfg: TrainConfig) -> TrainPlan:
+    """What ``train`` would do, and the memory it would take; nothing is trained or written."""
+    trainer, architecture = _trainer(run, cfg, Silent(), Processes())
+    images = -(-cfg.data.batch // cfg.compute.accumulate)
+    return TrainPlan(
+        fingerprint=architecture.fingerprint,
+        images=len(trainer.data.train),
+        epochs=cfg.epochs,
+        batch=cfg.data.batch,
+        parts=cfg.compute.accumulate,
+        memory=trainer.memory_of(images),
+    )
+
+
+def _trainer(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) -> tuple[Trainer, Architecture]:
+    """What trains the architecture of ``run``, before its first step."""
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
     if cfg.synthetic:
@@ -62,7 +76,6 @@ def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) ->
     network = space.build(architecture, auxiliary=cfg.auxiliary_weight > 0)
     fabric = fabric_from_config(cfg.compute, local_rank())
     check_batch(data.train, cfg.data.batch, processes.size)
-    directory = RunDirectory(run / (ON_NOISE if cfg.synthetic else "train"))
 
     def on_epoch(report: TrainReport) -> None:
         told.progress("training", report.epoch + 1, report.epochs)
@@ -71,30 +84,38 @@ def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) ->
             f"test accuracy {report.test_accuracy:.1%}, {report.images_per_s:.0f} images/s"
         )
 
-    inputs = {"architecture": architecture.fingerprint, "data.root": data.digest()}
+    trainer = Trainer(
+        network=network,
+        data=data,
+        task=Classification(cfg.label_smoothing),
+        settings=TrainSettings(
+            epochs=cfg.epochs,
+            batch_size=cfg.data.batch,
+            workers=cfg.data.workers,
+            weights=sgd_settings(cfg.weights),
+            drop_path_fraction=cfg.drop_path_fraction,
+            auxiliary_weight=cfg.auxiliary_weight,
+            cutout=cfg.cutout,
+            seed=cfg.seed,
+            colour_jitter=cfg.colour_jitter,
+            ema_decay=cfg.ema_decay,
+            accumulate=cfg.compute.accumulate,
+        ),
+        fabric=fabric,
+        directory=RunDirectory(run / (ON_NOISE if cfg.synthetic else "train")),
+        processes=processes,
+        on_epoch=on_epoch,
+        on_note=told.note,
+    )
+    return trainer, architecture
+
+
+def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) -> TrainResult:
+    begin = time.monotonic()
+    trainer, architecture = _trainer(run, cfg, told, processes)
+    directory = trainer.directory
+    inputs = {"architecture": architecture.fingerprint, "data.root": trainer.data.digest()}
     with writing(processes, directory, config.dump_config(cfg), inputs, MAY_DIFFER):
-        trainer = Trainer(
-            network=network,
-            data=data,
-            task=Classification(cfg.label_smoothing),
-            settings=TrainSettings(
-                epochs=cfg.epochs,
-                batch_size=cfg.data.batch,
-                workers=cfg.data.workers,
-                weights=sgd_settings(cfg.weights),
-                drop_path_fraction=cfg.drop_path_fraction,
-                auxiliary_weight=cfg.auxiliary_weight,
-                cutout=cfg.cutout,
-                seed=cfg.seed,
-                colour_jitter=cfg.colour_jitter,
-                ema_decay=cfg.ema_decay,
-            ),
-            fabric=fabric,
-            directory=directory,
-            processes=processes,
-            on_epoch=on_epoch,
-            on_note=told.note,
-        )
         report = trainer.run()
         end_if_not_first(processes)
         weights = directory.path / WEIGHTS

@@ -212,7 +212,7 @@ BAD_VALUES = [
     ("search --set weights.lr=fast", "lr"),
     ("search --set weights.lr=inf", "lr"),
     ("search --set warmup_epochs=5 --epochs 5", "the architecture would never be searched"),
-    ("search --set compute.precision=16-mixed", "available: 32-true, bf16-mixed"),
+    ("search --set compute.precision=16-mixed", "on a CPU choose 32-true or bf16-mixed"),
     (
         "search --set method_options.order=2 --set method_options.hessian=exact --set compute.precision=bf16-mixed",
         "needs 32-true",

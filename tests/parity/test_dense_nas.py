@@ -16,7 +16,8 @@ from mobilenas.data import Images, InMemory
 from mobilenas.errors import UsageError
 from mobilenas.methods.base import Moved, Progress, Stage, Step
 from mobilenas.methods.dense_nas import DenseNas
-from mobilenas.search.engine import AdamSettings, EngineSettings, SearchEngine, SgdSettings
+from mobilenas.search.descent import AdamSettings, SgdSettings
+from mobilenas.search.engine import EngineSettings, SearchEngine
 from mobilenas.search.task import Classification
 from mobilenas.supernet import ArchitectureParameters, LogitsBefore, Mixture
 from mobilenas.testing.contracts import random_costs

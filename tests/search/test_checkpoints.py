@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from mobilenas.core.signals import StopRequest
-from mobilenas.errors import DivergedError, DocumentError
-from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, states_apart
+from mobilenas.errors import DocumentError
+from mobilenas.search.checkpoints import Checkpoints, Saver, Tally
 from mobilenas.search.processes import Processes
 
 STATE = {"tensor": torch.arange(3.0), "nested": [{"a": torch.ones(2, dtype=torch.float64)}, 1.5, None], "keys": {0: 1, 2: 3}}
@@ -76,7 +76,7 @@ def test_a_saver_saves_every_ten_minutes(tmp_path: Path) -> None:
     assert len(saves) == 2, "at 1201 s, ten minutes after the save of 601 s"
 
 
-def test_a_tally_sums_and_refuses_what_is_not_finite() -> None:
+def test_a_tally_sums_and_leaves_out_what_is_not_finite() -> None:
     tally = Tally()
     assert tally.mean_loss() is None
     tally.add(torch.tensor(1.0), 3, 4)
@@ -84,5 +84,4 @@ def test_a_tally_sums_and_refuses_what_is_not_finite() -> None:
     assert (tally.mean_loss(), tally.accuracy()) == (1.5, 0.5)
     assert Tally(**tally.state()).mean_loss() == 1.5
     tally.add(torch.tensor(float("nan")), 0, 4)
-    with pytest.raises(DivergedError):
-        states_apart(Processes(), torch.nn.ReLU(), {"tally": tally})
+    assert (tally.mean_loss(), tally.accuracy()) == (1.5, 0.5)

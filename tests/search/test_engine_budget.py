@@ -13,7 +13,8 @@ from mobilenas.data import Images, InMemory
 from mobilenas.latency.budget import Budget
 from mobilenas.latency.models import TableModel
 from mobilenas.methods.darts import Darts
-from mobilenas.search.engine import AdamSettings, EngineSettings, EpochReport, SearchEngine, SgdSettings
+from mobilenas.search.descent import AdamSettings, SgdSettings
+from mobilenas.search.engine import EngineSettings, EpochReport, SearchEngine
 from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SupernetSize
 from mobilenas.spaces.cells import CellSpace

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.data import Subset, load_data
 from mobilenas.errors import DivergedError
-from mobilenas.search.engine import SgdSettings
+from mobilenas.search.descent import SgdSettings
 from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings
 from mobilenas.search.task import Classification
 from mobilenas.spaces.cells import CellSpace
@@ -20,7 +20,9 @@ SPACE = CellSpace(channels=4, layers=3, image_size=8, image_channels=1)
 WEIGHTS = SgdSettings(lr=0.05, min_lr=0.0, momentum=0.9, weight_decay=3e-4, clip_norm=5.0)
 
 
-def trainer(folder: Path, on_epoch=lambda report: None, weights: SgdSettings = WEIGHTS, precision: str = "32-true") -> Trainer:
+def trainer(
+    folder: Path, on_epoch=lambda report: None, weights: SgdSettings = WEIGHTS, fabric: Fabric | None = None
+) -> Trainer:
     digits = load_data("digits")
     train, test = digits.read()
     torch.manual_seed(0)
@@ -29,7 +31,7 @@ def trainer(folder: Path, on_epoch=lambda report: None, weights: SgdSettings = W
         data=replace(digits, read=lambda: (Subset(train, torch.arange(240)), Subset(test, torch.arange(60)))),
         task=Classification(),
         settings=TrainSettings(3, 48, 0, weights, 0.2, 0.4, True, 1),
-        fabric=Fabric(accelerator="cpu", devices=1, precision=precision),
+        fabric=fabric or Fabric(accelerator="cpu", devices=1),
         directory=RunDirectory(folder),
         on_epoch=on_epoch,
     )
@@ -39,7 +41,7 @@ def trainer(folder: Path, on_epoch=lambda report: None, weights: SgdSettings = W
 def test_convolutions_compute_in_the_precision_that_was_asked_for(
     precision: str, computed: torch.dtype, tmp_path: Path
 ) -> None:
-    trained, seen = trainer(tmp_path, precision=precision), set()
+    trained, seen = trainer(tmp_path, fabric=Fabric(accelerator="cpu", devices=1, precision=precision)), set()
     for module in trained.network.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))

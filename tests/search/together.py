@@ -24,7 +24,8 @@ from mobilenas.methods.dense_nas import DenseNas
 from mobilenas.methods.gdas import Gdas
 from mobilenas.methods.p_darts import PDarts
 from mobilenas.methods.pc_darts import PCDarts
-from mobilenas.search.engine import AdamSettings, EngineSettings, SearchEngine, SgdSettings
+from mobilenas.search.descent import AdamSettings, SgdSettings
+from mobilenas.search.engine import EngineSettings, SearchEngine
 from mobilenas.search.processes import Processes
 from mobilenas.search.retrain import Trainer, TrainSettings
 from mobilenas.search.task import Classification
@@ -67,7 +68,7 @@ def images(space: SearchSpace, seed: int) -> Images:
     return Images(InMemory(pixels, torch.arange(IMAGES) % 3), lambda image: image.double() / 255)
 
 
-def search(folder: Path, case: str, processes: Processes, is_ghost: bool = False) -> dict[str, Tensor]:
+def search(folder: Path, case: str, processes: Processes, is_ghost: bool = False, accumulate: int = 1) -> dict[str, Tensor]:
     """Logits and weights after two epochs under a budget that binds."""
     space, method = CASES[case]
     supernets: list[nn.Module] = []
@@ -95,6 +96,7 @@ def search(folder: Path, case: str, processes: Processes, is_ghost: bool = False
             weights=SgdSettings(lr=0.05, min_lr=0.01, momentum=0.9, weight_decay=1e-4, clip_norm=5.0),
             architecture=AdamSettings(lr=0.01, beta1=0.5, beta2=0.999, weight_decay=1e-3),
             seed=0,
+            accumulate=accumulate,
         ),
         fabric=Fabric(accelerator="cpu", devices=1, precision="64-true"),
         directory=RunDirectory(folder / case),
@@ -115,7 +117,7 @@ class GhostNetwork(Ghost):
         return tuple(torch.cat(parts) for parts in zip(*halves, strict=True))
 
 
-def train(folder: Path, processes: Processes, is_ghost: bool = False) -> dict[str, Tensor]:
+def train(folder: Path, processes: Processes, is_ghost: bool = False, accumulate: int = 1) -> dict[str, Tensor]:
     """Weights after two epochs; nothing is dropped, which each process would draw apart."""
     space = CellSpace(channels=4, layers=3, image_size=8, image_channels=1)
     digits = load_data("digits")
@@ -127,7 +129,7 @@ def train(folder: Path, processes: Processes, is_ghost: bool = False) -> dict[st
         network=GhostNetwork(network) if is_ghost else network,
         data=replace(digits, read=lambda: (Subset(train, torch.arange(48)), Subset(test, torch.arange(16)))),
         task=Classification(),
-        settings=TrainSettings(2, 16, 0, weights, 0.0, 0.4, True, 1),
+        settings=TrainSettings(2, 16, 0, weights, 0.0, 0.4, True, 1, accumulate=accumulate),
         fabric=Fabric(accelerator="cpu", devices=1, precision="64-true"),
         directory=RunDirectory(folder / TRAINING),
         processes=processes,
@@ -135,9 +137,11 @@ def train(folder: Path, processes: Processes, is_ghost: bool = False) -> dict[st
     return {name: weight.detach().clone() for name, weight in network.named_parameters()}
 
 
-def run(folder: Path, case: str, processes: Processes, is_ghost: bool = False) -> dict[str, Tensor]:
+def run(folder: Path, case: str, processes: Processes, is_ghost: bool = False, accumulate: int = 1) -> dict[str, Tensor]:
     """What comes of a search, or of a training."""
-    return train(folder, processes, is_ghost) if case == TRAINING else search(folder, case, processes, is_ghost)
+    if case == TRAINING:
+        return train(folder, processes, is_ghost, accumulate)
+    return search(folder, case, processes, is_ghost, accumulate)
 
 
 def main() -> None:
