@@ -131,6 +131,10 @@ class SwitchesConfig(Strict):
     """Chance at first that an element of an identity is dropped."""
     skip_limit: CountOrNone | None = None
     """Skip connections in a normal cell at most."""
+    beta_decay: NotNegative | Literal["auto"] | None = None
+    """Weight at the end of the mean over edges of ``log(sum(exp(logits)))`` (beta-DARTS); ``auto``: as strong as the loss."""
+    auxiliary_skip: bool | None = None
+    """Every edge is also a skip, which fades away (DARTS-)."""
 
 
 class LogCostConfig(Strict):
@@ -210,6 +214,8 @@ class SearchConfig(Strict):
     measure: bool = True
     validation_fraction: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
     """Share of the training images that the architecture is judged on."""
+    derivation: Literal["logits", "perturbation"] = "logits"
+    """What networks are chosen by: the likelihood of their options, or what the supernet loses without each (DARTS-PT)."""
     candidates: Count = 8
     rounds: Count = 3
     epochs: Count = 50

@@ -154,6 +154,8 @@ class SearchResult(msgspec.Struct, frozen=True):
     latency_model: dict[str, Any] | None
     epochs: int
     duration_s: float
+    collapsed: bool = False
+    """Whether the search turned into skip connections and got worse; the network is then of an epoch before."""
 
 
 class TrainResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

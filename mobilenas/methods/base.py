@@ -140,6 +140,8 @@ class SearchMethod:
     """The steps made with every pair of batches."""
     warmup_fraction: ClassVar[float] = 0.0
     """Share of a stage's epochs that train only weights, unless the search says how many."""
+    trains: ClassVar[bool] = True
+    """Whether there is a supernet with weights in the end that tell options apart."""
     precisions: tuple[str, ...] = ("32-true", "bf16-mixed", "16-mixed")
     """Values of ``compute.precision`` that the method can be computed in."""
     may_be_in_parts = True

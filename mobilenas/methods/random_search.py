@@ -20,6 +20,7 @@ class RandomSearch(SearchMethod):
     """No epoch is trained, whatever the search asks for."""
 
     name: ClassVar[str] = "random"
+    trains: ClassVar[bool] = False
     searches: ClassVar[frozenset[DecisionKind]] = frozenset({"op", "route"})
 
     def stages(

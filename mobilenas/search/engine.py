@@ -12,10 +12,11 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -28,9 +29,11 @@ from mobilenas.errors import DivergedError, MissingKernelError
 from mobilenas.latency.budget import AugmentedLagrangian, Budget, LogCost
 from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, Step, StepKind
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
+from mobilenas.search.collapse import SPARE, Health, Snapshot, certain, entropy, idle_share
 from mobilenas.search.descent import AdamSettings, Descent, Guard, SgdSettings
 from mobilenas.search.memory import MemoryEstimate, activation_bytes, estimate, on_meta
 from mobilenas.search.parts import Parts
+from mobilenas.search.perturbation import importance
 from mobilenas.search.processes import Processes
 from mobilenas.search.task import Task
 from mobilenas.spaces.base import SearchSpace, SupernetPlan, SupernetSize
@@ -39,6 +42,10 @@ from mobilenas.supernet import ArchitectureParameters, LogitsBefore, Mixture, Su
 LOWEST_TEMPERATURE = 0.05
 COMPARE_EVERY = 100
 """Steps after which several processes compare what must be the same in all."""
+WATCHED_IMAGES = 1024
+"""Of the half that the architecture is judged on; the chosen network is tried on them after every epoch."""
+PERTURBED_IMAGES = 256
+"""Of that half; the supernet is tried on them without each option."""
 DRAWS = 16
 """Mixtures that the expectation at the end of an epoch is taken over."""
 
@@ -82,6 +89,7 @@ class EpochReport(msgspec.Struct, frozen=True):
     budgets: tuple[BudgetReport, ...]
     decoded: str
     """Fingerprint of the network that the logits stand for now."""
+    health: Health | None
     lr: float
     duration_s: float
 
@@ -117,6 +125,9 @@ class SearchEngine:
     """Those that search together; each is given all images and computes its part of every batch."""
     on_epoch: Callable[[EpochReport], None] = lambda _: None
     on_note: Callable[[str], None] = lambda _: None
+    collapsed: bool = False
+    """Whether any stage has collapsed, and its logits are those of an epoch before; known after ``run``."""
+    _last: _StageRun | None = None
 
     def check(self) -> None:
         """Raise what ``run`` would raise before its first step, without leaving anything."""
@@ -169,12 +180,20 @@ class SearchEngine:
         stage = next(stages)
         index = 0
         while True:
-            parameters = _StageRun(self, index, stage).run()
+            self._last = _StageRun(self, index, stage)
+            parameters = self._last.run()
             try:
                 stage = stages.send(parameters)
             except StopIteration:
                 return parameters
             index += 1
+
+    def importance(self, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, np.ndarray]:
+        """After ``run``: per decision what each option is worth to the last stage's supernet, in nats; ``DROPPED_SCORE`` for
+        what that stage lacks.
+        """
+        assert self._last is not None, "nothing has run"
+        return self._last.importance(progress)
 
 
 class _StageRun:
@@ -204,6 +223,9 @@ class _StageRun:
         ]
         self.lagrangians = [AugmentedLagrangian() for _ in engine.budgets]
         self.position = _Position()
+        self.best: Snapshot | None = None
+        self.health: Health | None = None
+        self.watched = self._first_images(WATCHED_IMAGES)
         self.checkpoints = Checkpoints(engine.directory.checkpoints / f"stage{index}", engine.on_note)
 
     def run(self) -> ArchitectureParameters:
@@ -212,9 +234,8 @@ class _StageRun:
         with StopRequest() as stop:
             saver = Saver(self.checkpoints, self._state, stop, self.processes)
             while self.position.epoch < self.stage.epochs:
-                progress = Progress(self.index, self.position.epoch, self.stage.epochs, self.stage.warmup_epochs)
                 try:
-                    report = self._epoch(progress, saver)
+                    report = self._epoch(self._progress(), saver)
                 except DivergedError as error:
                     self.guard.go_back(error)
                     self._resume(first)
@@ -225,7 +246,24 @@ class _StageRun:
                 saver.save()
                 self.engine.on_epoch(report)
                 saver.after_epoch()
+        self._leave_a_collapse()
         return self.parameters
+
+    def _leave_a_collapse(self) -> None:
+        """Go back to the best logits before it where the search has collapsed."""
+        health, best = self.health, self.best
+        if health is None or not health.is_collapsed:
+            return
+        self.engine.collapsed = True
+        told = f"warning: the search has collapsed: {health.idle_share:.0%} of the operators it chooses are skips or none"
+        if best is None:
+            self.engine.on_note(f"{told}, and it never was otherwise")
+            return
+        self.engine.on_note(f"{told}; it goes back to epoch {best.epoch + 1}, where it was {best.health.idle_share:.0%}")
+        self.parameters.load_state_dict(dict(best.logits))
+
+    def _progress(self) -> Progress:
+        return Progress(self.index, self.position.epoch, self.stage.epochs, self.stage.warmup_epochs)
 
     def _epoch(self, progress: Progress, saver: Saver) -> EpochReport:
         begin = time.monotonic()
@@ -256,6 +294,8 @@ class _StageRun:
         train, valid = train.over(self.processes), valid.over(self.processes)
         train_loss, valid_loss = train.mean_loss(), valid.mean_loss()
         decoded = self.engine.method.decode(self.engine.space, self.parameters)
+        budgets = self._update_multipliers(decoded, progress)
+        self._watch(decoded, budgets, valid.accuracy())
         return EpochReport(
             stage=self.index,
             epoch=progress.epoch,
@@ -264,11 +304,55 @@ class _StageRun:
             train_accuracy=train.accuracy() or 0.0,
             valid_cross_entropy=valid_loss,
             valid_accuracy=valid.accuracy(),
-            budgets=self._update_multipliers(decoded, progress),
+            budgets=budgets,
             decoded=decoded.fingerprint,
+            health=self.health,
             lr=lr,
             duration_s=time.monotonic() - begin,
         )
+
+    def _watch(self, decoded: Architecture, budgets: Sequence[BudgetReport], valid_accuracy: float | None) -> None:
+        """See how the search does, and keep its logits where it does better than before."""
+        space, epoch = self.engine.space, self.position.epoch
+        alone = self._tried(certain(space, decoded, next(self.parameters.parameters())), self.watched)
+        may_be_slower = all(b.table_ms is not None and b.table_ms < SPARE * b.target_ms for b in budgets)
+        self.health = Health(idle_share(space, decoded), entropy(self.parameters), alone.accuracy() or 0.0, may_be_slower)
+        if valid_accuracy is None or self.health.is_collapsed:
+            return
+        if self.best is None or valid_accuracy >= self.best.valid_accuracy:
+            self.best = Snapshot.of(epoch, valid_accuracy, self.health, self.parameters)
+
+    def _tried(self, mixture: Mixture, loader: CyclingLoader) -> Tally:
+        """What ``mixture`` does on the first pass of ``loader``, normalised by each batch; leaves the supernet as it was."""
+        buffers, tally = {name: buffer.clone() for name, buffer in self.supernet.named_buffers()}, Tally()
+        loader.load_state({"pass": 0, "position": 0})
+        with torch.no_grad():
+            for _ in range(len(loader)):
+                images, labels = self.engine.fabric.to_device(loader.next())
+                logits = self.supernet(images, mixture)
+                tally.add(self.engine.task.loss(logits, labels), self.engine.task.correct(logits, labels), len(labels))
+            for name, buffer in self.supernet.named_buffers():
+                buffer.copy_(buffers[name])
+        return tally.over(self.processes)
+
+    def importance(self, progress: Callable[[int, int], None]) -> dict[str, np.ndarray]:
+        """Per decision what each option is worth to the supernet as it is now, in nats."""
+        loader, decisions = self._first_images(PERTURBED_IMAGES), self.stage.decisions
+        total, calls = 1 + sum(len(decision.options) for decision in decisions), count()
+        rows = {name: row.detach() for name, row in self.parameters.softmax().items()}
+        self.supernet.train()
+
+        def loss(mixture: Mixture) -> float:
+            progress(next(calls), total)
+            return self._tried(mixture, loader).mean_loss() or 0.0
+
+        return importance(rows, decisions, self.engine.space.decisions, loss)
+
+    def _first_images(self, number: int) -> CyclingLoader:
+        """About so many images of the half that the architecture is judged on, the same ones each time."""
+        images, batch = self.engine.halves[1], self.engine.settings.batch_size
+        few = images.subset(torch.arange(min(max(number, batch), len(images))))
+        return CyclingLoader(few, batch, self.engine.settings.seed, 0, self.processes.part_of(batch))
 
     def _compare(self) -> None:
         """Raise ``LostProcessError`` if another process has logits, multipliers or draws that are not these."""
@@ -320,6 +404,7 @@ class _StageRun:
             )
         )
         self.logits.average()
+        method.switches.decay(self.parameters, progress.fraction)
         before = LogitsBefore.of(self.parameters, self.logits.optimiser)
         if self.logits.step():
             with torch.no_grad():
@@ -328,6 +413,7 @@ class _StageRun:
 
     def _loss(self, batch: Batch, mixture: Mixture, tally: Tally) -> Tensor:
         task, dropout = self.engine.task, self.stage.skip_dropout_at(self.position.epoch)
+        mixture = self.engine.method.switches.relaxed(mixture, self.engine.space, self._progress().fraction)
 
         def compute(part: Batch, weights: Mapping[str, Tensor]) -> Tensor:
             own = msgspec.structs.replace(mixture, weights=weights, skip_dropout=dropout)
@@ -380,6 +466,8 @@ class _StageRun:
             "architecture_optimiser": self.logits.optimiser.state_dict(),
             "guard": self.guard.state(),
             "parts": self.parts.state(),
+            "best": self.best and self.best.state(),
+            "health": msgspec.to_builtins(self.health),
             "lagrangians": [lagrangian.state() for lagrangian in self.lagrangians],
             "loaders": [loader.state() for loader in self.loaders],
             **states_apart(self.processes, self.supernet, self.position.tallies),
@@ -399,6 +487,8 @@ class _StageRun:
         self.logits.optimiser.load_state_dict(state["architecture_optimiser"])
         self.guard.load_state(state["guard"])
         self.parts.load_state(state["parts"])
+        self.best = Snapshot.of_state(state["best"]) if state["best"] else None
+        self.health = Health(**state["health"]) if state["health"] else None
         for lagrangian, saved in zip(self.lagrangians, state["lagrangians"], strict=True):
             lagrangian.load_state(saved)
         for loader, saved in zip(self.loaders, state["loaders"], strict=True):

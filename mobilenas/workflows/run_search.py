@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 import msgspec
+import numpy as np
 
 from mobilenas import config, onnx_model, ops
 from mobilenas.config import DataSetConfig, LogCostConfig, ProfileConfig, SearchConfig
@@ -25,7 +26,7 @@ from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
 from mobilenas.errors import BudgetError, IncompatibleError, UsageError
 from mobilenas.latency import LATENCY_MODELS
-from mobilenas.latency.budget import Budget, LatencyRange, LogCost, latency_range, with_skip_share
+from mobilenas.latency.budget import Budget, LatencyRange, LogCost, latency_range, solutions, with_skip_share
 from mobilenas.latency.models import LatencyModel, MeasureKernels, Sought, TableModel
 from mobilenas.latency.prediction import COVERAGE_FRACTION, promised_coverage
 from mobilenas.latency.table import TableRow
@@ -135,6 +136,10 @@ def _prepared(cfg: SearchConfig, directory: RunDirectory, told: Listener, proces
             f"compute.accumulate is {cfg.compute.accumulate}: {cfg.method} with these options differentiates twice, which only "
             "whole batches can be"
         )
+    if cfg.derivation == "perturbation" and ("cells" not in space.traits or not method.trains):
+        raise IncompatibleError(
+            f"derivation = perturbation needs a supernet of cells that is trained: not {cfg.method} on {space.name}"
+        )
     with target.device.open() as link:
         bounds, budget, model = None, None, None
         inputs = {"data.root": data.digest()}
@@ -171,26 +176,35 @@ def _search(cfg: SearchConfig, directory: RunDirectory, told: Listener, processe
     ):
         told.note(f"run directory {directory.path}")
         parameters = prepared.engine.run()
+        scores = None
+        if cfg.derivation == "perturbation":
+            scores = prepared.engine.importance(lambda done, total: told.progress("perturbing", done, total))
         end_if_not_first(processes)
-        return _chosen(cfg, prepared, parameters, directory, told, begin)
+        return _chosen(cfg, prepared, parameters, scores, directory, told, begin)
 
 
 def _chosen(
     cfg: SearchConfig,
     prepared: _Prepared,
     parameters: ArchitectureParameters,
+    importance: Mapping[str, np.ndarray] | None,
     directory: RunDirectory,
     told: Listener,
     begin: float,
 ) -> SearchResult:
-    """The network that ``parameters`` stand for, within its budget, and what is known of it, written down."""
+    """The network that ``parameters`` stand for, or the ``importance`` of options where it is given, within its budget, and
+    what is known of it, written down.
+    """
     engine, budget, bounds = prepared.engine, prepared.budget, prepared.bounds
     space, method = engine.space, engine.method
     probabilities = {name: row.detach() for name, row in parameters.softmax().items()}
     save_tensors(directory.path / "logits.safetensors", probabilities)
+    scores = method.scores(space, parameters) if importance is None else importance
     selection = None
-    if budget is None:
+    if budget is None and importance is None:
         architecture = method.decode(space, parameters)
+    elif budget is None:
+        architecture = space.architecture(next(solutions(method.restrict(space.derivation_program(scores)))))
     else:
         told.progress("deriving", 0, 1)
         target, link, plan = prepared.target, prepared.link, prepared.target.plan(cfg.plan)
@@ -202,7 +216,7 @@ def _chosen(
         with _set_aside_where_in_vain(directory):
             selection = select(
                 space,
-                method.scores(space, parameters),
+                scores,
                 budget,
                 measure=measure_networks if cfg.measure else None,
                 candidates=cfg.candidates,
@@ -228,6 +242,7 @@ def _chosen(
         latency_model=budget.model.describe() if budget else None,
         epochs=cfg.epochs,
         duration_s=time.monotonic() - begin,
+        collapsed=engine.collapsed,
     )
     directory.write_document(ARCHITECTURE, documents.parse_json(architecture.to_json(), ARCHITECTURE))
     directory.write_document(RESULT, {"schema": "mobilenas/search-result@1", **msgspec.to_builtins(result)})
