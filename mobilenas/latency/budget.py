@@ -83,6 +83,11 @@ class AugmentedLagrangian:
             self.penalty = min(1.5 * self.penalty, self.maximum_penalty)
         self._last_unmet = abs(unmet)
 
+    @property
+    def is_at_its_limit(self) -> bool:
+        """Whether it pushes as hard as it may."""
+        return self.multiplier == self.maximum_multiplier
+
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps."""
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from mobilenas.core import documents
 from mobilenas.core.run_directory import write_atomic
 from mobilenas.core.signals import StopRequest
-from mobilenas.errors import DocumentError
+from mobilenas.errors import DocumentError, ResourceError
 from mobilenas.search.processes import Processes
 
 _TENSOR = "__tensor__"
 KEPT_GENERATIONS = 2
+ROOM = 1.5
+"""Times what checkpoints take, of the disk before the first."""
 SAVE_EVERY_S = 600.0
 
 
@@ -74,6 +77,7 @@ class Checkpoints:
 
     def save(self, state: Any) -> None:
         """Write the next checkpoint (its JSON last: that makes the pair valid) and drop the oldest generations."""
+        self._tidy()
         number = max(self._numbers(), default=0) + 1
         tensors: dict[str, Tensor] = {}
         plain = _split(state, "", tensors)
@@ -81,9 +85,29 @@ class Checkpoints:
         sha256 = {"state": documents.digest(plain), "tensors": save_tensors(path, tensors)}
         document = {"schema": "mobilenas/checkpoint@1", "sha256": sha256, "state": plain}
         write_atomic(path.with_suffix(".json"), documents.dump_json(document))
-        for old in self._numbers()[:-KEPT_GENERATIONS]:
-            (self._folder / f"{old:06d}.json").unlink()
-            (self._folder / f"{old:06d}.safetensors").unlink(missing_ok=True)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Leave the newest generations and nothing else, as what a process that was killed has left half-written."""
+        kept = {f"{number:06d}" for number in self._numbers()[-KEPT_GENERATIONS:]}
+        for path in self._folder.iterdir() if self._folder.exists() else ():
+            if path.stem not in kept:
+                path.unlink()
+
+    def check_room(self, state: Any) -> None:
+        """Raise ``ResourceError`` unless there is room for the generations of states like this one, and half as much again."""
+        tensors: dict[str, Tensor] = {}
+        _split(state, "", tensors)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        needed, folder = int(ROOM * (KEPT_GENERATIONS + 1) * size), self._folder
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise ResourceError(
+                f"{self._folder}: checkpoints need {needed / 2**20:.0f} MiB, and the disk has {free / 2**20:.0f} MiB: "
+                "make room, or name another folder"
+            )
 
     def load_latest(self) -> Any:
         """The state of the newest checkpoint that is whole, ``None`` if there never was one.

@@ -230,6 +230,7 @@ class _StageRun:
 
     def run(self) -> ArchitectureParameters:
         first = deepcopy(self._state())
+        self.checkpoints.check_room(first)
         self._resume()
         with StopRequest() as stop:
             saver = Saver(self.checkpoints, self._state, stop, self.processes)
@@ -446,7 +447,13 @@ class _StageRun:
                 table_ms, bound_ms = None, budget.margin_factor * budget.model.workload_ms(decoded)
             expected_ms = self._expected_ms(budget, progress)
             if progress.epoch >= self.stage.warmup_epochs:
+                was_at_its_limit = lagrangian.is_at_its_limit
                 lagrangian.update(budget.margin_factor * expected_ms, bound_ms, budget.target_ms)
+                if lagrangian.is_at_its_limit and not was_at_its_limit:
+                    self.engine.on_note(
+                        f"warning: the budget of {budget.target_ms:.4g} ms pushes as hard as it may (multiplier "
+                        f"{lagrangian.multiplier:g}), and the logits still stand for {bound_ms:.4g} ms; the derivation meets it"
+                    )
             reports.append(BudgetReport(budget.target_ms, expected_ms, table_ms, lagrangian.multiplier, lagrangian.penalty))
         return tuple(reports)
 

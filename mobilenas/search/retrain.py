@@ -120,6 +120,7 @@ class Trainer:
         back once did not help.
         """
         first = deepcopy(self._state())
+        self.checkpoints.check_room(first)
         self._resume()
         with StopRequest() as stop:
             saver = Saver(self.checkpoints, self._state, stop, self.processes)

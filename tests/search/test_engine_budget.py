@@ -1,5 +1,6 @@
 """The budget in the loop: its quantile moves the multiplier and the gradient."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def images(seed: int) -> Images:
     return Images(InMemory(pixels, torch.arange(8) % 3), lambda image: image.float() / 255)
 
 
-def search(folder: Path, quantile: float, target_ms: float) -> EpochReport:
+def search(folder: Path, quantile: float, target_ms: float, on_note: Callable[[str], None] = lambda _: None) -> EpochReport:
     reports: list[EpochReport] = []
     engine = SearchEngine(
         space=SPACE,
@@ -61,6 +62,7 @@ def search(folder: Path, quantile: float, target_ms: float) -> EpochReport:
         fabric=Fabric(accelerator="cpu", devices=1),
         directory=RunDirectory(folder),
         on_epoch=reports.append,
+        on_note=on_note,
     )
     engine.run()
     return reports[-1]
