@@ -3,7 +3,8 @@
 Three stages, each with fresh weights and logits: the supernet grows from 5 to 11 and 17 cells, while each edge keeps only the
 likeliest operators of the stage before (8, 5, 3). Identities lose elements to dropout that fades away in each stage, and the
 normal cell keeps at most two skip connections (``Switches``). In the first 40 % of a stage's epochs the logits
-stand still. Steps and gradient are first-order DARTS's.
+stand still. Steps and gradient are first-order DARTS's. Stages that grow the channels too (``added_channels``) are not the
+paper's but an idea of ours.
 """
 
 from __future__ import annotations

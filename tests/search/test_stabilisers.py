@@ -236,3 +236,16 @@ def test_trying_a_network_leaves_a_search_as_it_was(command: Callable[..., Outco
         tensors: dict[str, Tensor] = load_tensors(Path(f"run{watched}/logits.safetensors"))
         found.append(tensors)
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_stages_of_p_darts_may_grow_in_width_and_the_deployed_network_stays_as_it_is(command: Callable[..., Outcome]) -> None:
+    outcome = command(
+        "search", "--method", "p-darts", *QUICK, "--epochs", "1", "--set", "supernet.channels=4", "--set", "supernet.layers=3",
+        "--set", "method_options.added_layers=[0,1]", "--set", "method_options.added_channels=[0,8]", "--set",
+        "method_options.kept=[4]", "--set", "method_options.skip_dropout=[0.0,0.2]", "-o", "run", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    stages = [max(Path(f"run/checkpoints/stage{index}").glob("*.safetensors")) for index in (0, 1)]
+    widths = [len(load_tensors(path)["/supernet/stems.stem.1.weight"]) for path in stages]
+    assert widths[1] == 3 * widths[0]
+    assert json.loads(outcome.out)["architecture"]["space_options"]["channels"] == 4
