@@ -80,6 +80,8 @@ class DataConfig(DataSetConfig):
     """Images per step."""
     workers: ThreadsOrNone = 0
     """Loader processes."""
+    on_device: bool = False
+    """Whether the images live where the network does, all of them, and are augmented there: small pictures only."""
 
 
 class WeightsConfig(Strict):

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from mobilenas import data
-from mobilenas.data import CyclingLoader, load_data, sets
-from mobilenas.errors import DocumentError, MissingDataError, UnknownNameError, UsageError
+from mobilenas.data import Cutout, CyclingLoader, DeviceLoader, Shift, load_data, sets
+from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError, UnknownNameError, UsageError
 
 
 def test_digits_are_split_into_disjoint_halves_and_a_test_set() -> None:
@@ -298,3 +298,65 @@ def test_hidden_folders_are_no_classes(tmp_path: Path) -> None:
     root = image_folder(tmp_path)
     (root / "train" / ".ipynb_checkpoints").mkdir()
     assert load_data("image-folder", root, 32).class_names == ("cat", "dog")
+
+
+def test_a_batch_on_the_device_is_what_each_of_its_images_may_become_alone() -> None:
+    pixels = torch.randint(0, 256, (40, 3, 6, 5), dtype=torch.uint8)
+    shift = Shift(padding=2, flip=True)
+    shifted = shift.of_batch(pixels, torch.Generator().manual_seed(0))
+    drawn = set()
+    for image, found in zip(pixels, shifted, strict=True):
+        padded = torch.nn.functional.pad(image, (2, 2, 2, 2))
+        possible = {
+            (top, left, flip): window.flip(-1) if flip else window
+            for top in range(5) for left in range(5) for flip in (False, True)
+            for window in [padded[:, top : top + 6, left : left + 5]]
+        }  # fmt: skip
+        [key] = [key for key, window in possible.items() if torch.equal(window, found)]
+        drawn.add(key)
+    assert len(drawn) > 20, "each its own way"
+    assert torch.equal(Shift(0, flip=False).of_batch(pixels, torch.Generator()), pixels)
+
+
+def test_cutout_of_a_batch_blanks_a_square_of_each() -> None:
+    torch.manual_seed(0)
+    ones = torch.ones(800, 2, 9, 7)
+    cut = Cutout(4).of_batch(ones, torch.Generator().manual_seed(0))
+    alone = [Cutout(4)(image) for image in ones]
+    for image in cut:
+        rows, columns = (image[0] == 0).any(1).nonzero().flatten(), (image[0] == 0).any(0).nonzero().flatten()
+        assert (image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 0).all()
+        assert int((image == 0).sum()) == 2 * len(rows) * len(columns)
+    shapes = [{((i[0] == 0).any(1).sum().item(), (i[0] == 0).any(0).sum().item()) for i in images} for images in (cut, alone)]
+    assert shapes[0] == shapes[1]
+    assert float(cut.mean()) == pytest.approx(float(torch.stack(alone).mean()), abs=0.02)
+
+
+def test_a_loader_on_the_device_goes_on_with_the_very_next_batch_and_shares_it_among_processes() -> None:
+    images = load_data("digits").for_training(cutout=True)
+    loader = DeviceLoader(images, 100, 3, torch.device("cpu"))
+    batches = [loader.next() for _ in range(2 * len(loader) + 3)]
+    resumed = DeviceLoader(images, 100, 3, torch.device("cpu"))
+    resumed.load_state({"pass": 1, "position": 4})
+    halves = [DeviceLoader(images, 100, 3, torch.device("cpu"), part) for part in (slice(0, 50), slice(50, 100))]
+    for number, (pixels, labels) in enumerate(batches):
+        parts = [half.next() for half in halves]
+        assert torch.equal(torch.cat([part[0] for part in parts]), pixels)
+        if number >= len(loader) + 4:
+            again = resumed.next()
+            assert torch.equal(again[0], pixels)
+            assert torch.equal(again[1], labels)
+    plain = CyclingLoader(images, 100, 3)
+    assert all(torch.equal(plain.next()[1], labels) for _, labels in batches), "the same images in the same order"
+    assert pixels.dtype == torch.float32
+    first = torch.cat([pixels for pixels, _ in batches[: len(loader)]])
+    passed = torch.cat([plain.next()[0] for _ in range(len(plain))])
+    assert float(first.mean()) == pytest.approx(float(passed.mean()), abs=0.02)
+    assert float(first.std()) == pytest.approx(float(passed.std()), abs=0.02)
+    reduced = load_data("digits").reduced(0.5, seed=1).train
+    assert len(DeviceLoader(reduced, 10, 0, torch.device("cpu"))) == len(reduced) // 10
+
+
+def test_what_cannot_live_on_the_device_is_refused() -> None:
+    with pytest.raises(IncompatibleError, match=r"data\.on_device"):
+        DeviceLoader(load_data("digits").for_training(False, (0.4, 0.4, 0.4, 0.1)), 100, 3, torch.device("cpu"))

@@ -1,7 +1,7 @@
 """Data sets: images and their preprocessing facts, halves for a bilevel search, persistent loaders."""
 
-from mobilenas.data.images import Cutout, ImageData, Images, ImageSource, InFiles, InMemory, Preprocessing, Subset
-from mobilenas.data.loader import CyclingLoader, check_batch
+from mobilenas.data.images import Cutout, ImageData, Images, ImageSource, InFiles, InMemory, Preprocessing, Shift, Subset
+from mobilenas.data.loader import CyclingLoader, DeviceLoader, check_batch, loader_of
 from mobilenas.data.sets import DATA, DataRequest, load_data, synthetic_data
 
 __all__ = [
@@ -9,14 +9,17 @@ __all__ = [
     "Cutout",
     "CyclingLoader",
     "DataRequest",
+    "DeviceLoader",
     "ImageData",
     "ImageSource",
     "Images",
     "InFiles",
     "InMemory",
     "Preprocessing",
+    "Shift",
     "Subset",
     "check_batch",
     "load_data",
+    "loader_of",
     "synthetic_data",
 ]

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset
 
 from mobilenas.errors import DocumentError, UsageError
@@ -103,11 +104,24 @@ class InFiles:
         return _sha256(os.fsencode("\n".join(listed)))
 
 
-class Images(Dataset[tuple[Tensor, int]]):
-    """Images of ``source``, all or those at ``indices``, each passed through ``transform``."""
+BatchTransform = Callable[[Tensor, torch.Generator], Tensor]
+"""``(B, C, H, W)`` uint8 pixels and random numbers on the CPU -> what a network reads, on the device of the pixels."""
 
-    def __init__(self, source: ImageSource, transform: Callable[[Tensor], Tensor], indices: Tensor | None = None) -> None:
-        self.source, self.transform = source, transform
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Images of ``source``, all or those at ``indices``, each passed through ``transform``.
+
+    ``batch_transform`` does the same to many images at once where that is possible, with random numbers of its own.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Callable[[Tensor], Tensor],
+        indices: Tensor | None = None,
+        batch_transform: BatchTransform | None = None,
+    ) -> None:
+        self.source, self.transform, self.batch_transform = source, transform, batch_transform
         self.indices = torch.arange(len(source)) if indices is None else indices
 
     def __len__(self) -> int:
@@ -119,11 +133,34 @@ class Images(Dataset[tuple[Tensor, int]]):
 
     def subset(self, positions: Tensor) -> Images:
         """The images at ``positions`` of this set."""
-        return Images(self.source, self.transform, self.indices[positions])
+        return Images(self.source, self.transform, self.indices[positions], self.batch_transform)
 
-    def with_transform(self, transform: Callable[[Tensor], Tensor]) -> Images:
-        """The same images under another transform."""
-        return Images(self.source, transform, self.indices)
+
+@dataclass(frozen=True)
+class Shift:
+    """How small pictures are augmented: moved by up to ``padding`` pixels each way, over black, and mirrored by ``flip``."""
+
+    padding: int
+    flip: bool
+
+    def transforms(self, size: int) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """For one image ``(C, size, size)``, by torchvision."""
+        from torchvision.transforms import v2
+
+        moved = (v2.RandomCrop(size, padding=self.padding),) if self.padding else ()
+        return (*moved, *((v2.RandomHorizontalFlip(),) if self.flip else ()))
+
+    def of_batch(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Of images ``(B, C, H, W)``, each its own way; drawn on the CPU, done where they are."""
+        count, channels, height, width = pixels.shape
+        top, left = torch.randint(2 * self.padding + 1, (2, count, 1), generator=generator)
+        mirrored = (torch.rand(count, 1, generator=generator) < 0.5) & self.flip
+        rows, columns = top + torch.arange(height), left + torch.arange(width)
+        columns = torch.where(mirrored, columns.flip(1), columns)
+        padded = functional.pad(pixels, (self.padding,) * 4)
+        at = [torch.arange(count)[:, None, None, None], torch.arange(channels)[None, :, None, None], rows[:, None, :, None]]
+        indices = [index.to(pixels.device, non_blocking=True) for index in (*at, columns[:, None, None, :])]
+        return padded[tuple(indices)]
 
 
 @dataclass(frozen=True)
@@ -139,7 +176,7 @@ class ImageData:
     class_names: tuple[str, ...]
     read: Callable[[], tuple[ImageSource, ImageSource]]
     """Reads the training and the test images; raises ``MissingDataError`` or ``DocumentError``."""
-    augment: tuple[Callable[[Tensor], Tensor], ...]
+    augment: tuple[Callable[[Tensor], Tensor], ...] | Shift
     fit: tuple[Callable[[Tensor], Tensor], ...] = ()
     cutout_size: int = 0
 
@@ -150,12 +187,31 @@ class ImageData:
     @cached_property
     def train(self) -> Images:
         """The training images, augmented."""
-        return Images(self._sources[0], self._transform(self.augment))
+        return Images(self._sources[0], self._transform(self._augment), batch_transform=self._batch_transform(cutout=False))
 
     @cached_property
     def test(self) -> Images:
         """The test images, as a device would see them."""
         return Images(self._sources[1], self._transform(self.fit))
+
+    @property
+    def _augment(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """For one image."""
+        return self.augment.transforms(self.preprocessing.image_size) if isinstance(self.augment, Shift) else self.augment
+
+    def _batch_transform(self, cutout: bool) -> BatchTransform | None:
+        """For many images; ``None`` where each needs its own."""
+        shift, facts = self.augment, self.preprocessing
+        if not isinstance(shift, Shift):
+            return None
+        cut = Cutout(self.cutout_size) if cutout else None
+
+        def transform(pixels: Tensor, generator: torch.Generator) -> Tensor:
+            mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (facts.mean, facts.std))
+            images = (shift.of_batch(pixels, generator).float() / 255 - mean) / std
+            return images if cut is None else cut.of_batch(images, generator)
+
+        return transform
 
     def digest(self) -> str:
         """Hexadecimal digits that change when any image or label does (of files: their names, sizes and labels)."""
@@ -187,7 +243,8 @@ class ImageData:
 
         jitter = (v2.ColorJitter(*colour_jitter),) if colour_jitter else ()
         last = (Cutout(self.cutout_size),) if cutout else ()
-        return self.train.with_transform(v2.Compose([self._transform((*self.augment, *jitter)), *last]))
+        transform = v2.Compose([self._transform((*self._augment, *jitter)), *last])
+        return Images(self._sources[0], transform, batch_transform=None if jitter else self._batch_transform(cutout))
 
     def reduced(self, fraction: float, seed: int) -> ImageData:
         """The same data with a random ``fraction`` of its training images; raises ``UsageError`` outside 0 to 1."""
@@ -221,6 +278,15 @@ class Subset:
         return _sha256(self.source.digest().encode(), self.indices.numpy().data)
 
 
+def in_memory(source: ImageSource) -> tuple[Tensor, Tensor] | None:
+    """Pixels and labels of ``source``, ``None`` where they are read from files."""
+    if isinstance(source, InMemory):
+        return source.pixels, source.labels
+    if isinstance(source, Subset) and (whole := in_memory(source.source)) is not None:
+        return whole[0][source.indices], whole[1][source.indices]
+    return None
+
+
 def _sha256(*parts: bytes | memoryview) -> str:
     hashed = hashlib.sha256()
     for part in parts:
@@ -241,3 +307,13 @@ class Cutout:
         image = image.clone()
         image[..., max(0, row - half) : row + half, max(0, column - half) : column + half] = 0
         return image
+
+    def of_batch(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Of images ``(B, C, H, W)``, each its own square; drawn on the CPU, done where they are."""
+        count, _, height, width = images.shape
+        inside = []
+        for length in (height, width):
+            away = torch.arange(length) - torch.randint(length, (count, 1), generator=generator)
+            inside.append((away >= -(self.size // 2)) & (away < self.size // 2))
+        square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+        return images.masked_fill(square.to(images.device, non_blocking=True), 0.0)

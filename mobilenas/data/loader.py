@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mobilenas.data.images import Images
-from mobilenas.errors import DocumentError, UsageError
+from mobilenas.data.images import Images, in_memory
+from mobilenas.errors import DocumentError, IncompatibleError, UsageError
 
 
 def check_batch(images: Images, batch_size: int, processes: int = 1) -> None:
@@ -40,15 +39,18 @@ class CyclingLoader:
         check_batch(images, batch_size)
         self._images, self._batch_size, self._seed, self._part = images, batch_size, seed, part
         self._pass, self._position = 0, 0
-        self._loader: DataLoader[Any] = DataLoader(
-            _SeededImages(images),
+        self._iterator: Iterator[list[Tensor]] | None = None
+        self._loader = self._make_loader(workers)
+
+    def _make_loader(self, workers: int) -> Iterable[list[Tensor]]:
+        return DataLoader(
+            _SeededImages(self._images),
             batch_sampler=_Batches(self),
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # of its own: the default one's state belongs to whoever trains
         )
-        self._iterator: Iterator[list[Tensor]] | None = None
 
     def __len__(self) -> int:
         """Batches in one pass; what is left over is dropped."""
@@ -66,13 +68,19 @@ class CyclingLoader:
         except DocumentError as error:  # of a worker: its message is a traceback whose last line is what was said
             raise DocumentError(str(error).strip().splitlines()[-1].removeprefix("mobilenas.errors.DocumentError: ")) from None
 
-    def batches(self) -> list[list[tuple[int, int]]]:
-        """The batches that are left of this pass, as (index, seed of its augmentation) pairs."""
-        seed = self._seed * 1_000_003 + self._pass
-        order = torch.randperm(len(self._images), generator=torch.Generator().manual_seed(seed)).tolist()
-        keyed = [(index, seed * 1_000_003 + index) for index in order]
-        batches = range(self._position, len(self))
-        return [keyed[n * self._batch_size : (n + 1) * self._batch_size][self._part] for n in batches]
+    @property
+    def _pass_seed(self) -> int:
+        return self._seed * 1_000_003 + self._pass
+
+    def batches(self) -> list[list[int]]:
+        """The whole batches that are left of this pass, by index of their images."""
+        order = torch.randperm(len(self._images), generator=torch.Generator().manual_seed(self._pass_seed)).tolist()
+        return [order[n * self._batch_size : (n + 1) * self._batch_size] for n in range(self._position, len(self))]
+
+    def keyed(self) -> list[list[tuple[int, int]]]:
+        """This process's part of them, as (index, seed of its augmentation) pairs."""
+        seed = self._pass_seed * 1_000_003
+        return [[(index, seed + index) for index in batch[self._part]] for batch in self.batches()]
 
     def state(self) -> dict[str, int]:
         """Pass and position within it."""
@@ -81,6 +89,57 @@ class CyclingLoader:
     def load_state(self, state: dict[str, int]) -> None:
         """Go to where ``state`` was taken."""
         self._pass, self._position, self._iterator = state["pass"], state["position"], None
+
+
+class DeviceLoader(CyclingLoader):
+    """The same batches of images that live on ``device``, whole, and are augmented there, all of a batch at once.
+
+    Every image is drawn its own augmentation, by other random numbers than a ``CyclingLoader``'s. Raises ``IncompatibleError``
+    for images that are read from files, or augmented one by one.
+    """
+
+    def __init__(self, images: Images, batch_size: int, seed: int, device: torch.device, part: slice = slice(None)) -> None:
+        held = in_memory(images.source)
+        if held is None or images.batch_transform is None:
+            raise IncompatibleError(
+                "data.on_device is for data sets of small pictures (digits, fashion-mnist, cifar10, cifar100) without "
+                "colour_jitter; leave it out, and say data.workers"
+            )
+        self._transform = images.batch_transform
+        self._pixels, self._labels = (tensor[images.indices].to(device) for tensor in held)
+        super().__init__(images, batch_size, seed, 0, part)
+
+    def _make_loader(self, workers: int) -> Iterable[list[Tensor]]:
+        return _OnDevice(self)
+
+    def made(self) -> Iterator[list[Tensor]]:
+        """The batches that are left of this pass."""
+        return (self._made(number, batch) for number, batch in enumerate(self.batches(), self._position))
+
+    def _made(self, number: int, batch: list[int]) -> list[Tensor]:
+        generator = torch.Generator().manual_seed((self._pass_seed * 1_000_003 + number) % 2**63)
+        indices = torch.tensor(batch).to(self._pixels.device)
+        images = self._transform(self._pixels[indices], generator)
+        return [images[self._part], self._labels[indices[self._part]]]
+
+
+@dataclass(frozen=True)
+class _OnDevice:
+    """What a device's loader iterates over: each iteration is what is left of the current pass."""
+
+    loader: DeviceLoader
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        return self.loader.made()
+
+
+def loader_of(
+    images: Images, batch_size: int, seed: int, workers: int, part: slice, device: torch.device | None
+) -> CyclingLoader:
+    """A loader of ``images`` that live on ``device``, or where they are by default."""
+    if device is None:
+        return CyclingLoader(images, batch_size, seed, workers, part)
+    return DeviceLoader(images, batch_size, seed, device, part)
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -95,7 +154,7 @@ class _Batches:
     loader: CyclingLoader
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return iter(self.loader.batches())
+        return iter(self.loader.keyed())
 
 
 class _SeededImages(Dataset[tuple[Tensor, int]]):

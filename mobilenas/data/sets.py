@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mobilenas.core.documents import is_unicode
 from mobilenas.core.registry import Registry
 from mobilenas.core.resources import user_data_directory
-from mobilenas.data.images import ImageData, ImageSource, InFiles, InMemory, Preprocessing, opened
+from mobilenas.data.images import ImageData, ImageSource, InFiles, InMemory, Preprocessing, Shift, opened
 from mobilenas.errors import DocumentError, MissingDataError, UsageError
 
 
@@ -45,7 +44,7 @@ def load_digits(request: DataRequest) -> ImageData:
         preprocessing=Preprocessing(8, 1, (0.3053,), (0.3762,), "grey"),
         class_names=tuple(str(digit) for digit in range(10)),
         read=read,
-        augment=_crop(8, padding=1),
+        augment=Shift(padding=1, flip=False),
         cutout_size=2,
     )
 
@@ -76,7 +75,7 @@ def load_fashion_mnist(request: DataRequest) -> ImageData:
         preprocessing=Preprocessing(28, 1, (0.2860,), (0.3530,), "grey"),
         class_names=tuple(FashionMNIST.classes),
         read=read,
-        augment=(*_crop(28, padding=2), _flip()),
+        augment=Shift(padding=2, flip=True),
         cutout_size=8,
     )
 
@@ -135,7 +134,7 @@ def _cifar(
         preprocessing=Preprocessing(32, 3, *statistics, "RGB"),
         class_names=tuple(class_names.split()),
         read=read,
-        augment=(*_crop(32, padding=4), _flip()),
+        augment=Shift(padding=4, flip=True),
         cutout_size=16,
     )
 
@@ -176,7 +175,7 @@ def load_image_folder(request: DataRequest) -> ImageData:
         preprocessing=Preprocessing(size, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB"),
         class_names=class_names,
         read=read,
-        augment=(v2.RandomResizedCrop(size, antialias=True), _flip()),
+        augment=(v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()),
         fit=(v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)),
         cutout_size=size // 2,
     )
@@ -205,7 +204,7 @@ def synthetic_data(image_shape: tuple[int, int, int, int], classes: int, images:
         preprocessing=Preprocessing(size, channels, (0.5,) * channels, (0.25,) * channels, "RGB" if channels == 3 else "grey"),
         class_names=tuple(map(str, range(classes))),
         read=read,
-        augment=(_flip(),),
+        augment=Shift(padding=0, flip=True),
         cutout_size=size // 2,
     )
 
@@ -261,19 +260,6 @@ def _damage(path: str) -> str | None:
             return None
     except DocumentError as error:
         return str(error)
-
-
-def _crop(size: int, padding: int) -> tuple[Callable[[Tensor], Tensor], ...]:
-    from torchvision.transforms import v2
-
-    return (v2.RandomCrop(size, padding=padding),)
-
-
-def _flip() -> Callable[[Tensor], Tensor]:
-    from torchvision.transforms import v2
-
-    flip: Callable[[Tensor], Tensor] = v2.RandomHorizontalFlip()
-    return flip
 
 
 _CIFAR100_NAMES = """

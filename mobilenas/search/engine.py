@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
-from mobilenas.data import CyclingLoader, Images, check_batch
+from mobilenas.data import CyclingLoader, Images, check_batch, loader_of
 from mobilenas.errors import DivergedError, MissingKernelError
 from mobilenas.latency.budget import AugmentedLagrangian, Budget, LogCost
 from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, Step, StepKind
@@ -64,6 +64,8 @@ class EngineSettings(msgspec.Struct, frozen=True):
     seed: int
     accumulate: int = 1
     """Parts that each batch is computed in."""
+    on_device: bool = False
+    """Whether images live where the supernet does, and are augmented there."""
 
 
 class BudgetReport(msgspec.Struct, frozen=True):
@@ -217,8 +219,9 @@ class _StageRun:
         own = part.stop - part.start
         may_halve = self.processes.size == 1 and engine.method.may_be_in_parts
         self.parts = Parts(settings.accumulate, own, may_halve, engine.on_note, partial(engine.memory_of, stage))
+        place = fabric.device if settings.on_device else None
         self.loaders = [
-            CyclingLoader(images, settings.batch_size, settings.seed + 2 * index + half, settings.workers, part)
+            loader_of(images, settings.batch_size, settings.seed + 2 * index + half, settings.workers, part, place)
             for half, images in enumerate(engine.halves)
         ]
         self.lagrangians = [AugmentedLagrangian() for _ in engine.budgets]

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from mobilenas.core import documents
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
-from mobilenas.data import CyclingLoader, ImageData
+from mobilenas.data import ImageData, loader_of
 from mobilenas.errors import DivergedError
 from mobilenas.methods.base import Batch
 from mobilenas.network import Network
@@ -50,6 +50,8 @@ class TrainSettings(msgspec.Struct, frozen=True):
     """Of the mean of the weights that is tested and kept; 0 leaves it out."""
     accumulate: int = 1
     """Parts that each batch is computed in."""
+    on_device: bool = False
+    """Whether images live where the network does, and are augmented there."""
 
 
 class TrainReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +102,8 @@ class Trainer:
             self.mean = AveragedModel(network, multi_avg_fn=averaging(settings.ema_decay), use_buffers=True)
         images = data.for_training(settings.cutout, settings.colour_jitter)
         part = self.processes.part_of(settings.batch_size)
-        self.loader = CyclingLoader(images, settings.batch_size, settings.seed, settings.workers, part)
+        place = fabric.device if settings.on_device else None
+        self.loader = loader_of(images, settings.batch_size, settings.seed, settings.workers, part, place)
         own = part.stop - part.start
         self.parts = Parts(settings.accumulate, own, self.processes.size == 1, on_note, self.memory_of)
         self.checkpoints = Checkpoints(directory.checkpoints, on_note)

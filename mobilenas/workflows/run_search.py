@@ -339,6 +339,7 @@ def _engine_settings(cfg: SearchConfig, space: SearchSpace, method: SearchMethod
         architecture=AdamSettings(**msgspec.to_builtins(cfg.architecture)),
         seed=cfg.seed,
         accumulate=cfg.compute.accumulate,
+        on_device=cfg.data.on_device,
     )
 
 

@@ -100,6 +100,7 @@ def _trainer(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) 
             colour_jitter=cfg.colour_jitter,
             ema_decay=cfg.ema_decay,
             accumulate=cfg.compute.accumulate,
+            on_device=cfg.data.on_device,
         ),
         fabric=fabric,
         directory=RunDirectory(run / (ON_NOISE if cfg.synthetic else "train")),

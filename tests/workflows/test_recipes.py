@@ -104,7 +104,7 @@ def test_every_recipe_starts_on_noise(name: str, run: Path, command: Callable[..
 
     def watched(self: Trainer, **arguments: object) -> None:
         init(self, **arguments)
-        seen.append(self.optimiser.optimizer)
+        seen.append(self.weights.optimiser.optimizer)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "__init__", watched)
