@@ -59,12 +59,13 @@ def _root(
 
 
 def _terminated(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def main() -> None:
     """Entry point: errors that a user can act on are one paragraph and their own exit code, bugs keep their traceback."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _terminated)
     try:
         for argument in sys.argv[1:]:
             if not is_unicode(argument):

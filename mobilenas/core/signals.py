@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while something may only stop between two steps."""
+"""SIGINT, SIGTERM and SIGUSR1 while something may only stop between two steps."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 
-class StopRequest:
-    """Inside it a first SIGINT or SIGTERM is only noted, so that a step is finished and saved; a second one acts at once.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-    ``leave`` raises what the signal asked for: ``KeyboardInterrupt``, or ``SystemExit(143)``. Outside the main thread,
+
+class StopRequest:
+    """Inside it a first signal of ``STOPPING`` is only noted, so that a step is finished and saved; a second one acts at once.
+
+    ``leave`` raises what the signal asked for: ``KeyboardInterrupt``, or ``SystemExit(143)``. SIGUSR1 is what Slurm can send
+    before a job's time is up. Outside the main thread,
     where signals cannot be caught, nothing is ever requested.
     """
 
@@ -28,7 +32,7 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -45,4 +49,4 @@ class StopRequest:
 
 
 def _exception_of(number: int) -> BaseException:
-    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + signal.SIGTERM)

@@ -70,6 +70,8 @@ def _search_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("method", f"{result['method']}, {result['epochs']} epochs, {result['duration_s']:.0f} s"),
         ("network", f"{result['fingerprint']}, {result['params']:,} parameters, {result['madds']:,} MAdds"),
     ]
+    if result.get("collapsed"):
+        rows.append(("doubt", "the search collapsed into skips; the network is of an epoch before"))
     for budget in result["budgets"]:
         rows += [
             ("budget", f"{budget['target_ms']:.4g} ms ({budget['text']})"),

@@ -15,9 +15,10 @@ def test_a_first_signal_is_noted_and_raised_when_left() -> None:
         stop.leave()
 
 
-def test_a_noted_signal_is_never_lost() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_noted_signal_is_never_lost(number: int) -> None:
     with pytest.raises(SystemExit) as ended, StopRequest():
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
     assert ended.value.code == 143
 
 
