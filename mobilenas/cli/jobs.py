@@ -47,6 +47,7 @@ from mobilenas.cli.output import (
 )
 from mobilenas.config import (
     DataConfig,
+    DescribeConfig,
     EvaluateConfig,
     ExportConfig,
     PredictConfig,
@@ -360,12 +361,12 @@ def train(
     cfg = load_config(TrainConfig, config, sets, flags, load_recipe(preset) if preset else None)
     from mobilenas import workflows
 
-    run = workflows.run_of(target)
     if dry_run:
-        plan = workflows.train_plan(run, cfg)
+        plan = workflows.train_plan(workflows.find_network(target, DescribeConfig()).architecture, cfg)
         rows = [("network", plan.fingerprint), ("images", f"{plan.images:,}"), ("epochs", str(plan.epochs))]
         show(plan, json, "train, not run", [*rows, *_memory_rows(plan.memory, plan.batch, plan.parts)])
         return
+    run = workflows.run_of(target)
     result = with_listener(quiet or json, lambda told: workflows.train(run, cfg, told), GOES_ON)
     rows = [
         ("test accuracy", f"{result.test_accuracy:.2%}"),

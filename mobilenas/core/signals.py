@@ -7,7 +7,6 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 

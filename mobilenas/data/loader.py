@@ -107,7 +107,7 @@ class DeviceLoader(CyclingLoader):
             )
         self._transform = images.batch_transform
         self._pixels, self._labels = (tensor[images.indices].to(device) for tensor in held)
-        super().__init__(images, batch_size, seed, 0, part)
+        super().__init__(images, batch_size, seed, part=part)
 
     def _make_loader(self, workers: int) -> Iterable[list[Tensor]]:
         return _OnDevice(self)
@@ -137,6 +137,8 @@ def loader_of(
     images: Images, batch_size: int, seed: int, workers: int, part: slice, device: torch.device | None
 ) -> CyclingLoader:
     """A loader of ``images`` that live on ``device``, or where they are by default."""
+    if device is not None and workers:
+        raise IncompatibleError(f"data.workers is {workers} with data.on_device: nothing is loaded there, leave it out")
     if device is None:
         return CyclingLoader(images, batch_size, seed, workers, part)
     return DeviceLoader(images, batch_size, seed, device, part)

@@ -11,7 +11,8 @@ the weight optimiser, ``w' = w - xi (momentum + grad_w L_train + decay w)``, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -60,12 +61,12 @@ class Darts(SearchMethod):
         with torch.no_grad():
             constant = self.relax_architecture(step.parameters, step.progress)
         virtual = step.weights_after(_gradients(step, step.loss(step.train, constant), step.weights))
-        _assign(step.weights, virtual)
-        mixture = self._relax(step)
-        loss = step.loss(step.valid, mixture) + step.constraint(mixture)
-        both = _gradients(step, loss, [*alpha, *step.weights])
+        with _put_back(step.weights, before):
+            _assign(step.weights, virtual)
+            mixture = self._relax(step)
+            loss = step.loss(step.valid, mixture) + step.constraint(mixture)
+            both = _gradients(step, loss, [*alpha, *step.weights])
         direct, v = both[: len(alpha)], both[len(alpha) :]
-        _assign(step.weights, before)
         product = self._exact(step, alpha, v) if self.hessian == "exact" else self._difference(step, alpha, before, v)
         for row, gradient, correction in zip(alpha, direct, product, strict=True):
             row.grad = gradient - step.weights_lr * correction
@@ -76,11 +77,10 @@ class Darts(SearchMethod):
         """Equation 8: ``(grad_alpha L_train(w + R v) - grad_alpha L_train(w - R v)) / 2R`` with ``R = 0.01 / |v|``."""
         radius = EPSILON / torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in v]))
         ends = []
-        for sign in (1.0, -1.0):
-            _assign(step.weights, [w + sign * radius * part for w, part in zip(before, v, strict=True)])
-            with frozen(step.weights):
+        with _put_back(step.weights, before), frozen(step.weights):
+            for sign in (1.0, -1.0):
+                _assign(step.weights, [w + sign * radius * part for w, part in zip(before, v, strict=True)])
                 ends.append(_gradients(step, step.loss(step.train, self._relax(step)), alpha))
-        _assign(step.weights, before)
         return [(plus - minus) / (2 * radius) for plus, minus in zip(*ends, strict=True)]
 
     def _exact(self, step: Step, alpha: Sequence[Tensor], v: Sequence[Tensor]) -> list[Tensor]:
@@ -105,6 +105,15 @@ def _gradients(step: Step, loss: Tensor, tensors: Sequence[Tensor]) -> list[Tens
     for tensor in tensors:
         tensor.grad = None
     return gradients
+
+
+@contextmanager
+def _put_back(weights: Sequence[nn.Parameter], before: Sequence[Tensor]) -> Iterator[None]:
+    """Whatever happens inside, ``weights`` are as ``before`` in the end."""
+    try:
+        yield
+    finally:
+        _assign(weights, before)
 
 
 def _assign(weights: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:

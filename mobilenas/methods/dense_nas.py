@@ -39,6 +39,7 @@ class DenseNas(SearchMethod):
     """
 
     name: ClassVar[str] = "dense-nas"
+    draws: ClassVar[bool] = True
     searches: ClassVar[frozenset[DecisionKind]] = frozenset({"op", "route"})
     needs: ClassVar[frozenset[str]] = frozenset({"routes"})
     warmup_fraction: ClassVar[float] = 1 / 3

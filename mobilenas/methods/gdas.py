@@ -27,6 +27,7 @@ class Gdas(SearchMethod):
     """Sampled single paths with a straight-through gradient. ``noise`` maps logits ``(D, O)`` to noise of that shape."""
 
     name: ClassVar[str] = "gdas"
+    draws: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"cells"})
     step_order: ClassVar[tuple[StepKind, ...]] = ("weights", "architecture")
 

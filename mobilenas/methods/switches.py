@@ -44,7 +44,7 @@ class Switches(msgspec.Struct, frozen=True):
     """
     auxiliary_skip: bool = False
     """Every edge is also a skip, whose weight falls linearly from 1 to 0. Where the sizes differ it shares the weights of the
-    candidate skip, and an edge that may be none has no such skip.
+    candidate skip, and an edge from which a stage has dropped that has none.
     """
 
     def check(self, space: SearchSpace) -> None:
@@ -54,19 +54,23 @@ class Switches(msgspec.Struct, frozen=True):
             ("partial_channels", self.partial_channels > 1, "partial channels"),
             ("skip_dropout", self.skip_dropout > 0, "skips"),
             ("skip_limit", self.skip_limit is not None, "skips"),
+            ("beta_decay", self.beta_decay != 0.0, "cells"),
+            ("auxiliary_skip", self.auxiliary_skip, "cells"),
         ):
             if is_on and trait not in space.traits:
                 raise IncompatibleError(f"switches.{name} needs a space with {trait}; {space.name} has none")
         edges = [decision.options for decision in space.decisions if decision.kind == "op"]
         for name, is_on in (("skip_dropout", self.skip_dropout > 0), ("auxiliary_skip", self.auxiliary_skip)):
             if is_on and not any(SKIP in options for options in edges):
-                raise IncompatibleError(f"switches.{name}: no edge of this space may be {SKIP}; add it to space.operators")
+                raise IncompatibleError(
+                    f"switches.{name}: no edge of this space may be {SKIP}; add it to space.options.operators"
+                )
         if self.skip_limit is not None and any(set(options) <= {SKIP, NO_OPERATOR} for options in edges):
-            raise IncompatibleError(f"switches.skip_limit: {SKIP} is all that edges may be; add to space.operators")
+            raise IncompatibleError(f"switches.skip_limit: {SKIP} is all that edges may be; add to space.options.operators")
 
     def relaxed(self, mixture: Mixture, space: SearchSpace, fraction: float) -> Mixture:
         """``mixture`` with the auxiliary skips of ``space``, at ``fraction`` of a stage's epochs."""
-        if not self.auxiliary_skip:
+        if not self.auxiliary_skip or fraction >= 1.0:
             return mixture
         weights, active = dict(mixture.weights), dict(mixture.active)
         for decision in space.decisions:

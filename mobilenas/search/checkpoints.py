@@ -74,32 +74,41 @@ class Checkpoints:
     def __init__(self, folder: Path, announce: Callable[[str], None] = lambda _: None) -> None:
         self._folder = folder
         self._announce = announce
+        self._damaged: set[int] = set()
+        self._ends: set[int] = set()
+        """Known to have been written at the end of an epoch."""
 
-    def save(self, state: Any) -> None:
-        """Write the next checkpoint (its JSON last: that makes the pair valid) and drop the oldest generations."""
+    def save(self, state: Any, is_end: bool = True) -> None:
+        """Write the next checkpoint (its JSON last: that makes the pair valid) and drop the oldest generations.
+
+        The newest one from the end of an epoch (``is_end``) is kept too.
+        """
         self._tidy()
         number = max(self._numbers(), default=0) + 1
         tensors: dict[str, Tensor] = {}
         plain = _split(state, "", tensors)
         path = self._folder / f"{number:06d}.safetensors"
         sha256 = {"state": documents.digest(plain), "tensors": save_tensors(path, tensors)}
-        document = {"schema": "mobilenas/checkpoint@1", "sha256": sha256, "state": plain}
+        document = {"schema": "mobilenas/checkpoint@2", "is_end": is_end, "sha256": sha256, "state": plain}
         write_atomic(path.with_suffix(".json"), documents.dump_json(document))
+        self._damaged.discard(number)
+        if is_end:
+            self._ends.add(number)
         self._tidy()
 
     def _tidy(self) -> None:
-        """Leave the newest generations and nothing else, as what a process that was killed has left half-written."""
-        kept = {f"{number:06d}" for number in self._numbers()[-KEPT_GENERATIONS:]}
+        """Leave the newest generations and nothing else of ours, as what a process that was killed has left half-written."""
+        whole = [number for number in self._numbers() if number not in self._damaged]
+        ends = [number for number in whole if number in self._ends]
+        kept = {f"{number:06d}" for number in (*whole[-KEPT_GENERATIONS:], *ends[-1:])}
         for path in self._folder.iterdir() if self._folder.exists() else ():
-            if path.stem not in kept:
+            is_ours = path.name.startswith(".") or (path.stem.isdigit() and path.suffix in (".json", ".safetensors"))
+            if is_ours and path.is_file() and path.stem not in kept:
                 path.unlink()
 
-    def check_room(self, state: Any) -> None:
-        """Raise ``ResourceError`` unless there is room for the generations of states like this one, and half as much again."""
-        tensors: dict[str, Tensor] = {}
-        _split(state, "", tensors)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        needed, folder = int(ROOM * (KEPT_GENERATIONS + 1) * size), self._folder
+    def check_room(self, size: int) -> None:
+        """Raise ``ResourceError`` unless there is room for all generations of states of ``size`` bytes, and half as much."""
+        needed, folder = int(ROOM * (KEPT_GENERATIONS + 2) * size), self._folder
         while not folder.exists():
             folder = folder.parent
         free = shutil.disk_usage(folder).free
@@ -109,17 +118,23 @@ class Checkpoints:
                 "make room, or name another folder"
             )
 
-    def load_latest(self) -> Any:
-        """The state of the newest checkpoint that is whole, ``None`` if there never was one.
+    def load_latest(self, at_end: bool = False) -> Any:
+        """The state of the newest checkpoint that is whole, ``None`` if there never was one; of those from the ends of epochs,
+        if ``at_end``.
 
         Raises ``DocumentError`` if all of them are damaged.
         """
         damaged: DocumentError | None = None
         for number in reversed(self._numbers()):
             try:
-                state = self._load(self._folder / f"{number:06d}.json")
+                is_end, state = self._load(self._folder / f"{number:06d}.json")
+                if is_end:
+                    self._ends.add(number)
+                if at_end and not is_end:
+                    continue
             except DocumentError as error:
                 damaged = error
+                self._damaged.add(number)
                 self._announce(f"warning: {error}; going back to the checkpoint before it")
             else:
                 return state
@@ -127,16 +142,23 @@ class Checkpoints:
             raise DocumentError(f"no checkpoint in {self._folder} is whole, the oldest says: {damaged}")
         return None
 
-    def resume(self, load_state: Callable[[Any], None], processes: Processes, otherwise: Any = None) -> None:
-        """Pass the newest whole state, as the first process reads it, to ``load_state``; without one ``otherwise``, if given.
+    def resume(self, load_state: Callable[[Any], None], processes: Processes) -> None:
+        """Pass the newest whole state, as the first process reads it, to ``load_state``, if there is one.
 
         Raises ``DocumentError`` if it does not fit.
         """
-        state = processes.share(self.load_latest() if processes.is_first else None)
+        self._pass_on(self.load_latest() if processes.is_first else None, load_state, processes)
+
+    def go_back(self, load_state: Callable[[Any], None], processes: Processes, first: Any) -> None:
+        """Pass the newest whole state of an epoch's end to ``load_state``; without one ``first``, where this process began."""
+        found = self._pass_on(self.load_latest(at_end=True) if processes.is_first else None, load_state, processes)
+        if not found:
+            load_state(first)
+
+    def _pass_on(self, own: Any, load_state: Callable[[Any], None], processes: Processes) -> bool:
+        state = processes.share(own)
         if state is None:
-            if otherwise is not None:
-                load_state(otherwise)
-            return
+            return False
         try:
             load_state(state)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -144,15 +166,17 @@ class Checkpoints:
                 f"the checkpoint in {self._folder} is of another search or training ({one_line(error)}): remove it "
                 "to begin anew"
             ) from error
+        return True
 
-    def _load(self, path: Path) -> Any:
-        data = documents.check_schema(documents.parse_json(documents.read_text(path), str(path)), "checkpoint", 1, str(path))
+    def _load(self, path: Path) -> tuple[bool, Any]:
+        """Whether it is from the end of an epoch, and its state."""
+        data = documents.check_schema(documents.parse_json(documents.read_text(path), str(path)), "checkpoint", 2, str(path))
         tensors = path.with_suffix(".safetensors")
         loaded = load_tensors(tensors)
         found = {"state": documents.digest(data.get("state")), "tensors": sha256_of(tensors)}
         if data.get("sha256") != found:
             raise DocumentError(f"{path}: it or its safetensors file has changed since it was written (SHA-256)")
-        return _join(data["state"], loaded)
+        return bool(data.get("is_end", True)), _join(data["state"], loaded)
 
     def _numbers(self) -> list[int]:
         return sorted(int(path.stem) for path in self._folder.glob("[0-9]" * 6 + ".json"))
@@ -176,11 +200,11 @@ class Saver:
         self._processes = processes
         self._saved_at = clock()
 
-    def save(self) -> None:
-        """Save now."""
+    def save(self, is_end: bool = True) -> None:
+        """Save now, at the end of an epoch or within one."""
         state = self._state()
         if self._processes.is_first:
-            self._checkpoints.save(state)
+            self._checkpoints.save(state, is_end)
         self._saved_at = self._clock()
 
     def after_step(self) -> None:
@@ -189,7 +213,7 @@ class Saver:
         # asked once: a signal from here on waits for the next step
         number, due = self._processes.largest([self._stop.number, is_due and self._processes.is_first])
         if number or due:
-            self.save()
+            self.save(is_end=False)
         self._stop.leave(number)
 
     def after_epoch(self) -> None:

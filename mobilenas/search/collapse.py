@@ -97,5 +97,5 @@ def certain(space: SearchSpace, architecture: Architecture, like: Tensor) -> Mix
             continue
         chosen = architecture.choices.get(decision.name)
         weights[decision.name] = like.new_tensor([float(option == chosen) for option in decision.options])
-        active[decision.name] = tuple(index for index, option in enumerate(decision.options) if option == chosen)
+        active[decision.name] = (decision.options.index(chosen) if chosen in decision.options else 0,)  # what is off weighs 0
     return Mixture(weights, weights, active)

@@ -78,14 +78,13 @@ class AdamSettings(msgspec.Struct, frozen=True):
 class Guard:
     """What is done where gradients are not finite: such a step is left out, and after three in a row the run has diverged.
 
-    It may then go back to its last checkpoint once, at half its learning rates. In half precision, where gradients are
-    multiplied by a large scale, some such steps are how the scale is found: they are left out and not counted.
+    It may then go back to the end of an epoch once, at half its learning rates. In half precision, where gradients are
+    multiplied by a large scale, some such steps are how the scale is found: they are left out and not counted until it is 1.
     """
 
     def __init__(self, fabric: Fabric, module: nn.Module, processes: Processes, announce: Callable[[str], None]) -> None:
         self._module, self._processes, self._announce = module, processes, announce
         self._precision: Any = fabric.strategy.precision
-        self._in_a_row = 0
         self.has_halved = False
         """Whether this run has gone back once."""
 
@@ -95,44 +94,47 @@ class Guard:
         return 0.5 if self.has_halved else 1.0
 
     @property
+    def has_scale(self) -> bool:
+        """Whether losses are multiplied by a scale, as in half precision."""
+        return getattr(self._precision, "scaler", None) is not None
+
+    @property
     def scale(self) -> float:
-        """What losses are multiplied by before they are differentiated: more than 1 in half precision."""
-        scaler = getattr(self._precision, "scaler", None)
-        return 1.0 if scaler is None else float(scaler.get_scale())
+        """What losses are multiplied by before they are differentiated."""
+        return float(self._precision.scaler.get_scale()) if self.has_scale else 1.0
 
     def unscale(self, optimiser: torch.optim.Optimizer) -> None:
         """Divide gradients by the scale."""
         self._precision.unscale_gradients(optimiser)
 
-    def see(self, is_finite: bool) -> None:
-        """Take note of a step's gradient. Raises ``DivergedError`` for one too many that is not finite."""
-        if is_finite:
-            self._in_a_row = 0
-            return
-        if self.scale > 1.0:
-            return
-        self._in_a_row += 1
-        if self._in_a_row >= PATIENCE:
-            raise DivergedError(f"no gradient was finite in {PATIENCE} steps in a row")
+    def count(self, in_a_row: int) -> int:
+        """A step was left out, after ``in_a_row`` others of its kind; how many that makes. Raises ``DivergedError`` for one too
+        many.
+        """
         is_spoilt = not all(bool(buffer.isfinite().all()) for buffer in self._module.buffers())
         if any(self._processes.largest([is_spoilt])):
             raise DivergedError("a batch made the statistics of BatchNorm infinite")
+        if self.scale > 1.0:
+            return in_a_row
+        if in_a_row + 1 >= PATIENCE:
+            raise DivergedError(f"no gradient was finite in {PATIENCE} steps in a row")
         self._announce("warning: a gradient is not finite: this step is left out")
+        return in_a_row + 1
 
     def go_back(self, error: DivergedError) -> None:
         """Halve the rates; raises ``DivergedError`` where that was done before."""
         if self.has_halved:
             raise DivergedError(f"{error}, at half the learning rates too; lower weights.lr or architecture.lr") from error
-        self._announce(f"warning: diverged: {error}; back to the last checkpoint, and on at half the learning rates")
-        self.has_halved, self._in_a_row = True, 0
+        self._announce(f"warning: diverged: {error}; back to where the epoch began, and on at half the learning rates")
+        self.has_halved = True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"in_a_row": self._in_a_row, "has_halved": self.has_halved, "precision": self._precision.state_dict()}
+        return {"has_halved": self.has_halved, "precision": self._precision.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from ``state``; rates that are halved stay so."""
-        self._in_a_row, self.has_halved = state["in_a_row"], self.has_halved or state["has_halved"]
+        self.has_halved = self.has_halved or state["has_halved"]
         if state["precision"]:
             self._precision.load_state_dict(state["precision"])
 
@@ -151,6 +153,8 @@ class Descent:
         self.optimiser, self.tensors = optimiser, tensors
         self._clip_norm = math.inf if clip_norm is None else clip_norm
         self._guard, self._processes = guard, processes
+        self.left_out = 0
+        """Steps in a row."""
 
     @property
     def lr(self) -> float:
@@ -175,7 +179,16 @@ class Descent:
         """Clip and go; ``False`` where the gradient was not finite and nothing was done. Raises ``DivergedError``."""
         norm: Tensor = nn.utils.clip_grad_norm_(self.tensors, self._clip_norm)
         is_finite = bool(norm.isfinite())
-        if is_finite or self._guard.scale != 1.0:  # where there is a scale, this step is how it learns
+        if is_finite or self._guard.has_scale:  # which a step without a finite gradient lowers, and does nothing else
             self.optimiser.step()
-        self._guard.see(is_finite)
+        self.left_out = 0 if is_finite else self._guard.count(self.left_out)
         return is_finite
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"optimiser": self.optimiser.state_dict(), "left_out": self.left_out}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.left_out = state["left_out"]

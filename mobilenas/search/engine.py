@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,7 +32,7 @@ from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_
 from mobilenas.search.collapse import SPARE, Health, Snapshot, certain, entropy, idle_share
 from mobilenas.search.descent import AdamSettings, Descent, Guard, SgdSettings
 from mobilenas.search.memory import MemoryEstimate, activation_bytes, estimate, on_meta
-from mobilenas.search.parts import Parts
+from mobilenas.search.parts import Parts, check_parts
 from mobilenas.search.perturbation import importance
 from mobilenas.search.processes import Processes
 from mobilenas.search.task import Task
@@ -44,8 +44,14 @@ COMPARE_EVERY = 100
 """Steps after which several processes compare what must be the same in all."""
 WATCHED_IMAGES = 1024
 """Of the half that the architecture is judged on; the chosen network is tried on them after every epoch."""
+STATE_BYTES = 8
+"""Of a weight and its momentum in a checkpoint."""
+LARGEST_LOSS = 1e3
+"""In nats, of a supernet without an option that it cannot do without."""
 PERTURBED_IMAGES = 256
 """Of that half; the supernet is tried on them without each option."""
+TRIES = 4
+"""Draws of paths that the estimate of memory is the largest of."""
 DRAWS = 16
 """Mixtures that the expectation at the end of an epoch is taken over."""
 
@@ -135,34 +141,47 @@ class SearchEngine:
         """Raise what ``run`` would raise before its first step, without leaving anything."""
         with torch.device("meta"):
             self.space.supernet(self.plan_of(next(self._stages())))
-        for images in self.halves:
-            check_batch(images, self.settings.batch_size, self.processes.size)
+        self.check_batches(self.processes.size)
 
-    def memory(self) -> list[tuple[Stage, MemoryEstimate]]:
-        """The stages that are trained, and what a step of each takes."""
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        images = -(-self.settings.batch_size // self.processes.size // self.settings.accumulate)
-        stages, found = self._stages(), []
+    def check_batches(self, processes: int) -> None:
+        """Raise ``UsageError`` where so many processes could not share the batches."""
+        for images in self.halves:
+            check_batch(images, self.settings.batch_size, processes)
+        check_parts(self.settings.accumulate, self.settings.batch_size // processes)
+
+    def memory(self, processes: int) -> list[tuple[Stage, MemoryEstimate]]:
+        """The stages that are trained, and what a step of each takes in one of so many processes."""
+        images = -(-(self.settings.batch_size // processes) // self.settings.accumulate)
+        return [(stage, self.memory_of(stage, images)) for stage in self._stages_ahead() if stage.epochs]
+
+    def _stages_ahead(self) -> Iterator[Stage]:
+        """All stages before the first has run: whatever logits one ends with, the next one is as large."""
+        stages, generator = self._stages(), torch.Generator()
         stage = next(stages)
         while True:
-            if stage.epochs:
-                found.append((stage, self.memory_of(stage, images)))
-            try:  # whatever logits it ends with, the next one is as large
+            yield stage
+            try:
                 stage = stages.send(ArchitectureParameters(stage.decisions, generator, self.space.decisions))
             except StopIteration:
-                return found
+                return
 
     def memory_of(self, stage: Stage, images: int) -> MemoryEstimate:
-        """What a step of a stage on so many images takes."""
+        """What a step of a stage on so many images takes; of paths that are drawn, the largest of ``TRIES``."""
         parameters = ArchitectureParameters(stage.decisions, torch.Generator(), self.space.decisions)
-        with torch.random.fork_rng(devices=[]):
-            mixture = self.method.relax_architecture(parameters, Progress(0, 0, max(1, stage.epochs)))
-        mixture = msgspec.structs.replace(mixture, weights=on_meta(mixture.weights))
         with torch.device("meta"):
             supernet = self.space.supernet(self.plan_of(stage)).train()
             pixels, labels = torch.empty(images, *self.space.image_shape[1:]), torch.zeros(images, dtype=torch.int64)
         number_bytes = activation_bytes(str(self.fabric.strategy.precision.precision))
-        return estimate(supernet, lambda: self.task.loss(supernet(pixels, mixture), labels), number_bytes)
+
+        def drawn() -> MemoryEstimate:
+            mixture = self.method.relax_architecture(parameters, Progress(0, 0, max(2, stage.epochs)))
+            mixture = self.method.switches.relaxed(mixture, self.space, 0.0)
+            held = msgspec.structs.replace(mixture, weights=on_meta(mixture.weights))
+            return estimate(supernet, lambda: self.task.loss(supernet(pixels, held), labels), number_bytes)
+
+        with torch.random.fork_rng(devices=[]):
+            found = [drawn() for _ in range(TRIES if self.method.draws else 1)]
+        return max(found, key=lambda each: each.total_bytes)
 
     def plan_of(self, stage: Stage) -> SupernetPlan:
         """The supernet of a stage."""
@@ -178,6 +197,7 @@ class SearchEngine:
         """Search all stages. Raises ``IncompatibleError`` if the method or its switches need what the space lacks,
         ``DivergedError`` if the loss stops being finite.
         """
+        self._check_room()
         stages = self._stages()
         stage = next(stages)
         index = 0
@@ -189,6 +209,17 @@ class SearchEngine:
             except StopIteration:
                 return parameters
             index += 1
+
+    def _check_room(self) -> None:
+        """Raise ``ResourceError`` where the disk has no room for the checkpoints of the largest stage."""
+        if not self.processes.is_first:
+            return
+        sizes = []
+        for stage in self._stages_ahead():
+            with torch.device("meta"):
+                supernet = self.space.supernet(self.plan_of(stage))
+            sizes.append(STATE_BYTES * sum(weight.numel() for weight in supernet.parameters()) if stage.epochs else 0)
+        Checkpoints(self.directory.checkpoints).check_room(max(sizes))
 
     def importance(self, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, np.ndarray]:
         """After ``run``: per decision what each option is worth to the last stage's supernet, in nats; ``DROPPED_SCORE`` for
@@ -233,7 +264,6 @@ class _StageRun:
 
     def run(self) -> ArchitectureParameters:
         first = deepcopy(self._state())
-        self.checkpoints.check_room(first)
         self._resume()
         with StopRequest() as stop:
             saver = Saver(self.checkpoints, self._state, stop, self.processes)
@@ -242,7 +272,9 @@ class _StageRun:
                     report = self._epoch(self._progress(), saver)
                 except DivergedError as error:
                     self.guard.go_back(error)
-                    self._resume(first)
+                    self.checkpoints.go_back(self._load_state, self.processes, first)
+                    self.weights.left_out = self.logits.left_out = 0
+                    self._keep_metrics()
                     continue
                 self.position = _Position(self.position.epoch + 1)
                 if self.processes.is_first:
@@ -332,9 +364,10 @@ class _StageRun:
         loader.load_state({"pass": 0, "position": 0})
         with torch.no_grad():
             for _ in range(len(loader)):
-                images, labels = self.engine.fabric.to_device(loader.next())
-                logits = self.supernet(images, mixture)
-                tally.add(self.engine.task.loss(logits, labels), self.engine.task.correct(logits, labels), len(labels))
+                for part in self.parts.of(self._batch(loader)):
+                    logits = self.supernet(part.images, mixture)
+                    correct = self.engine.task.correct(logits, part.labels)
+                    tally.add(self.engine.task.loss(logits, part.labels), correct, len(part.labels))
             for name, buffer in self.supernet.named_buffers():
                 buffer.copy_(buffers[name])
         return tally.over(self.processes)
@@ -348,7 +381,8 @@ class _StageRun:
 
         def loss(mixture: Mixture) -> float:
             progress(next(calls), total)
-            return self._tried(mixture, loader).mean_loss() or 0.0
+            found = self._tried(mixture, loader).mean_loss()
+            return LARGEST_LOSS if found is None else min(found, LARGEST_LOSS)
 
         return importance(rows, decisions, self.engine.space.decisions, loss)
 
@@ -472,8 +506,8 @@ class _StageRun:
             "position": {"epoch": self.position.epoch, "step": self.position.step},
             "supernet": self.supernet.state_dict(),
             "parameters": self.parameters.state_dict(),
-            "weights_optimiser": self.weights.optimiser.state_dict(),
-            "architecture_optimiser": self.logits.optimiser.state_dict(),
+            "weights": self.weights.state(),
+            "logits": self.logits.state(),
             "guard": self.guard.state(),
             "parts": self.parts.state(),
             "best": self.best and self.best.state(),
@@ -483,18 +517,22 @@ class _StageRun:
             **states_apart(self.processes, self.supernet, self.position.tallies),
         }
 
-    def _resume(self, otherwise: dict[str, Any] | None = None) -> None:
-        """Go on from the newest checkpoint or, without one, from ``otherwise``; metrics of what is done again are dropped."""
-        self.checkpoints.resume(self._load_state, self.processes, otherwise)
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        self.checkpoints.resume(self._load_state, self.processes)
+        self._keep_metrics()
+
+    def _keep_metrics(self) -> None:
+        """Drop what will be done again; what comes after a stage that is finished is that of its own run."""
         here = (self.index, self.position.epoch)
-        if self.processes.is_first:
+        if self.processes.is_first and self.position.epoch < self.stage.epochs:
             self.engine.directory.metrics.keep(lambda line: (line["stage"], line["epoch"]) < here)
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.supernet.load_state_dict(state["supernet"])
         self.parameters.load_state_dict(state["parameters"])
-        self.weights.optimiser.load_state_dict(state["weights_optimiser"])
-        self.logits.optimiser.load_state_dict(state["architecture_optimiser"])
+        self.weights.load_state(state["weights"])
+        self.logits.load_state(state["logits"])
         self.guard.load_state(state["guard"])
         self.parts.load_state(state["parts"])
         self.best = Snapshot.of_state(state["best"]) if state["best"] else None

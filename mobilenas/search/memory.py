@@ -42,7 +42,9 @@ def estimate(module: nn.Module, loss: Callable[[], Tensor], number_bytes: int = 
         torch.autograd.backward(loss())
     module.zero_grad()
     parameters = sum(weight.numel() for weight in module.parameters())
-    return MemoryEstimate(parameters, 2 * FLOAT_BYTES * parameters, ledger.peak_bytes * number_bytes // FLOAT_BYTES)
+    short = max(0, FLOAT_BYTES - number_bytes)  # of 16 bits: gradients of weights are whole all the same
+    step_bytes = ledger.peak_bytes * number_bytes // FLOAT_BYTES + short * parameters
+    return MemoryEstimate(parameters, 2 * FLOAT_BYTES * parameters, step_bytes)
 
 
 def activation_bytes(precision: str) -> int:

@@ -6,7 +6,8 @@ The loss is the mean over all images and its gradient the same, but for BatchNor
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -20,8 +21,14 @@ from mobilenas.search.memory import MemoryEstimate
 T = TypeVar("T")
 HALVINGS = 3
 """How often a batch is halved before a run gives up."""
-NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough")
-"""How torch says it of the CPU."""
+NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate",
+    "DefaultCPUAllocator: not enough",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""How torch says it where it has no exception of its own for it."""
 Rows = Mapping[str, Tensor]
 
 
@@ -40,12 +47,7 @@ class Parts:
         announce: Callable[[str], None],
         estimate: Callable[[int], MemoryEstimate],
     ) -> None:
-        most = max(1, batch_size // 2)
-        if count > most:
-            raise UsageError(
-                f"compute.accumulate is {count}; it must be at most {most}: a part needs two of the {batch_size} images, for "
-                "BatchNorm"
-            )
+        check_parts(count, batch_size)
         self.count = count
         self._batch_size, self._may_halve, self._announce, self._estimate = batch_size, may_halve, announce, estimate
         self._halvings = 0
@@ -60,12 +62,13 @@ class Parts:
         """
         if self.count == 1:
             return compute(batch, rows)
-        parts = zip(batch.images.tensor_split(self.count), batch.labels.tensor_split(self.count), strict=True)
-        batches = [Batch(images, labels) for images, labels in parts]
-        names = list(rows)
-        leaves: Any = _InParts.apply(compute, batches, names, scale, *rows.values(), *weights)
-        found: Tensor = leaves
+        found: Tensor = _InParts.apply(compute, self.of(batch), list(rows), scale, *rows.values(), *weights)
         return found
+
+    def of(self, batch: Batch) -> list[Batch]:
+        """The parts of ``batch``."""
+        pairs = zip(batch.images.tensor_split(self.count), batch.labels.tensor_split(self.count), strict=True)
+        return [Batch(images, labels) for images, labels in pairs]
 
     def within_memory(self, step: Callable[[], T]) -> T:
         """What ``step`` returns, done again in twice as many parts where it ran out of memory.
@@ -87,7 +90,7 @@ class Parts:
             needed = self._estimate(-(-self._batch_size // self.count))
             raise ResourceError(
                 f"out of memory by {told}, which takes about {needed}: {words}; lower data.batch, use a smaller network, or "
-                "set compute.accumulate or supernet.checkpoint_cells"
+                "set compute.accumulate or supernet.checkpoint_cells and go on"
             )
         self.count, self._halvings = 2 * self.count, self._halvings + 1
         self._announce(f"warning: out of memory by {told}; computed in {self.count} parts from here on")
@@ -100,8 +103,33 @@ class Parts:
         return {"count": self.count, "halvings": self._halvings}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from ``state``, unless this run asks for more parts."""
-        self.count, self._halvings = max(self.count, state["count"]), state["halvings"]
+        """Go on from ``state``, unless this run asks for more parts; the batch may be smaller here."""
+        self.count, self._halvings = min(max(self.count, state["count"]), most_parts(self._batch_size)), state["halvings"]
+
+
+def most_parts(batch_size: int) -> int:
+    """That a batch can be computed in: BatchNorm needs two images."""
+    return max(1, batch_size // 2)
+
+
+def check_parts(count: int, batch_size: int) -> None:
+    """Raise ``UsageError`` for more parts than a batch can be computed in."""
+    if count > most_parts(batch_size):
+        raise UsageError(
+            f"compute.accumulate is {count}; it must be at most {most_parts(batch_size)}: a part needs two of the {batch_size} "
+            "images, for BatchNorm"
+        )
+
+
+@contextmanager
+def told_where_memory_runs_out() -> Iterator[None]:
+    """What asks for more memory than there is, outside a step, ends with a ``ResourceError``."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(f"out of memory: {' '.join(str(error).split())[:200]}; lower data.batch") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

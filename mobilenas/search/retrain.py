@@ -24,7 +24,7 @@ from mobilenas.methods.base import Batch
 from mobilenas.network import Network
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
 from mobilenas.search.descent import Descent, Guard, SgdSettings
-from mobilenas.search.memory import MemoryEstimate, activation_bytes, estimate
+from mobilenas.search.memory import FLOAT_BYTES, MemoryEstimate, activation_bytes, estimate
 from mobilenas.search.parts import Parts
 from mobilenas.search.processes import Processes
 from mobilenas.search.task import Task
@@ -122,8 +122,10 @@ class Trainer:
         """Train to the last epoch and return its report. Raises ``DivergedError`` where gradients stop being finite and going
         back once did not help.
         """
+        if self.processes.is_first:
+            copies = 3 if self.mean is not None else 2
+            self.checkpoints.check_room(copies * FLOAT_BYTES * sum(weight.numel() for weight in self.parameters))
         first = deepcopy(self._state())
-        self.checkpoints.check_room(first)
         self._resume()
         with StopRequest() as stop:
             saver = Saver(self.checkpoints, self._state, stop, self.processes)
@@ -132,7 +134,9 @@ class Trainer:
                     self.report = self._epoch(saver)
                 except DivergedError as error:
                     self.guard.go_back(error)
-                    self._resume(first)
+                    self.checkpoints.go_back(self._load_state, self.processes, first)
+                    self.weights.left_out = 0
+                    self._keep_metrics()
                     continue
                 self.epoch, self.step, self.tally = self.epoch + 1, 0, Tally()
                 if self.processes.is_first:
@@ -160,7 +164,8 @@ class Trainer:
         trained_s = time.monotonic() - begin
         self.processes.average_statistics(self._modules)
         tally = self.tally.over(self.processes)
-        tested = evaluate(self.model if self.mean is None else self.mean, self.data, self.task, fabric, self.processes)
+        batch = max(1, EVALUATION_BATCH // self.parts.count)
+        tested = evaluate(self.model if self.mean is None else self.mean, self.data, self.task, fabric, self.processes, batch)
         return TrainReport(
             epoch=self.epoch,
             epochs=settings.epochs,
@@ -184,7 +189,9 @@ class Trainer:
             found = self.task.loss(logits, labels)
             return found if auxiliary is None else found + self.task.loss(auxiliary, labels)
 
-        return estimate(network, loss, activation_bytes(str(self.fabric.strategy.precision.precision)))
+        found = estimate(network, loss, activation_bytes(str(self.fabric.strategy.precision.precision)))
+        mean_bytes = FLOAT_BYTES * found.parameters if self.mean is not None else 0
+        return msgspec.structs.replace(found, weights_bytes=found.weights_bytes + mean_bytes)
 
     def _step(self, batch: Batch) -> Tally:
         """One step of the weights; what it did."""
@@ -217,7 +224,7 @@ class Trainer:
             "step": self.step,
             "network": self.network.state_dict(),
             "mean": None if self.mean is None else self.mean.state_dict(),
-            "optimiser": self.weights.optimiser.state_dict(),
+            "weights": self.weights.state(),
             "guard": self.guard.state(),
             "parts": self.parts.state(),
             "loader": self.loader.state(),
@@ -225,9 +232,13 @@ class Trainer:
             "report": msgspec.to_builtins(self.report),
         }
 
-    def _resume(self, otherwise: dict[str, Any] | None = None) -> None:
-        """Go on from the newest checkpoint or, without one, from ``otherwise``; metrics of what is done again are dropped."""
-        self.checkpoints.resume(self._load_state, self.processes, otherwise)
+    def _resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one."""
+        self.checkpoints.resume(self._load_state, self.processes)
+        self._keep_metrics()
+
+    def _keep_metrics(self) -> None:
+        """Drop what will be done again."""
         if self.processes.is_first:
             self.directory.metrics.keep(lambda line: line["epoch"] < self.epoch)
 
@@ -236,7 +247,7 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         if self.mean is not None:
             self.mean.load_state_dict(state["mean"])
-        self.weights.optimiser.load_state_dict(state["optimiser"])
+        self.weights.load_state(state["weights"])
         self.guard.load_state(state["guard"])
         self.parts.load_state(state["parts"])
         self.loader.load_state(state["loader"])
@@ -262,7 +273,14 @@ class Tested(NamedTuple):
     top_5_accuracy: float | None
 
 
-def evaluate(model: nn.Module, data: ImageData, task: Task, fabric: Fabric, processes: Processes | None = None) -> Tested:
+def evaluate(
+    model: nn.Module,
+    data: ImageData,
+    task: Task,
+    fabric: Fabric,
+    processes: Processes | None = None,
+    batch_size: int = EVALUATION_BATCH,
+) -> Tested:
     """``model`` in eval mode on all test images, of which several processes take parts; its mode is restored."""
     together, images = processes or Processes(), data.test
     own = images.subset(torch.arange(len(images))[together.part_of(len(images))])
@@ -271,7 +289,7 @@ def evaluate(model: nn.Module, data: ImageData, task: Task, fabric: Fabric, proc
     model.eval()
     correct = [0] * len(guesses)
     with torch.no_grad():
-        for batch, labels in DataLoader(own, EVALUATION_BATCH):
+        for batch, labels in DataLoader(own, batch_size):
             batch, labels = fabric.to_device((batch, labels))
             logits = model(batch)
             correct = [count + task.correct(logits, labels, n) for count, n in zip(correct, guesses, strict=True)]

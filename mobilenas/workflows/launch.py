@@ -28,7 +28,7 @@ from mobilenas.workflows.naming import run_environment, uses_gpus
 
 HERE, STORE = "127.0.0.1", "MOBILENAS_STORE"
 """Where processes of one host meet, and the variable that tells a started one the port."""
-MAY_DIFFER = ("compute.devices", "compute.timeout_s")
+MAY_DIFFER = ("compute.devices", "compute.timeout_s", "compute.accumulate", "supernet.checkpoint_cells", "data.workers")
 """Settings that a run which goes on may have otherwise."""
 POLL_S, LAST_S = 0.05, 10.0
 

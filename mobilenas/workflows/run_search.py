@@ -39,6 +39,7 @@ from mobilenas.runtimes.measure import measure
 from mobilenas.search.checkpoints import save_tensors
 from mobilenas.search.descent import AdamSettings
 from mobilenas.search.engine import LOWEST_TEMPERATURE, EngineSettings, EpochReport, SearchEngine
+from mobilenas.search.parts import told_where_memory_runs_out
 from mobilenas.search.processes import Processes
 from mobilenas.search.selection import Round, Selection, select
 from mobilenas.search.task import Classification
@@ -87,7 +88,8 @@ def search_plan(cfg: SearchConfig, listener: Listener | None = None) -> SearchPl
     """
     with _prepared(cfg, RunDirectory(default_run("search")), listener or Silent(), Processes()) as prepared:
         engine, budget, bounds = prepared.engine, prepared.budget, prepared.bounds
-        steps = engine.memory()
+        engine.check_batches(cfg.compute.devices)
+        steps = engine.memory(cfg.compute.devices)
         largest = max((estimate for _, estimate in steps), key=lambda estimate: estimate.total_bytes, default=None)
         return SearchPlan(
             method=cfg.method,
@@ -175,10 +177,11 @@ def _search(cfg: SearchConfig, directory: RunDirectory, told: Listener, processe
         writing(processes, directory, config.dump_config(cfg), prepared.inputs, may_differ),
     ):
         told.note(f"run directory {directory.path}")
-        parameters = prepared.engine.run()
         scores = None
-        if cfg.derivation == "perturbation":
-            scores = prepared.engine.importance(lambda done, total: told.progress("perturbing", done, total))
+        with told_where_memory_runs_out():
+            parameters = prepared.engine.run()
+            if cfg.derivation == "perturbation":
+                scores = prepared.engine.importance(lambda done, total: told.progress("perturbing", done, total))
         end_if_not_first(processes)
         return _chosen(cfg, prepared, parameters, scores, directory, told, begin)
 

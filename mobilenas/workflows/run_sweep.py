@@ -19,18 +19,21 @@ from mobilenas import config
 from mobilenas.config import DataSetConfig, SearchConfig, SweepConfig, TrainConfig, flat, load_config, load_preset, same_data
 from mobilenas.core import documents
 from mobilenas.core.run_directory import RunDirectory, locked, write_atomic
+from mobilenas.core.units import parse_latency_target
 from mobilenas.errors import MobileNASError, ResourceError, UsageError
 from mobilenas.methods import METHODS
 from mobilenas.report.front import Point, draw_front, front_of
 from mobilenas.results import SweepGroup, SweepResult, SweepTrial
 from mobilenas.workflows.naming import RESULT, Listener, Silent
-from mobilenas.workflows.run_search import search
+from mobilenas.workflows.run_search import method_from_config, search
 from mobilenas.workflows.run_train import train
 
 RANDOM = "random"
 """The method that every sweep holds, for the others to be compared with."""
 INSTEAD = {"method": "methods", "latency_budget": "budgets", "seed": "seeds"}
 """Settings of a search that a sweep has by another name."""
+OF_TRAINED = ("method_options.", "switches.", "derivation")
+"""Settings of a search that random search has no use for."""
 RESULT_FILE, FRONT_FILE = "sweep.json", "front.svg"
 WAIT_S, CONNECT_S = 1.0, 5.0
 
@@ -46,6 +49,9 @@ class Job(msgspec.Struct, frozen=True):
 def jobs_of(cfg: SweepConfig) -> list[Job]:
     """All trials; their names tell all that decides their result. Raises ``UsageError`` kinds for names and settings."""
     methods = list(dict.fromkeys([*cfg.methods, RANDOM]))
+    budgets, devices = dict.fromkeys(cfg.budgets), dict.fromkeys(cfg.devices or [None])
+    for budget in budgets:
+        parse_latency_target(budget)
     for method in methods:
         METHODS.get(method)
     for name, instead in INSTEAD.items():
@@ -54,9 +60,10 @@ def jobs_of(cfg: SweepConfig) -> list[Job]:
     first = _search_config(cfg, methods[0], {})
     where = flat({"space": msgspec.to_builtins(first.space)})
     found = []
-    for method, budget, device, seed in product(methods, cfg.budgets, cfg.devices or [None], range(cfg.seeds)):
+    for method, budget, device, seed in product(methods, budgets, devices, range(cfg.seeds)):
         own = {"latency_budget": budget, "device.name": device, "seed": seed}
         searched = _search_config(cfg, method, {**where, **own} if method == RANDOM else own)
+        method_from_config(searched)
         data = msgspec.to_builtins(same_data(DataSetConfig(), searched.data))
         trained = load_config(TrainConfig, None, [], {**flat({"data": data, "seed": seed}), **flat(cfg.train)})
         digest = hashlib.sha256((config.dump_config(searched) + config.dump_config(trained)).encode()).hexdigest()[:8]
@@ -66,9 +73,12 @@ def jobs_of(cfg: SweepConfig) -> list[Job]:
 
 
 def _search_config(cfg: SweepConfig, method: str, own: Mapping[str, Any]) -> SearchConfig:
-    """Of a trial; random search, which has no preset, is told the space of the first method's."""
+    """Of a trial; random search, which has no preset and trains nothing, is told the space of the first method's."""
     preset = load_preset(method, cfg.preset) if cfg.preset and method != RANDOM else None
-    return load_config(SearchConfig, None, [], {**flat(cfg.search), **own, "method": method}, preset)
+    asked = flat(cfg.search)
+    if method == RANDOM:
+        asked = {key: value for key, value in asked.items() if not key.startswith(OF_TRAINED)}
+    return load_config(SearchConfig, None, [], {**asked, **own, "method": method}, preset)
 
 
 def sweep(cfg: SweepConfig, output: Path, listener: Listener | None = None) -> SweepResult:
@@ -182,7 +192,7 @@ def _trial(job: Job, run: Path, reason: str | None) -> SweepTrial:
 
 
 def _groups(trials: Sequence[SweepTrial]) -> tuple[SweepGroup, ...]:
-    """What the seeds of each method, budget and device have in common; of trials that were measured, else predicted."""
+    """What the seeds of each method, budget and device have in common; latencies as measured, or predicted where none was."""
     found: dict[tuple[str, str, str], list[SweepTrial]] = {}
     for trial in trials:
         if trial.accuracy is not None and trial.ms is not None:
@@ -190,6 +200,7 @@ def _groups(trials: Sequence[SweepTrial]) -> tuple[SweepGroup, ...]:
     groups = []
     for (method, budget, device), members in found.items():
         accuracies = [trial.accuracy for trial in members if trial.accuracy is not None]
+        measured = [trial.measured_ms for trial in members if trial.measured_ms is not None]
         groups.append(
             SweepGroup(
                 method=method,
@@ -199,7 +210,7 @@ def _groups(trials: Sequence[SweepTrial]) -> tuple[SweepGroup, ...]:
                 accuracy=fmean(accuracies),
                 lowest_accuracy=min(accuracies),
                 highest_accuracy=max(accuracies),
-                ms=fmean([trial.ms for trial in members if trial.ms is not None]),
+                ms=fmean(measured or [trial.ms for trial in members if trial.ms is not None]),
                 search_s=fmean([trial.search_s or 0.0 for trial in members]),
             )
         )

@@ -15,6 +15,7 @@ from mobilenas.core.run_directory import RunDirectory
 from mobilenas.data import check_batch, synthetic_data
 from mobilenas.results import TrainPlan, TrainResult
 from mobilenas.search.checkpoints import save_tensors
+from mobilenas.search.parts import check_parts, told_where_memory_runs_out
 from mobilenas.search.processes import Processes
 from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings
 from mobilenas.search.task import Classification
@@ -27,6 +28,7 @@ from mobilenas.workflows.naming import (
     Silent,
     check_data_fits,
     data_from_config,
+    default_run,
     fabric_from_config,
     sgd_settings,
     space_of,
@@ -47,10 +49,13 @@ def train(run: Path, cfg: TrainConfig, listener: Listener | None = None) -> Trai
         return _train(run, cfg, (processes.is_first and listener) or Silent(), processes)
 
 
-def train_plan(run: Path, cfg: TrainConfig) -> TrainPlan:
+def train_plan(architecture: Architecture, cfg: TrainConfig) -> TrainPlan:
     """What ``train`` would do, and the memory it would take; nothing is trained or written."""
-    trainer, architecture = _trainer(run, cfg, Silent(), Processes())
-    images = -(-cfg.data.batch // cfg.compute.accumulate)
+    trainer = _trainer(architecture, default_run("train"), cfg, Silent(), Processes())
+    check_batch(trainer.data.train, cfg.data.batch, cfg.compute.devices)
+    own = cfg.data.batch // cfg.compute.devices
+    check_parts(cfg.compute.accumulate, own)
+    images = -(-own // cfg.compute.accumulate)
     return TrainPlan(
         fingerprint=architecture.fingerprint,
         images=len(trainer.data.train),
@@ -61,9 +66,8 @@ def train_plan(run: Path, cfg: TrainConfig) -> TrainPlan:
     )
 
 
-def _trainer(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) -> tuple[Trainer, Architecture]:
-    """What trains the architecture of ``run``, before its first step."""
-    architecture = Architecture.load(run / ARCHITECTURE)
+def _trainer(architecture: Architecture, run: Path, cfg: TrainConfig, told: Listener, processes: Processes) -> Trainer:
+    """What trains ``architecture`` into ``run``, before its first step."""
     space = space_of(architecture)
     if cfg.synthetic:
         classes = space.options["classes"]
@@ -84,7 +88,7 @@ def _trainer(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) 
             f"test accuracy {report.test_accuracy:.1%}, {report.images_per_s:.0f} images/s"
         )
 
-    trainer = Trainer(
+    return Trainer(
         network=network,
         data=data,
         task=Classification(cfg.label_smoothing),
@@ -108,16 +112,18 @@ def _trainer(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) 
         on_epoch=on_epoch,
         on_note=told.note,
     )
-    return trainer, architecture
 
 
 def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) -> TrainResult:
     begin = time.monotonic()
-    trainer, architecture = _trainer(run, cfg, told, processes)
+    architecture = Architecture.load(run / ARCHITECTURE)
+    with told_where_memory_runs_out():
+        trainer = _trainer(architecture, run, cfg, told, processes)
     directory = trainer.directory
     inputs = {"architecture": architecture.fingerprint, "data.root": trainer.data.digest()}
     with writing(processes, directory, config.dump_config(cfg), inputs, MAY_DIFFER):
-        report = trainer.run()
+        with told_where_memory_runs_out():
+            report = trainer.run()
         end_if_not_first(processes)
         weights = directory.path / WEIGHTS
         tensors = {k: v for k, v in trainer.trained.state_dict().items() if not k.startswith("auxiliary.")}

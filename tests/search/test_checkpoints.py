@@ -85,3 +85,32 @@ def test_a_tally_sums_and_leaves_out_what_is_not_finite() -> None:
     assert Tally(**tally.state()).mean_loss() == 1.5
     tally.add(torch.tensor(float("nan")), 0, 4)
     assert (tally.mean_loss(), tally.accuracy()) == (1.5, 0.5)
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    saved = Checkpoints(tmp_path)
+    for number in (1, 2):
+        saved.save({"number": number, "tensor": torch.zeros(3)})
+    (tmp_path / "000002.safetensors").write_bytes(b"no")
+    resumed = Checkpoints(tmp_path)
+    assert resumed.load_latest()["number"] == 1
+    resumed.save({"number": 3, "tensor": torch.zeros(3)})
+    (tmp_path / f"{max(int(path.stem) for path in tmp_path.glob('*.json')):06d}.safetensors").write_bytes(b"no")
+    assert Checkpoints(tmp_path).load_latest()["number"] == 1
+
+
+def test_what_is_not_ours_stays_and_the_end_of_an_epoch_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "readme.txt").write_text("mine")
+    (tmp_path / ".000009.json.abc").write_text("torn")
+    saved = Checkpoints(tmp_path)
+    saved.save({"number": 0})
+    for number in range(1, 5):
+        saved.save({"number": number}, is_end=False)
+    again = Checkpoints(tmp_path)
+    assert again.load_latest()["number"] == 4
+    assert again.load_latest(at_end=True)["number"] == 0
+    again.save({"number": 5}, is_end=False)
+    assert Checkpoints(tmp_path).load_latest(at_end=True)["number"] == 0
+    names = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".safetensors")
+    assert names == ["000001.json", "000005.json", "000006.json", "notes", "readme.txt"]

@@ -71,5 +71,13 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(
     trained = json.loads(command("train", str(valid_run), "--data", "digits", "--dry-run", "--json").out)
     assert (trained["images"], trained["epochs"], trained["batch"]) == (1437, 600, 96)
     assert trained["memory"]["step_bytes"] > 1_000_000
+    shared = command("train", str(valid_run), "--data", "digits", "--devices", "4", "--dry-run", "--json")
+    assert json.loads(shared.out)["memory"]["step_bytes"] < 0.5 * trained["memory"]["step_bytes"]
+    mean = command("train", str(valid_run), "--data", "digits", "--set", "ema_decay=0.9", "--dry-run", "--json")
+    assert json.loads(mean.out)["memory"]["weights_bytes"] == 1.5 * trained["memory"]["weights_bytes"]
+    named = command("train", "darts-v2", "--set", "data.name=digits", "--dry-run")
+    assert "32 x 32 images" in named.err
+    for more in (("--set", "data.batch=49", "--devices", "2"), ("--set", "compute.accumulate=1000")):
+        assert command("search", "--method", "darts", *SMALL, "--data", "digits", "--dry-run", *more).code == 2
     assert sorted(tmp_path.rglob("*")) == before
     assert command("search", "--method", "darts", *SMALL, "--latency-budget", "40%", "--dry-run").code == 3

@@ -1,18 +1,22 @@
 """Batches in parts: what is computed, and what happens where memory is short."""
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
 from mobilenas.errors import ResourceError, UsageError
-from mobilenas.methods.base import Batch
+from mobilenas.methods.base import Batch, Progress, Step
+from mobilenas.methods.darts import Darts
 from mobilenas.network import Network
 from mobilenas.search.memory import MemoryEstimate
 from mobilenas.search.parts import Parts
 from mobilenas.search.processes import Processes
 from mobilenas.spaces.cell_supernet import CellSupernet
+from mobilenas.spaces.cells import CellSpace
+from mobilenas.supernet import ArchitectureParameters, Mixture
 from tests.conftest import SMALL, Outcome
 from tests.search import together
 
@@ -121,3 +125,51 @@ def test_a_search_and_a_training_that_run_out_of_memory_go_on_in_parts(
     failed = command("search", "--method", "darts", *SMALL, "--data", "digits", *sets, "-o", "larger")
     assert failed.code == 8
     assert "error: out of memory by a batch of 48 in 8 parts, which takes about " in failed.err
+
+
+def test_parts_of_a_run_that_goes_on_with_smaller_batches_keep_two_images_each() -> None:
+    parts = Parts(1, 12, False, print, estimate)
+    parts.load_state({"count": 24, "halvings": 2})
+    assert parts.count == 6
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
+def test_second_order_that_runs_out_of_memory_leaves_the_weights_as_they_were(fails_at: int) -> None:
+    weights, calls = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.full((2,), 2.0))], count(1)
+
+    def loss(batch: object, mixture: Mixture) -> torch.Tensor:
+        if next(calls) == fails_at:
+            torch.empty(1 << 60)
+        return torch.cat(list(weights)).square().sum() * next(iter(mixture.weights.values())).sum()
+
+    space = CellSpace(channels=2, layers=3, image_size=8, nodes=2, classes=3)
+    batch = Batch(torch.zeros(2), torch.zeros(2))
+    step = Step(
+        parameters=ArchitectureParameters(space.decisions, torch.Generator()),
+        train=batch,
+        valid=batch,
+        progress=Progress(0, 0, 2),
+        loss=loss,
+        constraint=lambda mixture: torch.zeros(()),
+        backward=torch.autograd.backward,
+        weights=weights,
+        weights_after=lambda gradients: [w.detach() - gradient for w, gradient in zip(weights, gradients, strict=True)],
+        weights_lr=0.1,
+    )
+    with pytest.raises(RuntimeError, match="allocate"):
+        Darts(order=2).architecture_gradient(step)
+    assert torch.equal(weights[0], torch.ones(3))
+    assert torch.equal(weights[1], torch.full((2,), 2.0))
+    assert all(weight.requires_grad for weight in weights)
+
+
+def test_memory_that_runs_out_outside_a_step_is_one_line(
+    command: Callable[..., Outcome], valid_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*arguments: object, **named: object) -> None:
+        torch.empty(1 << 60)
+
+    monkeypatch.setattr("mobilenas.search.retrain.evaluate", none_left)
+    outcome = command("train", str(valid_run), "--data", "digits", "--epochs", "1", "--set", "data.train_fraction=0.1")
+    assert outcome.code == 8
+    assert outcome.err.splitlines()[-1].startswith("error: out of memory: ")

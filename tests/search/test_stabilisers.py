@@ -171,7 +171,7 @@ def test_the_chosen_network_alone_is_what_is_tried_and_its_idle_operators_are_co
     drawn: Architecture = SPACE.random_architecture(random.Random(0))
     mixture = certain(SPACE, drawn, torch.zeros(()))
     assert {name: SPACE.operators[row.argmax()] for name, row in mixture.weights.items() if row.sum()} == drawn.choices
-    assert all(len(active) == (name in drawn.choices) for name, active in mixture.active.items())
+    assert all(len(active) == 1 for active in mixture.active.values())
     idle = SPACE.architecture((name, SKIP if name.startswith("normal") else "sep_conv_3x3") for name in drawn.choices)
     assert idle_share(SPACE, idle) == 0.5
     assert entropy(parameters(0.0)) == pytest.approx(1.0)
@@ -249,3 +249,29 @@ def test_stages_of_p_darts_may_grow_in_width_and_the_deployed_network_stays_as_i
     widths = [len(load_tensors(path)["/supernet/stems.stem.1.weight"]) for path in stages]
     assert widths[1] == 3 * widths[0]
     assert json.loads(outcome.out)["architecture"]["space_options"]["channels"] == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "space"),
+    [("dense-nas", "dense-small"), ("darts", "nas-bench-201"), ("gdas", "nas-bench-201"), ("random", "cells")],
+)
+def test_every_space_is_watched(method: str, space: str, command: Callable[..., Outcome]) -> None:
+    outcome = command(
+        "search", "--method", method, "--space", space, "--data", "digits", "--set", "data.train_fraction=0.1", "--set",
+        "data.batch=48", "--set", "warmup_epochs=0", "--epochs", "1", "-o", "run",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()] if method != "random" else []
+    assert all(0 <= line["health"][key] <= 1 for line in lines for key in ("idle_share", "entropy", "accuracy"))
+
+
+def test_metrics_of_all_stages_are_there_however_often_a_search_is_run_again(command: Callable[..., Outcome]) -> None:
+    arguments = (
+        "search", "--method", "p-darts", *QUICK, "--epochs", "1", "--set", "method_options.added_layers=[0,1]", "--set",
+        "method_options.added_channels=[0,0]", "--set", "method_options.kept=[4]", "--set",
+        "method_options.skip_dropout=[0.0,0.2]", "-o", "run",
+    )  # fmt: skip
+    for _ in range(2):
+        assert command(*arguments).code == 0
+        lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+        assert [(line["stage"], line["epoch"]) for line in lines] == [(0, 0), (1, 0)]

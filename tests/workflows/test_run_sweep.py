@@ -40,6 +40,18 @@ def test_trials_are_all_there_is_of_methods_budgets_devices_and_seeds() -> None:
         assert all(letter.isalnum() or letter in ".-" for letter in job.name)
 
 
+def test_what_is_said_twice_is_one_trial_and_random_search_has_no_settings_of_trained_ones() -> None:
+    more = {"search.method_options.order": 2, "search.derivation": "perturbation", "search.switches.beta_decay": 1.0}
+    jobs = jobs_of(sweep_config(budgets=("40%", "40%"), devices=("local", "local"), seeds=1, **more))
+    assert [job.search.method for job in jobs] == ["darts", "random"]
+    assert jobs[0].search.method_options == {"order": 2}
+    assert (jobs[1].search.method_options, jobs[1].search.derivation, jobs[1].search.switches.beta_decay) == (
+        {},
+        "logits",
+        None,
+    )
+
+
 def test_random_search_has_the_space_of_the_first_methods_preset() -> None:
     jobs = jobs_of(
         load_config(SweepConfig, None, [], {"methods": ("dense-nas",), "preset": "quick", "search.data.name": "digits"})
@@ -69,6 +81,8 @@ def test_a_name_tells_all_that_a_trial_depends_on() -> None:
         ({"search.latency_budget": "5ms"}, UsageError, "say budgets"),
         ({"search.epoch": 3}, UsageError, "epoch"),
         ({"preset": "cifar"}, UsageError, "cifar10"),
+        ({"budgets": ("40%", "abc")}, UsageError, "5ms"),
+        ({"methods": ("darts", "gdas"), "search.method_options.order": 2}, UsageError, "the method gdas"),
     ],
 )
 def test_what_makes_no_sweep_is_refused(more: dict[str, object], error: type[Exception], said: str) -> None:
