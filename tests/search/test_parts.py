@@ -61,9 +61,9 @@ def test_parts_of_unequal_size_weigh_as_many_as_they_have_and_hold_one_graph_at_
         return (weight * rows["edge"] * part.images).mean()
 
     found = []
-    for count in (1, 3):
+    for parts_count in (1, 3):
         weight.grad, rows["edge"].grad = None, None
-        parts = Parts(count, 7, True, print, estimate)
+        parts = Parts(parts_count, 7, True, print, estimate)
         loss = parts.loss(compute, Batch(images, torch.zeros(7)), rows, [weight], scale=4.0)
         (5 * loss).backward()
         found.append((loss.item(), weight.grad.item(), rows["edge"].grad.item()))
