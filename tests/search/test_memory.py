@@ -14,6 +14,7 @@ from mobilenas.spaces.cells import CellSpace
 from mobilenas.supernet import ArchitectureParameters, Mixture
 from tests.conftest import SMALL, Outcome
 
+TINY = (*SMALL, "--data", "digits", "--set", "space.options.nodes=2", "--set", "supernet.layers=3")
 SPACE = CellSpace(channels=4, layers=5, image_size=16)
 
 
@@ -55,18 +56,16 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(
     before = sorted(tmp_path.rglob("*"))
     sizes = []
     for more in ((), ("--set", "supernet.checkpoint_cells=true"), ("--set", "compute.accumulate=4")):
-        outcome = command(
-            "search", "--method", "darts", *SMALL, "--data", "digits", "--epochs", "3", "--dry-run", "--json", *more
-        )
+        outcome = command("search", "--method", "darts", *TINY, "--epochs", "3", "--dry-run", "--json", *more)
         assert outcome.code == 0, outcome.err
         plan = json.loads(outcome.out)
         assert (plan["stages"], plan["images"], plan["batch"], plan["target_ms"]) == ([3], [718, 719], 64, None)
         sizes.append(plan["memory"]["step_bytes"])
     assert sizes[1] < 0.6 * sizes[0]
     assert sizes[2] == pytest.approx(sizes[0] / 4, rel=0.1)
-    stages = json.loads(command("search", "--method", "p-darts", *SMALL, "--data", "digits", "--dry-run", "--json").out)
+    stages = json.loads(command("search", "--method", "p-darts", *TINY, "--dry-run", "--json").out)
     assert stages["stages"] == [50, 50, 50]
-    nothing = json.loads(command("search", "--method", "random", *SMALL, "--data", "digits", "--dry-run", "--json").out)
+    nothing = json.loads(command("search", "--method", "random", *TINY, "--dry-run", "--json").out)
     assert (nothing["stages"], nothing["memory"]) == ([], None)
     trained = json.loads(command("train", str(valid_run), "--data", "digits", "--dry-run", "--json").out)
     assert (trained["images"], trained["epochs"], trained["batch"]) == (1437, 600, 96)
@@ -78,6 +77,6 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(
     named = command("train", "darts-v2", "--set", "data.name=digits", "--dry-run")
     assert "32 x 32 images" in named.err
     for more in (("--set", "data.batch=49", "--devices", "2"), ("--set", "compute.accumulate=1000")):
-        assert command("search", "--method", "darts", *SMALL, "--data", "digits", "--dry-run", *more).code == 2
+        assert command("search", "--method", "darts", *TINY, "--dry-run", *more).code == 2
     assert sorted(tmp_path.rglob("*")) == before
-    assert command("search", "--method", "darts", *SMALL, "--latency-budget", "40%", "--dry-run").code == 3
+    assert command("search", "--method", "darts", *TINY, "--latency-budget", "40%", "--dry-run").code == 3
