@@ -164,12 +164,12 @@ def test_second_order_that_runs_out_of_memory_leaves_the_weights_as_they_were(fa
 
 
 def test_memory_that_runs_out_outside_a_step_is_one_line(
-    command: Callable[..., Outcome], valid_run: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., Outcome], run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_left(*arguments: object, **named: object) -> None:
         torch.empty(1 << 60)
 
     monkeypatch.setattr("mobilenas.search.retrain.evaluate", none_left)
-    outcome = command("train", str(valid_run), "--data", "digits", "--epochs", "1", "--set", "data.train_fraction=0.1")
+    outcome = command("train", str(run), "--data", "digits", "--epochs", "1", "--set", "data.train_fraction=0.1")
     assert outcome.code == 8
     assert outcome.err.splitlines()[-1].startswith("error: out of memory: ")
