@@ -13,7 +13,7 @@ import pytest
 
 from mobilenas.latency.table import LatencyTable
 
-SMALL = ["--set", "space.options.channels=4", "--set", "space.options.layers=3"]
+SMALL = ["--set", "space.options.channels=4", "--set", "space.options.layers=3", "--set", "space.options.nodes=2"]
 
 
 def run(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
@@ -32,7 +32,8 @@ def test_profile_search_train_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert profiled["kernels"] == len(table.rows) > 20
     assert profiled["table_mape_fraction"] < 0.2
 
-    tiny = [*SMALL, "--set", "supernet.channels=2", "--set", "supernet.layers=3", "--epochs", "1", "--set", "candidates=3"]
+    few = ["--set", "supernet.channels=2", "--set", "supernet.layers=3", "--set", "data.train_fraction=0.3"]
+    tiny = [*SMALL, *few, "--epochs", "1", "--set", "candidates=3"]
     infeasible = run("search", "--latency-budget", "1us", *tiny, "-o", "no", expect=5)
     assert "fastest" in infeasible.stderr
     assert not Path("no").exists()

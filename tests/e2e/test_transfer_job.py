@@ -9,7 +9,7 @@ import pytest
 
 from mobilenas.latency.prediction import Prediction
 
-SMALL = ["--set", "space.options.channels=4", "--set", "space.options.layers=3"]
+SMALL = ["--set", "space.options.channels=4", "--set", "space.options.layers=3", "--set", "space.options.nodes=2"]
 TINY = [
     *SMALL,
     "--set",
