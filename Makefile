@@ -13,7 +13,7 @@ quickstart: .venv/installed
 	$(BIN)/mobilenas export $(RUN) --onnx
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist worksteal -m "not serial and not gpu and not device and not arm64"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "not serial and not gpu and not device and not arm64"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "serial and not gpu and not device and not arm64"
 
 check: .venv/installed

@@ -34,6 +34,8 @@ class Size:
     train_fraction: float = 0.2
     processes: int = 1
     """At the search and the training; of several one is killed, or all."""
+    nodes: int = 4
+    """Of each cell."""
 
     @property
     def together(self) -> list[str]:
@@ -41,7 +43,7 @@ class Size:
 
     @property
     def space(self) -> list[str]:
-        return ["--channels", str(self.channels), "--layers", str(self.layers)]
+        return ["--channels", str(self.channels), "--layers", str(self.layers), "--set", f"space.options.nodes={self.nodes}"]
 
 
 class Commands:
