@@ -31,7 +31,7 @@ from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, 
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
 from mobilenas.search.collapse import SPARE, Health, Snapshot, certain, entropy, idle_share
 from mobilenas.search.descent import AdamSettings, Descent, Guard, SgdSettings
-from mobilenas.search.memory import MemoryEstimate, activation_bytes, estimate, on_meta
+from mobilenas.search.memory import MemoryEstimate, estimate, number_bytes_of, on_meta
 from mobilenas.search.parts import Parts, check_parts
 from mobilenas.search.perturbation import importance
 from mobilenas.search.processes import Processes
@@ -97,7 +97,7 @@ class EpochReport(msgspec.Struct, frozen=True):
     budgets: tuple[BudgetReport, ...]
     decoded: str
     """Fingerprint of the network that the logits stand for now."""
-    health: Health | None
+    health: Health
     lr: float
     duration_s: float
 
@@ -171,13 +171,12 @@ class SearchEngine:
         with torch.device("meta"):
             supernet = self.space.supernet(self.plan_of(stage)).train()
             pixels, labels = torch.empty(images, *self.space.image_shape[1:]), torch.zeros(images, dtype=torch.int64)
-        number_bytes = activation_bytes(str(self.fabric.strategy.precision.precision))
 
         def drawn() -> MemoryEstimate:
             mixture = self.method.relax_architecture(parameters, Progress(0, 0, max(2, stage.epochs)))
             mixture = self.method.switches.relaxed(mixture, self.space, 0.0)
             held = msgspec.structs.replace(mixture, weights=on_meta(mixture.weights))
-            return estimate(supernet, lambda: self.task.loss(supernet(pixels, held), labels), number_bytes)
+            return estimate(supernet, lambda: self.task.loss(supernet(pixels, held), labels), number_bytes_of(self.fabric))
 
         with torch.random.fork_rng(devices=[]):
             found = [drawn() for _ in range(TRIES if self.method.draws else 1)]
@@ -331,7 +330,7 @@ class _StageRun:
         train_loss, valid_loss = train.mean_loss(), valid.mean_loss()
         decoded = self.engine.method.decode(self.engine.space, self.parameters)
         budgets = self._update_multipliers(decoded, progress)
-        self._watch(decoded, budgets, valid.accuracy())
+        health = self._watch(decoded, budgets, valid.accuracy())
         return EpochReport(
             stage=self.index,
             epoch=progress.epoch,
@@ -342,21 +341,22 @@ class _StageRun:
             valid_accuracy=valid.accuracy(),
             budgets=budgets,
             decoded=decoded.fingerprint,
-            health=self.health,
+            health=health,
             lr=lr,
             duration_s=time.monotonic() - begin,
         )
 
-    def _watch(self, decoded: Architecture, budgets: Sequence[BudgetReport], valid_accuracy: float | None) -> None:
+    def _watch(self, decoded: Architecture, budgets: Sequence[BudgetReport], valid_accuracy: float | None) -> Health:
         """See how the search does, and keep its logits where it does better than before."""
         space, epoch = self.engine.space, self.position.epoch
         alone = self._tried(certain(space, decoded, next(self.parameters.parameters())), self.watched)
         may_be_slower = all(b.table_ms is not None and b.table_ms < SPARE * b.target_ms for b in budgets)
-        self.health = Health(idle_share(space, decoded), entropy(self.parameters), alone.accuracy() or 0.0, may_be_slower)
-        if valid_accuracy is None or self.health.is_collapsed:
-            return
-        if self.best is None or valid_accuracy >= self.best.valid_accuracy:
-            self.best = Snapshot.of(epoch, valid_accuracy, self.health, self.parameters)
+        health = Health(idle_share(space, decoded), entropy(self.parameters), alone.accuracy() or 0.0, may_be_slower)
+        if valid_accuracy is not None and not health.is_collapsed:
+            if self.best is None or valid_accuracy >= self.best.valid_accuracy:
+                self.best = Snapshot.of(epoch, valid_accuracy, health, self.parameters)
+        self.health = health
+        return health
 
     def _tried(self, mixture: Mixture, loader: CyclingLoader) -> Tally:
         """What ``mixture`` does on the first pass of ``loader``, normalised by each batch; leaves the supernet as it was."""
@@ -461,7 +461,7 @@ class _StageRun:
             tally.add(loss, task.correct(logits.detach(), part.labels), len(part.labels))
             return loss
 
-        return self.parts.loss(compute, batch, mixture.weights, self.weights.tensors, self.guard.scale)
+        return self.parts.loss(compute, batch, mixture.weights, self.weights.tensors, lambda: self.guard.scale)
 
     def _constraint(self, mixture: Mixture, progress: Progress) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self.engine.fabric.device)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -47,8 +48,9 @@ def estimate(module: nn.Module, loss: Callable[[], Tensor], number_bytes: int = 
     return MemoryEstimate(parameters, 2 * FLOAT_BYTES * parameters, step_bytes)
 
 
-def activation_bytes(precision: str) -> int:
-    """Of one number, in a ``compute.precision``."""
+def number_bytes_of(fabric: Fabric) -> int:
+    """What a number takes in the precision that ``fabric`` computes in."""
+    precision = str(fabric.strategy.precision.precision)
     return 2 if precision.endswith("16-mixed") else 8 if precision.startswith("64") else FLOAT_BYTES
 
 

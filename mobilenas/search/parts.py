@@ -48,21 +48,26 @@ class Parts:
         estimate: Callable[[int], MemoryEstimate],
     ) -> None:
         check_parts(count, batch_size)
-        self.count = count
+        self.count = self._asked = count
         self._batch_size, self._may_halve, self._announce, self._estimate = batch_size, may_halve, announce, estimate
         self._halvings = 0
 
     def loss(
-        self, compute: Callable[[Batch, Rows], Tensor], batch: Batch, rows: Rows, weights: Sequence[Tensor], scale: float = 1.0
+        self,
+        compute: Callable[[Batch, Rows], Tensor],
+        batch: Batch,
+        rows: Rows,
+        weights: Sequence[Tensor],
+        scale: Callable[[], float] = lambda: 1.0,
     ) -> Tensor:
         """The mean of ``compute`` over ``batch``, a scalar that can be differentiated once in ``rows`` and ``weights``.
 
-        In several parts each is differentiated at once, so that what it held is free before the next; ``scale`` is what half
+        In several parts each is differentiated at once, so that what it held is free before the next; ``scale`` says what half
         precision multiplies losses by.
         """
         if self.count == 1:
             return compute(batch, rows)
-        found: Tensor = _InParts.apply(compute, self.of(batch), list(rows), scale, *rows.values(), *weights)
+        found: Tensor = _InParts.apply(compute, self.of(batch), list(rows), scale(), *rows.values(), *weights)
         return found
 
     def of(self, batch: Batch) -> list[Batch]:
@@ -100,11 +105,11 @@ class Parts:
 
     def state(self) -> dict[str, int]:
         """What a checkpoint keeps."""
-        return {"count": self.count, "halvings": self._halvings}
+        return {"least": self.count if self._halvings else 1, "halvings": self._halvings}
 
     def load_state(self, state: Mapping[str, int]) -> None:
-        """Go on from ``state``, unless this run asks for more parts; the batch may be smaller here."""
-        self.count, self._halvings = min(max(self.count, state["count"]), most_parts(self._batch_size)), state["halvings"]
+        """Go on from ``state``: in as many parts as are asked for now, and as had to be; the batch may be smaller here."""
+        self.count, self._halvings = max(self._asked, min(state["least"], most_parts(self._batch_size))), state["halvings"]
 
 
 def most_parts(batch_size: int) -> int:

@@ -24,7 +24,7 @@ from mobilenas.methods.base import Batch
 from mobilenas.network import Network
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
 from mobilenas.search.descent import Descent, Guard, SgdSettings
-from mobilenas.search.memory import FLOAT_BYTES, MemoryEstimate, activation_bytes, estimate
+from mobilenas.search.memory import FLOAT_BYTES, MemoryEstimate, estimate, number_bytes_of
 from mobilenas.search.parts import Parts
 from mobilenas.search.processes import Processes
 from mobilenas.search.task import Task
@@ -189,7 +189,7 @@ class Trainer:
             found = self.task.loss(logits, labels)
             return found if auxiliary is None else found + self.task.loss(auxiliary, labels)
 
-        found = estimate(network, loss, activation_bytes(str(self.fabric.strategy.precision.precision)))
+        found = estimate(network, loss, number_bytes_of(self.fabric))
         mean_bytes = FLOAT_BYTES * found.parameters if self.mean is not None else 0
         return msgspec.structs.replace(found, weights_bytes=found.weights_bytes + mean_bytes)
 
@@ -207,7 +207,7 @@ class Trainer:
             return loss + self.settings.auxiliary_weight * self.task.loss(auxiliary, part.labels)
 
         self.weights.begin()
-        self.fabric.backward(self.parts.loss(compute, batch, {}, self.parameters, self.guard.scale))
+        self.fabric.backward(self.parts.loss(compute, batch, {}, self.parameters, lambda: self.guard.scale))
         self.weights.average()
         if self.weights.step() and self.mean is not None:
             self.mean.update_parameters(self.network)

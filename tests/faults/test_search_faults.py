@@ -134,6 +134,21 @@ def test_24_a_disk_that_gets_full_keeps_the_checkpoint_before(
     assert [json.loads(line)["epoch"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
 
 
+def test_24_the_room_that_is_asked_for_is_what_checkpoints_take(
+    command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    check_room = Checkpoints.check_room
+    monkeypatch.setattr(Checkpoints, "check_room", lambda self, size: (asked.append(size), check_room(self, size)))
+    more = ("--set", "method_options.added_layers=[0,2]", "--set", "method_options.added_channels=[0,8]",
+            "--set", "method_options.kept=[4]", "--set", "method_options.skip_dropout=[0.0,0.2]")  # fmt: skip
+    assert command("search", "--method", "p-darts", *SEARCH[3:], *more, "--epochs", "1", "-o", "run").code == 0
+    assert command("train", "run", "--data", "digits", "--epochs", "1", "--set", "data.train_fraction=0.2").code == 0
+    for size, folder in zip(asked, ("run/checkpoints/stage1", "run/train/checkpoints"), strict=True):
+        written = max(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+        assert written / checkpoints.ROOM < size < checkpoints.ROOM * written, "of the largest stage, momentum included"
+
+
 def test_24_too_little_room_is_told_before_the_first_step(
     command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from mobilenas.errors import ResourceError, UsageError
 from mobilenas.methods.base import Batch, Progress, Step
 from mobilenas.methods.darts import Darts
 from mobilenas.network import Network
+from mobilenas.search.checkpoints import Checkpoints, Saver
 from mobilenas.search.memory import MemoryEstimate
 from mobilenas.search.parts import Parts
 from mobilenas.search.processes import Processes
@@ -64,7 +65,7 @@ def test_parts_of_unequal_size_weigh_as_many_as_they_have_and_hold_one_graph_at_
     for parts_count in (1, 3):
         weight.grad, rows["edge"].grad = None, None
         parts = Parts(parts_count, 7, True, print, estimate)
-        loss = parts.loss(compute, Batch(images, torch.zeros(7)), rows, [weight], scale=4.0)
+        loss = parts.loss(compute, Batch(images, torch.zeros(7)), rows, [weight], scale=lambda: 4.0)
         (5 * loss).backward()
         found.append((loss.item(), weight.grad.item(), rows["edge"].grad.item()))
     assert seen == [7, 3, 2, 2]
@@ -86,6 +87,9 @@ def test_memory_that_runs_out_halves_the_batch_three_times_at_most() -> None:
     resumed = Parts(1, 64, True, told.append, estimate)
     resumed.load_state(parts.state())
     assert resumed.count == 4
+    fewer = Parts(8, 64, True, told.append, estimate)
+    fewer.load_state(Parts(16, 64, True, told.append, estimate).state())
+    assert fewer.count == 8, "as this run asks for, where memory sufficed"
     with pytest.raises(ResourceError, match=r"a batch of 64 in 8 parts, which takes about 1\.50 GiB: .*data\.batch"):
         parts.within_memory(lambda: step(16))
     with pytest.raises(ResourceError, match=r"out of memory by a batch of 64, which takes about 12\.00 GiB:"):
@@ -129,8 +133,26 @@ def test_a_search_and_a_training_that_run_out_of_memory_go_on_in_parts(
 
 def test_parts_of_a_run_that_goes_on_with_smaller_batches_keep_two_images_each() -> None:
     parts = Parts(1, 12, False, print, estimate)
-    parts.load_state({"count": 24, "halvings": 2})
+    parts.load_state({"least": 24, "halvings": 2})
     assert parts.count == 6
+
+
+@pytest.mark.parametrize("changed", ["compute.accumulate=2", "supernet.checkpoint_cells=true", "data.workers=1"])
+def test_what_saves_memory_may_be_changed_where_a_search_goes_on(
+    changed: str, command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Saver) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ("search", "--method", "darts", *SMALL, "--data", "digits", "--set", "data.train_fraction=0.2", "--set",
+                 "data.batch=48", "--set", "space.options.nodes=2", "--epochs", "2", "-o", "run")  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(Saver, "after_epoch", interrupted)
+        assert command(*arguments, "--set", "compute.accumulate=4").code == 130
+    outcome = command(*arguments, "--set", changed)
+    assert outcome.code == 0, outcome.err
+    saved = Checkpoints(Path("run/checkpoints/stage0")).load_latest()
+    assert saved["parts"] == {"least": 1, "halvings": 0}, "four parts were asked for, not needed"
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
