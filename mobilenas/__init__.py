@@ -6,8 +6,11 @@ The names below are the public surface; each is loaded when it is first asked fo
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when ONNX Runtime is imported: it would send data on its use
 
 if TYPE_CHECKING:
     from mobilenas import workflows

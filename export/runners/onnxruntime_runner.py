@@ -13,7 +13,9 @@ import os
 
 import mobilenas_runner
 import numpy
-import onnxruntime
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by the import: it would send data on its use
+import onnxruntime  # noqa: E402
 
 DTYPES = {
     "tensor(float)": numpy.float32,

@@ -54,5 +54,5 @@ export PYTHONHOME="$here/root/usr" PYTHONPATH="$here/packages"
 exec "$here/qemu-aarch64" -L "$here/root" "$here/root/usr/bin/python3.11" "$@"
 END
 chmod +x python.new
-./python.new -c 'import MNN, ncnn, numpy, onnxruntime, platform; assert platform.machine() == "aarch64"' >/dev/null
+ORT_DISABLE_TELEMETRY=1 ./python.new -c 'import MNN, ncnn, numpy, onnxruntime, platform; assert platform.machine() == "aarch64"' >/dev/null
 mv python.new python
