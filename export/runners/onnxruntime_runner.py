@@ -15,7 +15,7 @@ import mobilenas_runner
 import numpy
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by the import: it would send data on its use
-import onnxruntime  # noqa: E402
+import onnxruntime
 
 DTYPES = {
     "tensor(float)": numpy.float32,

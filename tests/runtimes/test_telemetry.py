@@ -13,7 +13,9 @@ from mobilenas.core.resources import shipped
 RUNNER = shipped("export") / "runners" / "onnxruntime_runner.py"
 
 
-@pytest.mark.parametrize("argv", [["-c", "import mobilenas, onnxruntime"], [str(RUNNER), "job.json"]], ids=["package", "runner"])
+@pytest.mark.parametrize(
+    "argv", [["-c", "import mobilenas, onnxruntime"], [str(RUNNER), "job.json"]], ids=["package", "runner"]
+)
 def test_onnx_runtime_leaves_no_file_in_the_home(argv: list[str], tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps({"mode": "time", "models": []}))
     environment = {name: value for name, value in os.environ.items() if name not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
