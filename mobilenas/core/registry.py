@@ -63,6 +63,11 @@ class Registry(Generic[T]):
             raise ResourceError(f"the {self.kind} {name!r} cannot be loaded from {value}: {error}") from error
         return entry
 
+    @property
+    def plug_ins(self) -> tuple[str, ...]:
+        """The names that installed packages add, sorted."""
+        return tuple(sorted(name for name in self._entries if name not in self._built_in))
+
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 

@@ -79,7 +79,8 @@ class CellSpace(SearchSpace):
 
     ``image_size`` is height and width in pixels; any size from 8 on works, odd ones included. ``stem`` is ``"cifar"``
     (one convolution) or ``"imagenet"`` (three of stride 2). ``reduction`` is ``"searched"``, or ``"fixed"`` for GDAS's fixed
-    reduction cell (arXiv 1910.04465), which needs channels divisible by 4. Raises ``UsageError`` for a value out
+    reduction cell (arXiv 1910.04465), which needs channels divisible by 4. ``operators`` are DARTS's unless some are named;
+    operators of plug-ins may be among them, which keep the channels at stride 1 and 2. Raises ``UsageError`` for a value out
     of range.
     """
 
@@ -107,7 +108,7 @@ class CellSpace(SearchSpace):
                 f"space.channels is {self.channels}, space.nodes {self.nodes}; a fixed reduction cell has 4 nodes "
                 f"and needs channels divisible by {ops.FIXED_REDUCE_GROUPS // 2}"
             )
-        check_operators(self.operators, OPERATORS)
+        check_operators(self.operators, (*OPERATORS, *ops.OPERATORS.plug_ins))
         if not set(self.operators) - {NO_OPERATOR}:
             raise UsageError("space.operators must name at least one operator besides none")
 

@@ -73,7 +73,8 @@ class DenseBlockSpace(SearchSpace):
     how many operators may be stacked on its head. From a block, routes lead to the next ``reach`` blocks, up to the first
     that is two stages away or of a stride neither equal nor double; ``last_width`` is that of the 1x1 convolution before
     the head. ``family`` is ``mbconv``, ``basic_block`` or ``bottleneck``; of its ``operators`` all are searched unless some are
-    named. Raises ``UsageError`` for a value out of range, and for a block that cannot be reached.
+    named, those of plug-ins among them, which take any channels to any others at stride 1 and 2. Raises ``UsageError`` for a
+    value out of range, and for a block that cannot be reached.
     """
 
     family: str = "mbconv"
@@ -94,7 +95,7 @@ class DenseBlockSpace(SearchSpace):
         check_numbers(self, last_width=1, reach=1)
         if self.family not in FAMILIES:
             raise UsageError(f"space.family is {self.family!r}; available: {', '.join(FAMILIES)}")
-        check_operators(self.operators, self.kind.heads)
+        check_operators(self.operators, (*self.kind.heads, *ops.OPERATORS.plug_ins))
         check_range(len(self.blocks), 2, "the number of space.blocks", 200)
         self.layout.check()
 

@@ -2,7 +2,8 @@
 
 Work without weights is done once for all edges (ReLU, pools with their BatchNorm); operators of one type on several edges
 are one operator with as many groups; the mixture's weight is the scale of the operator's last BatchNorm. Each candidate
-keeps its own parameters: one that is not evaluated gets no gradient. Everything is computed in channels_last.
+keeps its own parameters: one that is not evaluated gets no gradient. Everything is computed in channels_last. Operators other
+than DARTS's, as plug-ins add them, are computed edge by edge and their outputs scaled.
 
 Shapes: ``B`` batch, ``C`` channels of an edge, ``E`` edges, ``O`` operators, ``H``, ``W``.
 """
@@ -22,6 +23,8 @@ from mobilenas.core.workload import Workload
 from mobilenas.supernet import NO_OPERATOR, SKIP, Mixture
 
 POOLS = ("max_pool_3x3", "avg_pool_3x3")
+SEPARABLE = ("sep_conv_3x3", "sep_conv_5x5")
+DILATED = ("dil_conv_3x3", "dil_conv_5x5")
 
 
 class EdgeWeights:
@@ -66,14 +69,15 @@ class MergedEdges(nn.Module):
         any_operator = workload(SKIP)
         self.stride, self.channels = any_operator.stride, any_operator.in_channels
         self.candidates = nn.ModuleList(
-            nn.ModuleDict({name: ops.build_operator(workload(name), affine=False) for name in edge if self._has_weights(name)})
+            nn.ModuleDict({name: ops.build_operator(workload(name), affine=False) for name in edge if self._has_module(name)})
             for edge in options
         )
         self.pool_norm = ops.norm(self.channels, affine=False)
         """While searching, DARTS normalises a pool by a BatchNorm that the derived network does not have."""
 
-    def _has_weights(self, operator: str) -> bool:
-        return "conv" in operator or (operator == SKIP and self.stride == 2)
+    def _has_module(self, operator: str) -> bool:
+        is_shared = operator in (*POOLS, NO_OPERATOR) or (operator == SKIP and self.stride == 1)
+        return not is_shared
 
     def forward(
         self, x: Tensor, scales: Sequence[Tensor], active: Sequence[Sequence[int] | None], skip_dropout: float
@@ -116,12 +120,14 @@ class MergedEdges(nn.Module):
                 found.append((members, _scaled(dropped(state.x, count, skip_dropout), scale, count)))
             elif name == SKIP:
                 found.append((members, _factorized_reduce(state, modules, scale)))
-            elif name.startswith("dil_conv") and state.has_phases:
+            elif name in DILATED and state.has_phases:
                 contribution = _separable(state.phases(count), modules, scale, is_undilated=True)
                 key = tuple(members)
                 in_phases[key] = _added(in_phases[key], contribution) if key in in_phases else contribution
-            else:
+            elif name in (*SEPARABLE, *DILATED):
                 found.append((members, _separable(state.repeated(count), modules, scale)))
+            else:
+                found.append((members, _scaled(torch.cat([module(state.x) for module in modules], dim=1), scale, count)))
         found += [(list(members), state.from_phases(tensor)) for members, tensor in in_phases.items()]
         return found
 

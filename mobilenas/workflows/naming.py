@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, get_type_hints
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -23,6 +22,7 @@ from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.environment import Environment, detect_environment
 from mobilenas.core.measurement import Estimator, Measurement, MeasurementPlan, plan_named
+from mobilenas.core.options import option_types
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.data import ImageData, load_data
 from mobilenas.devices.device import Device, find_device
@@ -132,8 +132,9 @@ def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> S
             "classes": len(data.class_names),
         }
     options |= cfg.options
-    check_options(f"the space {cfg.name}", options, list(inspect.signature(kind).parameters))
-    space: SearchSpace = kind(**typed_options("space.options", options, get_type_hints(kind)))
+    types = option_types(kind)
+    check_options(f"the space {cfg.name}", options, list(types))
+    space: SearchSpace = kind(**typed_options("space.options", options, types))
     return space
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import time
 from collections import Counter
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
 
 import msgspec
 import numpy as np
@@ -20,6 +18,7 @@ from mobilenas.config import DataSetConfig, LogCostConfig, ProfileConfig, Search
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Measurement, MeasurementPlan, Statistic
+from mobilenas.core.options import option_types
 from mobilenas.core.run_directory import Journal, RunDirectory, set_aside
 from mobilenas.core.units import parse_latency_target
 from mobilenas.core.workload import Kernel
@@ -255,10 +254,9 @@ def _chosen(
 def method_from_config(cfg: SearchConfig) -> SearchMethod:
     """The search method with its options; raises ``UsageError`` naming those that it has."""
     kind = METHODS.get(cfg.method)
-    plain = ("bool", "int", "float", "str", "tuple[int, ...]", "tuple[float, ...]")
-    known = [name for name, parameter in inspect.signature(kind).parameters.items() if parameter.annotation in plain]
-    check_options(f"the method {cfg.method} (method_options)", cfg.method_options, known)
-    method = kind(**typed_options("method_options", cfg.method_options, get_type_hints(kind.__init__)))
+    types = option_types(kind)
+    check_options(f"the method {cfg.method} (method_options)", cfg.method_options, list(types))
+    method = kind(**typed_options("method_options", cfg.method_options, types))
     chosen = {name: value for name, value in msgspec.to_builtins(cfg.switches).items() if value is not None}
     method.switches = msgspec.structs.replace(method.switches, **chosen)
     return method

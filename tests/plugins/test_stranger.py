@@ -22,13 +22,18 @@ from stranger.space import ChainSpace  # noqa: E402
 
 sys.path.remove(str(HERE))  # only the commands below are to find the entry points
 
+from mobilenas import ops  # noqa: E402
+from mobilenas.core.registry import Registry  # noqa: E402
 from mobilenas.devices.links import Link  # noqa: E402
+from mobilenas.errors import UsageError  # noqa: E402
 from mobilenas.latency.models import LatencyModel  # noqa: E402
 from mobilenas.latency.table import ErrorReport  # noqa: E402
 from mobilenas.methods.base import SearchMethod  # noqa: E402
 from mobilenas.runtimes.base import RunSettings, Runtime  # noqa: E402
 from mobilenas.spaces.base import SearchSpace  # noqa: E402
 from mobilenas.spaces.cells import CellSpace  # noqa: E402
+from mobilenas.spaces.dense_blocks import DenseBlockSpace  # noqa: E402
+from mobilenas.spaces.dense_layout import blocks  # noqa: E402
 from mobilenas.testing.contracts import SpaceContract  # noqa: E402
 from mobilenas.testing.device_contracts import LinkContract, RuntimeContract  # noqa: E402
 from mobilenas.testing.search_contracts import LatencyModelContract, MethodContract  # noqa: E402
@@ -44,6 +49,38 @@ class TestChainSpace(SpaceContract):
 
     def make(self) -> SearchSpace:
         return ChainSpace()
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stranger's operators are in the catalogue, by their entry point."""
+    monkeypatch.syspath_prepend(HERE)
+    monkeypatch.setattr(ops, "OPERATORS", Registry("operator", dict(ops.OPERATORS._built_in)))
+    assert ops.OPERATORS.plug_ins == ("max_pool_conv",)
+
+
+@pytest.mark.usefixtures("installed")
+class TestCellsWithAnOperatorOfThePlugIn(SpaceContract):
+    samples = 4
+
+    def make(self) -> SearchSpace:
+        operators = ("none", "skip_connect", "max_pool_conv", "dil_conv_3x3")
+        return CellSpace(channels=4, layers=3, image_size=9, nodes=3, operators=operators)
+
+
+@pytest.mark.usefixtures("installed")
+class TestDenseBlocksWithAnOperatorOfThePlugIn(SpaceContract):
+    samples = 4
+
+    def make(self) -> SearchSpace:
+        layout = blocks((4, 4, 6), (1, 2, 2), (0, 1, 1), (0, 1, 1))
+        return DenseBlockSpace("mbconv", layout, 8, operators=("max_pool_conv", "mbconv_k3_e3"), image_size=8, classes=3)
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_operator_that_nobody_registered_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'max_pool_con'.*did you mean max_pool_conv"):
+        CellSpace(operators=("skip_connect", "max_pool_con"))
 
 
 class TestNiceLink(LinkContract):
