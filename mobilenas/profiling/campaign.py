@@ -65,11 +65,12 @@ class CampaignProgress:
 
 
 class CampaignNetworks(NamedTuple):
-    """The networks of a campaign by what they are for; the last are only lowered, not measured."""
+    """The networks of a campaign by what they are for; the last two kinds are only lowered, not measured."""
 
     scale: tuple[Architecture, ...]
     test: tuple[Architecture, ...]
     learn: tuple[Architecture, ...]
+    covered: tuple[Architecture, ...]
     lowered: tuple[Architecture, ...]
 
     @property
@@ -91,7 +92,7 @@ class Campaign:
     root: Path
     seed: int = 0
     maximum_kernels: int | None = None
-    """Kernels that are measured at most, but for those of the measured networks and a few of each rare family."""
+    """Kernels that are measured at most, but for those of measured and covered networks and a few of each rare family."""
     gate: Gate = "warn"
     """What an environment does that is not fit for measuring."""
     learnt_networks: int = 0
@@ -131,7 +132,8 @@ class Campaign:
                 break
             found[self.source.draw(generator)] = None
         drawn = iter(found)
-        return CampaignNetworks(*(tuple(islice(drawn, count)) for count in wanted))
+        *measured, lowered = (tuple(islice(drawn, count)) for count in wanted)
+        return CampaignNetworks(*measured, self.source.covered, lowered)
 
     def describe(self) -> dict[str, Any]:
         """The plan in numbers, for a dry run; kernels are known only after lowering, so their number is typical."""
@@ -166,7 +168,7 @@ class Campaign:
         write_atomic(self.folder / "campaign.json", documents.dump_json(self.describe()))
         with self.device.open() as link:
             environment, doubts = examine(self.runtime, link, self.settings, self.gate, self.folder)
-            kernels = self._lower([*measured_networks, *self.networks.lowered], link, progress)
+            kernels = self._lower(list(itertools.chain(*self.networks)), link, progress)
             distinct = self._chosen(kernels)
             measurements, log, refused = measure_accepted(
                 distinct,
@@ -206,14 +208,14 @@ class Campaign:
         """
         if self.maximum_kernels is None:
             return sorted(set().union(*kernels))
-        measured = set().union(*kernels[: len(self.networks.measured)])
-        seen, others = Counter(family_of(kernel) for kernel in measured), []
-        for kernel in dict.fromkeys(k for network in kernels for k in sorted(network) if k not in measured):
+        wanted = set().union(*kernels[: len(self.networks.measured) + len(self.networks.covered)])
+        seen, others = Counter(family_of(kernel) for kernel in wanted), []
+        for kernel in dict.fromkeys(k for network in kernels for k in sorted(network) if k not in wanted):
             others.append((seen[family_of(kernel)], kernel))
             seen[family_of(kernel)] += 1
         needed = sum(rank < ROWS_OF_A_FAMILY for rank, _ in others)
         rarest = [kernel for _, kernel in sorted(others)]
-        return sorted([*measured, *rarest[: max(needed, self.maximum_kernels - len(measured))]])
+        return sorted([*wanted, *rarest[: max(needed, self.maximum_kernels - len(wanted))]])
 
     def _lower(
         self, networks: Sequence[Architecture], link: Link, progress: Callable[[CampaignProgress], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torchvision.models import get_model
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.shufflenetv2 import InvertedResidual as ShuffleUnit
 from torchvision.models.squeezenet import Fire
@@ -34,8 +36,11 @@ class NetworkSource(ABC):
     lowering_s, kernel_sweep_s = 0.06, 0.03
     """For the estimate of a dry run only: lowering one network, and timing the two models of one kernel."""
 
+    covered: tuple[Architecture, ...] = ()
+    """Networks that are not measured, but whose kernels all are."""
+
     def likely_kernels(self, networks: int) -> int:
-        """How many that many networks are made of, about."""
+        """Return about how many distinct kernels ``networks`` random networks have, together with the covered ones."""
         return 150
 
     @abstractmethod
@@ -135,10 +140,29 @@ LARGEST_HIDDEN = 2**23
 LARGEST_CLASSIFIER = 2**27
 """Weights of the first hidden layer of AlexNet's kind; VGG's has 2**26.6."""
 
-GENERATOR = 4
-"""Raised whenever ``random_network`` draws other networks from the same seeds: campaigns of two are never joined."""
+GENERATOR = 5
+"""Raised whenever ``random_network`` draws other networks from the same seeds, or others are covered: campaigns of two are never
+joined.
+"""
 
-
+COVERED = (
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "mnasnet0_5",
+    "mnasnet0_75",
+    "mnasnet1_0",
+    "mnasnet1_3",
+    "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0",
+    "shufflenet_v2_x1_5",
+    "shufflenet_v2_x2_0",
+    "squeezenet1_0",
+    "squeezenet1_1",
+    "efficientnet_b0",
+)
+"""torchvision's mobile networks, all of whose kernels a campaign measures at ``COVERED_PIXELS``."""
+COVERED_PIXELS, COVERED_KERNELS = 224, 580
 KERNELS_PER_NETWORK = 30
 """That no other network had, of the first twenty or so, on average."""
 
@@ -148,7 +172,7 @@ class MobileNetworks(NetworkSource):
 
     The blocks are made of torchvision's parts, as in MobileNet v1 to v3, MNASNet, EfficientNet, ResNet, RegNet, ShuffleNet,
     SqueezeNet, Inception and DenseNet, and with the normalisations of their time; a network keeps to one kind of block or
-    mixes them. An architecture holds the seed that it is drawn from.
+    mixes them. An architecture holds the seed that it is drawn from, or the name of a published network that is covered.
     """
 
     name = MOBILE_NETWORKS
@@ -158,9 +182,10 @@ class MobileNetworks(NetworkSource):
     def __init__(self, batch: int = 1) -> None:
         self.options: dict[str, OptionValue] = {"batch": batch, "generator": GENERATOR}
         self.key = self.name if batch == 1 else f"{self.name}-b{batch}"
+        self.covered = tuple(Architecture(self.name, {**self.options, "network": name}, {}) for name in COVERED)
 
     def likely_kernels(self, networks: int) -> int:
-        return KERNELS_PER_NETWORK * networks
+        return COVERED_KERNELS + KERNELS_PER_NETWORK * networks
 
     def draw(self, generator: random.Random) -> Architecture:
         return Architecture(self.name, {**self.options, "seed": generator.randrange(2**31)}, {})
@@ -176,13 +201,25 @@ class MobileNetworks(NetworkSource):
             return network.count_madds(*self._build(architecture))
 
     def _build(self, architecture: Architecture) -> tuple[nn.Module, tuple[int, int, int, int]]:
-        seed, batch = architecture.space_options["seed"], self.options["batch"]
-        assert isinstance(seed, int)
+        batch, name = self.options["batch"], architecture.space_options.get("network")
         assert isinstance(batch, int)
         with torch.random.fork_rng(devices=[]):
+            if name is not None:
+                torch.manual_seed(0)
+                return published_network(str(name)), (batch, 3, COVERED_PIXELS, COVERED_PIXELS)
+            seed = architecture.space_options["seed"]
+            assert isinstance(seed, int)
             torch.manual_seed(seed)
             module, image_size = random_network(random.Random(seed))
         return module, (batch, 3, image_size, image_size)
+
+
+def published_network(name: str) -> nn.Module:
+    """Build torchvision's network ``name`` with random weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of initialisations that another version will change
+        module: nn.Module = get_model(name, weights=None)
+    return module
 
 
 def random_network(generator: random.Random) -> tuple[nn.Module, int]:
