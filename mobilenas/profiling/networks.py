@@ -135,6 +135,9 @@ SMALL = Sizes((96, 128, 160, 192, 224), (8, 12, 16, 24, 32, 48), (3, 4), (1, 3),
 """For boards: most hold less than two MiB of weights, which a cache may keep."""
 PUBLISHED = Sizes((192, 224, 256), (16, 24, 32, 48, 64), (4, 5), (2, 4), (1.3, 2.0), 768)
 """As wide and deep as the networks of papers: most hold 5 to 50 MiB of weights."""
+LARGE_IMAGES = Sizes((320, 384, 416, 512), (8, 12, 16), (3, 4), (1, 2), (1.3, 2.0), 256)
+"""As detectors and segmenters read them; of light blocks only, as others would take most of a campaign's time."""
+LIGHT_BLOCKS = ("inverted residual", "separable", "shuffle", "fire")
 LARGEST_HIDDEN = 2**23
 """Weights of one hidden layer over averages."""
 LARGEST_CLASSIFIER = 2**27
@@ -223,11 +226,15 @@ def published_network(name: str) -> nn.Module:
 
 
 def random_network(generator: random.Random) -> tuple[nn.Module, int]:
-    """A mobile network with random weights, and the pixels of its images. Every second one is as large as published ones."""
-    sizes = generator.choice((SMALL, PUBLISHED))
+    """Draw a mobile network with random weights; return it with the pixels of its images.
+
+    Two in five are small, two as large as published ones, and one reads large images.
+    """
+    sizes = generator.choice((SMALL, SMALL, PUBLISHED, PUBLISHED, LARGE_IMAGES))
     image_size = generator.choice(sizes.image_sizes)
     activation = ACTIVATIONS[generator.choice(list(ACTIVATIONS))]
-    kinds = list(BLOCKS) if generator.random() < 0.3 else [generator.choice(list(BLOCKS))]
+    blocks = LIGHT_BLOCKS if sizes is LARGE_IMAGES else tuple(BLOCKS)
+    kinds = blocks if generator.random() < 0.3 else (generator.choice(blocks),)
     channels = generator.choice(sizes.stem_channels)
     layers = _stem(generator, channels, image_size, activation)
     for stage in range(generator.randint(*sizes.stages)):
