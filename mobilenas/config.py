@@ -167,6 +167,10 @@ class ComputeConfig(Strict):
     """How long one of several processes waits for the others."""
 
 
+DEFAULT_CAMPAIGN: Literal["default"] = "default"
+"""Of ``profile --kernels``: a campaign that predicts any mobile network."""
+
+
 class ProfileConfig(Strict):
     """``mobilenas profile``."""
 
@@ -174,9 +178,9 @@ class ProfileConfig(Strict):
     space: SpaceConfig = SpaceConfig()
     data: DataSetConfig = DataSetConfig()
     """Without a name, the options of the space say all."""
-    kernels: Count | None = None
-    """Instead of a space, about so many kernels of random mobile networks, those of the measured ones at least: a table for any
-    network.
+    kernels: Count | Literal["default"] | None = None
+    """Instead of a space, kernels of mobile networks: a table for any network. About so many, those of the measured and covered
+    networks at least, or the ``default`` number.
     """
     measure_networks: Count | None = None
     """Whole networks that are measured besides the plan's, to learn a network predictor from."""
@@ -324,7 +328,7 @@ class PredictConfig(Strict):
     profile_missing: bool = False
     """Measure what no table has, and keep it."""
     extrapolate: bool = False
-    """Predict also kernels beyond the shapes that were learnt from."""
+    """Without effect: kernels beyond the shapes that were learnt from are always estimated."""
     measure: bool = False
     """Measure the whole model too."""
     plan: str = "quick"

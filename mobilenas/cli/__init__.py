@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -62,6 +62,16 @@ def _terminated(number: int, frame: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
+def with_default_values(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with ``default`` behind a ``--kernels`` that stands alone."""
+    found: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
+        found.append(argument)
+        if argument == "--kernels" and following.startswith("-") and not following[1:].isdecimal():
+            found.append("default")
+    return found
+
+
 def main() -> None:
     """Entry point: errors that a user can act on are one paragraph and their own exit code, bugs keep their traceback."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -70,7 +80,7 @@ def main() -> None:
         for argument in sys.argv[1:]:
             if not is_unicode(argument):
                 raise UsageError(f"{argument!r} is not UTF-8 text, so it could not be written down: rename that file or folder")
-        app(standalone_mode=True)
+        app(with_default_values(sys.argv[1:]), standalone_mode=True)
     except MobileNASError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -92,11 +92,11 @@ def profile(
     layers: Layers = None,
     data: DataName = None,
     kernels: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             "--kernels",
-            help="Not a space: about so many kernels of mobile networks, for predict; at least those of the whole "
-            "networks that are measured, some 750 to 1,650.",
+            help="Not a space: kernels of mobile networks, for predict. About so many, or default; alone it means default.",
+            metavar="[default|N]",
         ),
     ] = None,
     measure_networks: Annotated[
@@ -130,7 +130,7 @@ def profile(
         "space.options.channels": channels,
         "space.options.layers": layers,
         "data.name": data,
-        "kernels": kernels,
+        "kernels": int(kernels) if kernels is not None and kernels.lstrip("+-").isdecimal() else kernels,
         "measure_networks": measure_networks,
         "transfer": transfer,
         "plan": plan,
@@ -496,7 +496,7 @@ def predict(
         bool | None, typer.Option("--profile-missing", help="Measure kernels that no table has, and keep them.")
     ] = None,
     extrapolate: Annotated[
-        bool | None, typer.Option("--extrapolate", help="Predict kernels beyond the shapes that were learnt from, too.")
+        bool | None, typer.Option("--extrapolate", help="Without effect: all kernels are predicted or estimated.", hidden=True)
     ] = None,
     measure: Annotated[bool | None, typer.Option("--measure", help="Measure the whole model too.")] = None,
     plan: Plan = None,
@@ -520,17 +520,14 @@ def predict(
 
     result = with_listener(quiet or json, lambda told: workflows.predict(model, cfg, told), GOES_ON)
     found, ms = result.predicted, result.predicted.prediction
-    shaky, in_networks = found.not_converged_share_fraction, ms.ms / found.kernel_sum_ms
-    unsettled = f", {percent(shaky)} of it in rows that did not converge" if shaky else ""
+    shaky = found.not_converged_share_fraction
+    unsettled = f"; {percent(shaky)} of it in rows that did not converge" if shaky else ""
     rows = [
         ("predicted", f"{ms.ms:.4g} ms ({ms.low_ms:.4g} to {ms.high_ms:.4g})"),
+        ("rests on", f"{found.rests_on}{unsettled}"),
         ("kernels", f"{sum(share.count for share in found.kernels)} executed, {len(found.kernels)} kinds"),
-        ("measured rows", f"{percent(1 - found.predicted_share_fraction)} of the time{unsettled}"),
-        ("sum", f"{found.kernel_sum_ms:.4g} ms of kernels, in networks {in_networks:.3f} x as long ({found.calibrated_on})"),
+        ("sum", f"{found.kernel_sum_ms:.4g} ms of kernels, in networks {ms.ms / found.kernel_sum_ms:.3f} times as long"),
     ]
-    if not found.is_within_calibration:
-        sums = f"{found.calibrated_from_ms:.4g} to {found.calibrated_to_ms:.4g} ms"
-        rows.append(("beyond", f"the networks measured: {found.calibrated_on}, {sums} in sum. The interval is widened"))
     rows += [("not used", text) for text in found.left_out]
     if result.table:
         rows.append(("newly measured", f"{result.newly_measured} kernels, kept in {result.table}"))

@@ -11,6 +11,7 @@ from torch import Tensor
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.errors import MissingDataError
+from mobilenas.latency.calibration import Calibration
 from mobilenas.latency.kernels import TargetKernels
 from mobilenas.latency.models import Sought, TableModel
 from mobilenas.latency.prediction import Prediction
@@ -40,7 +41,7 @@ class KernelModel:
             unused = f". Not used: {'; '.join(known.left_out)}" if known.left_out else ""
             raise MissingDataError(
                 f"no kernels of {sought.key.device}, {sought.key.runtime} were learnt from: make a predictor with mobilenas "
-                f"profile --kernels 1500, or say --latency-model table{unused}"
+                f"profile --kernels, or say --latency-model table{unused}"
             )
         return cls(table, replace(known, tables=[table.table, *known.tables]))
 
@@ -68,14 +69,13 @@ class KernelModel:
         return documents.digest([[t.digest for t in self.kernels.tables], learnt and learnt.learnt_from_])[:16]
 
     def latency(self, architecture: Architecture) -> Prediction:
-        """Raises ``MissingKernelError`` for a kernel that has no row and is beyond the shapes that were learnt from."""
+        """Raises ``MissingKernelError`` where kernels that are like none that was measured take over a third of the time."""
         return self.latencies([architecture])[0]
 
     def latencies(self, architectures: Sequence[Architecture]) -> list[Prediction]:
         """Of several networks, lowered together; raises ``MissingKernelError`` as ``latency``."""
         unknown = list(dict.fromkeys(a for a in architectures if a not in self._known))
-        sums_ms = [row.kernel_sum_ms for row in self.table.table.networks]
-        calibration = (self.table.table, self.table.card, sums_ms)
+        calibration = Calibration(self.table.table, self.table.card, is_of_its_kind=True)
         for architecture, kernels in zip(unknown, self.table.lower(unknown) if unknown else [], strict=True):
             found = self.kernels.predict(kernels, calibration=calibration)
             self._known[architecture] = found.prediction

@@ -1,4 +1,4 @@
-"""What is known of one target's kernels, and from it the latency of any network: measured rows first, then learnt ones."""
+"""The latency of any network from the kernels of one target: measured rows first, then learnt times, then estimates."""
 
 from __future__ import annotations
 
@@ -16,45 +16,60 @@ import numpy as np
 
 from mobilenas.core.workload import Kernel
 from mobilenas.errors import MissingKernelError
-from mobilenas.latency.prediction import Prediction, conformal_quantile, network_width
-from mobilenas.latency.predictors.kernel import BEYOND, FOLDS, KernelPredictor, shape_of
+from mobilenas.latency.calibration import Calibration, nearest
+from mobilenas.latency.prediction import Prediction, conformal_quantile, network_interval
+from mobilenas.latency.predictors.kernel import FOLDS, KernelPredictor, shape_of
+from mobilenas.latency.predictors.roofline import DeviceRoofline
 from mobilenas.latency.store import FoundTables
-from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, NetworkContext, NetworkScale, SpaceCard, TableCard, TableRow
+from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, NetworkScale, TableCard, TableRow
 
 PREDICTOR = "kernel-predictor.skops"
 """File name of a predictor, beside the table that it was learnt from."""
 LISTED = 5
 """Kernels that an error names."""
+ESTIMATED_AT_MOST = 1 / 3
+"""Share of a network's time in kernels that are only estimated, above which nothing is predicted."""
 
 
-Source = Literal["measured", "predicted", "extrapolated"]
+Source = Literal["measured", "predicted", "estimated"]
+"""Where a kernel's time is from: its row; a predictor that was learnt from kernels like it; the speed of the device."""
 
 
 class KernelShare(msgspec.Struct, frozen=True):
-    """What one kernel adds to a network: ``count`` times ``each_ms``, measured or predicted."""
+    """What one kernel adds to a network: ``count`` times ``each_ms``."""
 
     kernel: Kernel
     count: int
     each_ms: float
     low_ms: float
     high_ms: float
-    """Of each: a measured row's interval, or within the factor by which its family is predicted wrong."""
+    """Of each: a measured row's interval, or within the factor by which kernels of its kind are predicted wrong."""
     source: Source
     converged: bool | None
     """Whether its row's measurement repeated; ``None`` where there is no row."""
 
     @property
     def ms(self) -> float:
-        """All of them together."""
+        """All of them together, in milliseconds."""
         return self.count * self.each_ms
+
+    def spread_of(self, total_ms: float) -> tuple[float, float]:
+        """Return how much less and how much more they may take, as fractions of ``total_ms``."""
+        return (
+            self.count * (self.each_ms - self.low_ms) / total_ms,
+            self.count * (self.high_ms - self.each_ms) / total_ms,
+        )
 
 
 class NetworkPrediction(msgspec.Struct, frozen=True):
     """A network's latency from its kernels, the dearest first; shares are of the time."""
 
     prediction: Prediction
-    session_ms: float
     kernel_sum_ms: float
+    """The plain sum of its kernels and of one call, before context and scale."""
+    rests_on: str
+    """What the number rests on, in one line."""
+    session_ms: float
     scale: NetworkScale
     sentinel_ms: float
     """How fast the device is taken to be: what the sentinel took when the networks were measured that gave the scale."""
@@ -62,12 +77,15 @@ class NetworkPrediction(msgspec.Struct, frozen=True):
     """The networks whose measurements gave scale and interval."""
     calibrated_from_ms: float
     calibrated_to_ms: float
-    """Kernel sums of the smallest and of the largest of them."""
+    """Kernel sums of the smallest and of the largest of them, in their context."""
     is_within_calibration: bool
-    """Whether the network's sum lies there, and these networks are of all kinds or of its own. Beyond, its interval is as wide
-    as if the calibration's factor were its square.
+    """Whether the network's sum lies there, and these networks are of all kinds or of its own. If not, the scale is that of the
+    nearest of them, and the interval is wider.
     """
     predicted_share_fraction: float
+    """Of kernels without a row, predicted or estimated."""
+    estimated_share_fraction: float
+    """Of kernels that are like none that was measured."""
     not_converged_share_fraction: float
     """Of kernels whose rows were measured but did not repeat."""
     left_out: tuple[str, ...]
@@ -75,27 +93,26 @@ class NetworkPrediction(msgspec.Struct, frozen=True):
     kernels: tuple[KernelShare, ...]
 
 
-Calibration = tuple[LatencyTable, SpaceCard, list[float]]
-"""A table, one of its cards with scale and interval, and the kernel sums (ms) of the networks that these are from."""
-
-
 @dataclass(frozen=True)
 class TargetKernels:
-    """Rows of all ``tables`` of a target, the newest first, and a predictor for what they lack."""
+    """Rows of all ``tables`` of a target, the newest first, and what predicts the kernels that they lack."""
 
     tables: Sequence[LatencyTable]
     load_predictor: Callable[[], KernelPredictor | None] = lambda: None
     """Called only where rows are lacking; raises ``DocumentError`` for one that is damaged or of another table."""
     left_out: tuple[str, ...] = ()
     """Tables of the target that are not among them, and why."""
+    calibrating: LatencyTable | None = None
+    """The table whose networks give scale and interval; by default the newest of networks of all kinds, or else of any."""
 
     @classmethod
     def of(cls, found: FoundTables, calibrating: LatencyTable | None = None) -> TargetKernels:
-        """The tables that were found with the newest predictor that lies beside one of them. All rows and learnt times are
-        brought to the speed that the device had when ``calibrating`` was measured, by default the networks that are; tables of
-        a much faster or slower one are left out.
+        """Join the tables that were found, with the newest predictor that lies beside one of them.
+
+        All rows and learnt times are brought to the speed that the device had when ``calibrating`` was measured; tables of a
+        much faster or slower device are left out.
         """
-        calibrating = calibrating or _calibrating(table for _, table in found.tables)
+        calibrating = calibrating or _newest([table for _, table in found.tables])
         if calibrating is None:
             return cls([table for _, table in found.tables], left_out=found.left_out)
         tables, left_out = _as_fast(found.tables, calibrating.card)
@@ -106,12 +123,26 @@ class TargetKernels:
                     return learnt.times(calibrating.card.sentinel_ms / table.card.sentinel_ms)
             return None
 
-        return cls(list(tables.values()), load_predictor, (*found.left_out, *left_out))
+        return cls(list(tables.values()), load_predictor, (*found.left_out, *left_out), calibrating)
+
+    @classmethod
+    def nearest(cls, found: FoundTables, kernels: Counter[Kernel]) -> TargetKernels:
+        """Join the tables as ``of`` does, calibrated by the measured networks that are nearest to a network of ``kernels``."""
+        first = cls.of(found)
+        if not first.is_calibrated:
+            return first
+        calibrating = nearest((table for _, table in found.tables), first.plain_sum_ms(kernels))
+        return first if calibrating is first.calibrating else cls.of(found, calibrating)
 
     @cached_property
     def predictor(self) -> KernelPredictor | None:
         """Learnt from the newest table that one lies beside; read when it is first asked for."""
         return self.load_predictor()
+
+    @cached_property
+    def roofline(self) -> DeviceRoofline:
+        """Fitted on the rows of all tables when it is first asked for."""
+        return DeviceRoofline().fit(self.rows.values())
 
     @cached_property
     def rows(self) -> Mapping[Kernel, TableRow]:
@@ -121,98 +152,140 @@ class TargetKernels:
     @property
     def is_calibrated(self) -> bool:
         """Whether whole networks were measured, which tell how far sums of kernels are off."""
-        return any(table.networks for table in self.tables)
+        return self.calibrating is not None or _newest(self.tables) is not None
 
     def missing(self, kernels: Counter[Kernel]) -> list[Kernel]:
-        """Those without a row."""
+        """Return those without a row."""
         return sorted(kernel for kernel in kernels if kernel not in self.rows)
+
+    def plain_sum_ms(self, kernels: Counter[Kernel]) -> float:
+        """Return the sum of kernels, measured or not, in milliseconds, without a call of the runtime."""
+        unmeasured = self._unmeasured(kernels)
+        return math.fsum(n * (self.rows[k].value_ms if k in self.rows else unmeasured[k][0].ms) for k, n in kernels.items())
 
     def predict(
         self,
         kernels: Counter[Kernel],
-        extrapolate: bool = False,
         calibration: Calibration | None = None,
         tried: Mapping[Kernel, str] = MappingProxyType({}),
     ) -> NetworkPrediction:
-        """A network's latency, where the target ``is_calibrated`` or a table with its card of similar networks is given.
+        """Predict a network's latency, where the target ``is_calibrated`` or a ``calibration`` by similar networks is given.
 
         ``tried`` are the kernels that were measured just now, with the engine's complaint of those that it refused. Raises
-        ``MissingKernelError`` for kernels that were not measured and cannot be predicted.
+        ``MissingKernelError`` where kernels that are like none that was measured take more than a third of the time.
         """
-        table, card, sums_ms = calibration or self._calibration
-        shares = sorted(self._shares(kernels, table.card.context, extrapolate, tried), key=lambda share: -share.ms)
-        session_ms = table.card.session_ms
-        total_ms = math.fsum([session_ms, *(share.ms for share in shares)])
-        predicted = math.fsum(share.ms for share in shares if share.source != "measured") / total_ms
-        room = math.exp(BEYOND)
-        is_of_its_kind = calibration is not None or card.space == MOBILE_NETWORKS
-        is_within = is_of_its_kind and min(sums_ms) / room <= total_ms <= max(sums_ms) * room
-        width = network_width(
-            calibration=math.log(card.interval_factor) * (1 if is_within else 2),
-            spreads=[share.count * (share.high_ms - share.each_ms) / total_ms for share in shares],
-            learnt_fraction=predicted,
-            common=self.predictor.common_width_ if predicted and self.predictor else 0.0,
-        )
-        return NetworkPrediction(
-            prediction=Prediction.within(card.predict(total_ms).ms, math.exp(width)),
-            session_ms=session_ms,
-            kernel_sum_ms=total_ms,
-            scale=card.scale,
-            sentinel_ms=table.card.sentinel_ms,
-            calibrated_on=card.space,
-            calibrated_from_ms=min(sums_ms),
-            calibrated_to_ms=max(sums_ms),
-            is_within_calibration=is_within,
-            predicted_share_fraction=predicted,
-            not_converged_share_fraction=math.fsum(s.ms for s in shares if s.converged is False) / total_ms,
-            left_out=self.left_out,
-            kernels=tuple(shares),
-        )
+        found = self.estimate(kernels, calibration)
+        if found.estimated_share_fraction > ESTIMATED_AT_MOST:
+            raise MissingKernelError(self._refusal(found, tried))
+        return found
 
-    def _shares(
-        self, kernels: Counter[Kernel], context: NetworkContext, extrapolate: bool, tried: Mapping[Kernel, str]
-    ) -> list[KernelShare]:
-        missing = self.missing(kernels)
-        predictor = self.predictor if missing else None
-        known = [k for k in missing if predictor and predictor.knows(k)]
-        learnt = dict(zip(known, predictor.predict(known), strict=True)) if predictor else {}
-        unknown = [k for k in missing if k not in learnt or not (learnt[k].is_seen or extrapolate)]
-        if unknown:
-            beyond = sum(k in learnt for k in unknown)
-            named = [f"{k.key}{f' ({tried[k]})' if tried.get(k) else ''}" for k in unknown[:LISTED]]
-            unused = f". Not used: {'; '.join(self.left_out)}" if self.left_out else ""
-            raise MissingKernelError(
-                f"{len(unknown)} of {len(kernels)} kernels were not measured and cannot be predicted"
-                f"{f', {beyond} of them since they lie beyond the shapes that were learnt from' if beyond else ''}: "
-                f"{'; '.join(named)}{'; ...' if len(unknown) > LISTED else ''}. "
-                f"{_what_to_do(unknown, tried, can_extrapolate=beyond == len(unknown))}{unused}"
-            )
-        shares = []
+    def estimate(self, kernels: Counter[Kernel], calibration: Calibration | None = None) -> NetworkPrediction:
+        """Predict as ``predict`` does, whatever share of the time is only estimated."""
+        calibration = calibration or self._calibration
+        card, context = calibration.table.card, calibration.table.card.context
+        unmeasured, shares = self._unmeasured(kernels), []
         for kernel, n in kernels.items():
             row, converged = self.rows.get(kernel), None
             source: Source = "measured"
             if row:
                 times, converged = row.in_networks_ms, row.converged
             else:
-                found, source = learnt[kernel].prediction, "predicted" if learnt[kernel].is_seen else "extrapolated"
+                found, source = unmeasured[kernel]
                 times = (found.ms, found.low_ms, found.high_ms)
             each_ms, low_ms, high_ms = (context.kernel_ms(kernel, ms) for ms in times)
             shares.append(KernelShare(kernel, n, each_ms, low_ms, high_ms, source, converged))
-        return shares
+        shares.sort(key=lambda share: -share.ms)
+        total_ms = math.fsum([card.session_ms, *(share.ms for share in shares)])
+        plain_ms = card.session_ms + self.plain_sum_ms(kernels)
+
+        def part(*sources: Source) -> float:
+            return math.fsum(share.ms for share in shares if share.source in sources) / total_ms
+
+        learnt = part("predicted")
+        ms = calibration.network_ms(total_ms)
+        down, up = network_interval(
+            calibration=calibration.half_width(total_ms, plain_ms),
+            spreads=[share.spread_of(total_ms) for share in shares],
+            learnt_fraction=learnt,
+            common=self.predictor.common_width_ if learnt and self.predictor else 0.0,
+        )
+        return NetworkPrediction(
+            prediction=Prediction(ms, ms * math.exp(-down), ms * math.exp(up)),
+            kernel_sum_ms=plain_ms,
+            rests_on=_rests_on(part("measured") + card.session_ms / total_ms, learnt, part("estimated"), calibration, total_ms),
+            session_ms=card.session_ms,
+            scale=calibration.card.scale,
+            sentinel_ms=card.sentinel_ms,
+            calibrated_on=calibration.card.space,
+            calibrated_from_ms=calibration.from_ms,
+            calibrated_to_ms=calibration.to_ms,
+            is_within_calibration=calibration.is_within(total_ms),
+            predicted_share_fraction=part("predicted", "estimated"),
+            estimated_share_fraction=part("estimated"),
+            not_converged_share_fraction=math.fsum(s.ms for s in shares if s.converged is False) / total_ms,
+            left_out=self.left_out,
+            kernels=tuple(shares),
+        )
+
+    def _unmeasured(self, kernels: Counter[Kernel]) -> dict[Kernel, tuple[Prediction, Source]]:
+        """Times of the kernels without a row, and where each is from."""
+        missing = self.missing(kernels)
+        if not missing:
+            return {}
+        known = [k for k in missing if self.predictor and self.predictor.knows(k)]
+        others = sorted(set(missing) - set(known))
+        if others and not self.rows:
+            raise MissingKernelError(f"no kernel of this target was measured, and nothing tells what {others[0].key} takes")
+        found: dict[Kernel, tuple[Prediction, Source]] = {}
+        for kernel, learnt in zip(known, self.predictor.predict(known) if self.predictor else (), strict=True):
+            found[kernel] = (learnt.prediction, "predicted" if learnt.is_seen else "estimated")
+        for kernel, estimate in zip(others, self.roofline.predict(others) if others else (), strict=True):
+            found[kernel] = (estimate, "estimated")
+        return found
 
     @cached_property
     def _calibration(self) -> Calibration:
-        """The card of networks of all kinds with its table, or else the newest of any; and the kernel sums of its networks."""
-        table = _calibrating(self.tables)
+        table = self.calibrating or _newest(self.tables)
         assert table is not None
-        cards = sorted(table.card.spaces.values(), key=lambda card: card.space != MOBILE_NETWORKS)
-        return table, cards[0], [row.kernel_sum_ms for row in table.networks]
+        return Calibration.of_table(table)
+
+    def _refusal(self, found: NetworkPrediction, tried: Mapping[Kernel, str]) -> str:
+        """Say which kernels have no time that is known well enough, and what helps."""
+        unknown = [share for share in found.kernels if share.source == "estimated"]
+        time_ms = found.session_ms + math.fsum(share.ms for share in found.kernels)
+        named = [
+            f"{share.kernel.key}, {share.ms / time_ms:.0%}{f' ({tried[share.kernel]})' if tried.get(share.kernel) else ''}"
+            for share in unknown[:LISTED]
+        ]
+        unused = f". Not used: {'; '.join(self.left_out)}" if self.left_out else ""
+        return (
+            f"{len(unknown)} of {len(found.kernels)} kernels, about {found.estimated_share_fraction:.0%} of the time, were not "
+            f"measured and are like none that was; a prediction allows {ESTIMATED_AT_MOST:.0%}. With their shares: "
+            f"{'; '.join(named)}{'; ...' if len(unknown) > LISTED else ''}. "
+            f"{_what_to_do([share.kernel for share in unknown], tried)}{unused}"
+        )
 
 
-def _what_to_do(unknown: Sequence[Kernel], tried: Mapping[Kernel, str], can_extrapolate: bool) -> str:
+def _rests_on(measured: float, predicted: float, estimated: float, calibration: Calibration, total_ms: float) -> str:
+    """Say in one line what a prediction rests on; the first three are shares of the time."""
+    parts = {"measured kernels": measured, "kernels predicted from similar ones": predicted}
+    parts["kernels estimated from the speed of the device"] = estimated
+    shares = ", ".join(f"{share:.0%} {what}" for what, share in parts.items() if share > 0.0005)
+    known = f"{calibration.from_ms:.3g} to {calibration.to_ms:.3g} ms"
+    beyond = ""
+    if not calibration.is_within(total_ms):
+        times = math.exp(calibration.distance(total_ms))
+        beyond = f", {times:.1f} times beyond their range" if times > 1.05 else ", networks of another kind"
+    return (
+        f"{shares} of the time; scaled as {len(calibration.table.networks)} measured networks of {calibration.card.space} "
+        f"({known}){beyond}"
+    )
+
+
+def _what_to_do(unknown: Sequence[Kernel], tried: Mapping[Kernel, str]) -> str:
     """About kernels that cannot be predicted; ``tried`` as in ``TargetKernels.predict``."""
     if any(kernel not in tried for kernel in unknown):
-        return f"Say --profile-missing to measure them{', or --extrapolate' if can_extrapolate else ''}"
+        return "Say --profile-missing to measure them"
     unused = [kernel for kernel in unknown if not tried[kernel]]
     parts = []
     if unused:
@@ -221,9 +294,10 @@ def _what_to_do(unknown: Sequence[Kernel], tried: Mapping[Kernel, str], can_extr
             "these rows are not used, and each try measures anew until it is"
         )
     if len(unused) < len(unknown):
-        parts.append(f"{len(unknown) - len(unused)} of them the engine refuses to run alone: no measuring helps")
-    if can_extrapolate:
-        parts.append("Say --extrapolate to predict them all the same")
+        parts.append(
+            f"{len(unknown) - len(unused)} of them the engine refuses to run alone, so that no measuring of kernels helps: "
+            "mobilenas measure times the whole model"
+        )
     return ". ".join(parts)
 
 
@@ -251,17 +325,17 @@ def learn(table: LatencyTable, networks: Sequence[Counter[Kernel]], measured_ms:
         unknown = {kernel: row for kernel, row in table.rows.items() if not without.knows(kernel)}
         target = TargetKernels([replace(table, rows={**others, **unknown})], lambda without=without: without)
         for index in members:
-            found = target.predict(networks[index], extrapolate=True)
+            found = target.estimate(networks[index])
             error = math.log(measured_ms[index] / found.prediction.ms)
-            lacking = max(0.0, error**2 - math.log(found.prediction.high_ms / found.prediction.ms) ** 2)
+            lacking = max(0.0, error**2 - found.prediction.half_width(error) ** 2)
             needed.append(math.sqrt(lacking) / found.predicted_share_fraction if found.predicted_share_fraction else 0.0)
     predictor.common_width_ = conformal_quantile(np.array(needed))
     predictor.learnt_from_ = table.digest
     return predictor
 
 
-def _calibrating(tables: Iterable[LatencyTable]) -> LatencyTable | None:
-    """The newest with networks of all kinds, or else the newest with any."""
+def _newest(tables: Iterable[LatencyTable]) -> LatencyTable | None:
+    """Return the newest table with measured networks of all kinds, or else the newest with any."""
     with_networks = [table for table in tables if table.networks]
     of_all_kinds = [t for t in with_networks if any(card.space == MOBILE_NETWORKS for card in t.card.spaces.values())]
     return next(iter((*of_all_kinds, *with_networks)), None)

@@ -13,6 +13,8 @@ from mobilenas.errors import MeasurementError
 
 COVERAGE_FRACTION = 0.9
 """Share of the networks that intervals are to hold."""
+MOST_LESS = 0.99
+"""By which fraction of itself a sum may be lower at most: it stays above zero."""
 
 
 class Prediction(msgspec.Struct, frozen=True):
@@ -26,6 +28,10 @@ class Prediction(msgspec.Struct, frozen=True):
     def within(cls, ms: float, factor: float) -> Prediction:
         """``ms``, which may be ``factor`` times too low or too high."""
         return cls(ms, ms / factor, ms * factor)
+
+    def half_width(self, error: float) -> float:
+        """Return how far the interval reaches, as a logarithm, on the side of an ``error`` of this sign."""
+        return math.log(self.high_ms / self.ms) if error > 0 else math.log(self.ms / self.low_ms)
 
     def at_quantile(self, quantile: float) -> float:
         """The latency that a network stays below with chance ``quantile``; ``ms`` at 0.5.
@@ -61,17 +67,25 @@ def conformal_quantile(scores: np.ndarray, coverage: float = COVERAGE_FRACTION) 
     return float(np.sort(scores)[rank - 1])
 
 
-def network_width(calibration: float, spreads: Iterable[float], learnt_fraction: float, common: float) -> float:
-    """Half the width of a network's interval, as a logarithm: the factor is its exponential.
+def network_interval(
+    calibration: float, spreads: Iterable[tuple[float, float]], learnt_fraction: float, common: float
+) -> tuple[float, float]:
+    """Return how far a network's interval reaches down and up from its prediction, both as logarithms, 0 or more.
 
-    To first order the log error of a sum is ``c + sum_k e_k + p b``. ``c`` is what sums of measured rows miss of whole
-    networks: nine in ten lie within ``calibration``. ``e_k`` is the error of the ``k``-th kind of kernel as a fraction of the
-    sum, within ``spreads[k]``: kernels of one kind err together, so counts multiply, and kinds err on their own. ``b`` is what
-    learnt times have in common, as they lean to one side throughout a network, within ``common``; ``p`` is their share,
-    ``learnt_fraction``. Half-widths of independent errors that promise the same coverage add in quadrature.
+    The error of a sum has independent parts, whose half-widths add in quadrature since they promise the same coverage:
 
-    ``common`` is found last, on whole networks, as what these intervals lack to hold nine in ten: where the assumptions are
-    wrong, it is larger. Rows' own spreads are part of ``calibration`` already, as far as its networks are made of such rows:
-    counted twice they add little, and where rows repeat far worse than those they are what should be seen.
+    - ``calibration``: what sums of measured rows miss of whole networks.
+    - ``spreads``: of each kind of kernel how much less and how much more it may take, as fractions of the sum. Kernels of one
+      kind err together, kinds independently.
+    - What learnt times have in common, as they lean to one side throughout a network: within ``common`` for a network of learnt
+      times only, and ``learnt_fraction`` of it here. It is found last, on whole networks, as what these intervals lack to hold
+      nine in ten: where the assumptions are wrong, it is larger.
+
+    Spreads of rows are part of ``calibration`` already, as far as its networks are made of such rows: counted twice they add
+    little, and where rows repeat far worse than those they are what should be seen.
     """
-    return math.hypot(calibration, *spreads, learnt_fraction * common)
+    down, up = [calibration, learnt_fraction * common], [calibration, learnt_fraction * common]
+    for less, more in spreads:
+        down.append(-math.log1p(-min(less, MOST_LESS)))
+        up.append(math.log1p(more))
+    return math.hypot(*down), math.hypot(*up)

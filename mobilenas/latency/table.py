@@ -468,7 +468,7 @@ def _renewal(card: Mapping[str, Any]) -> str:
     except DocumentError:
         return "profile again"
     names = [space.get("space") for space in spaces.values()]
-    of = f" --kernels {card.get('rows')}" if MOBILE_NETWORKS in names else "".join(f" --space {name}" for name in names[:1])
+    of = " --kernels default" if MOBILE_NETWORKS in names else "".join(f" --space {name}" for name in names[:1])
     return f"profile again: {_profile_command(key)}{of}"
 
 

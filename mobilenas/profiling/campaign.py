@@ -132,8 +132,8 @@ class Campaign:
                 break
             found[self.source.draw(generator)] = None
         drawn = iter(found)
-        *measured, lowered = (tuple(islice(drawn, count)) for count in wanted)
-        return CampaignNetworks(*measured, self.source.covered, lowered)
+        scale, test, learn, lowered = (tuple(islice(drawn, count)) for count in wanted)
+        return CampaignNetworks(scale, test, learn, self.source.covered, lowered)
 
     def describe(self) -> dict[str, Any]:
         """The plan in numbers, for a dry run; kernels are known only after lowering, so their number is typical."""

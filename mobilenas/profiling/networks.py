@@ -144,8 +144,8 @@ LARGEST_CLASSIFIER = 2**27
 """Weights of the first hidden layer of AlexNet's kind; VGG's has 2**26.6."""
 
 GENERATOR = 5
-"""Raised whenever ``random_network`` draws other networks from the same seeds, or others are covered: campaigns of two are never
-joined.
+"""Raised whenever ``random_network`` draws other networks from the same seeds, or others are covered: campaigns of two are
+never joined.
 """
 
 COVERED = (

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from mobilenas import onnx_model
-from mobilenas.config import PredictConfig, ProfileConfig, command_line
+from mobilenas.config import DEFAULT_CAMPAIGN, PredictConfig, ProfileConfig, command_line
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
@@ -21,13 +21,10 @@ from mobilenas.profiling.kernels import keep_kernels
 from mobilenas.results import PredictResult
 from mobilenas.workflows.naming import Listener, Silent, Target, tell_sweep
 
-KERNELS_TO_PROFILE = 1500
-"""Named where there is nothing to predict from."""
-
 
 def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -> PredictResult:
-    """Predict the latency of the ONNX file ``model``. Raises ``MissingKernelError`` for kernels that are neither measured
-    nor predictable: none counts as zero.
+    """Predict the latency of the ONNX file ``model``. Raises ``MissingKernelError`` where too much of it is unlike all that was
+    measured: no kernel counts as zero.
     """
     told = listener or Silent()
     target = Target.from_config(cfg.device)
@@ -35,9 +32,11 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
     content = onnx_model.read_model(model)
     _check_batch(model, content, target)
     with target.device.open() as link:
+        if cfg.extrapolate:
+            told.note("--extrapolate has no effect any more: kernels beyond the learnt shapes are always estimated")
         told.progress("lowering", 0, 1)
         kernels, key = _lower(model, content, target, link)
-        known = _known(cfg, key)
+        known = _known(cfg, key, kernels)
         folder = single_kernels_folder(key)
         tried: dict[Kernel, str] = {}
         missing = known.missing(kernels) if cfg.profile_missing else []
@@ -57,13 +56,13 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
             if refused:
                 told.note(f"{target.runtime.name} refuses to run {len(refused)} of them alone")
             tried = dict.fromkeys(missing, "") | refused
-            known = _known(cfg, key)
+            known = _known(cfg, key, kernels)
     newly_measured = sum(not complaint for complaint in tried.values())
     return PredictResult(
         model=str(model),
         device=target.device.card.name,
         runtime=target.runtime.name,
-        predicted=known.predict(kernels, cfg.extrapolate, tried=tried),
+        predicted=known.predict(kernels, tried=tried),
         newly_measured=newly_measured,
         table=str(folder) if newly_measured else None,
         measured=target.measure("model", content, plan, told, "measuring the model")[0] if cfg.measure else None,
@@ -100,7 +99,7 @@ def _lower(model: Path, content: bytes, target: Target, link: Link) -> tuple[Cou
     return kernels, msgspec.structs.replace(target.table_key, runtime_version=version)
 
 
-def _known(cfg: PredictConfig, key: TableKey) -> TargetKernels:
+def _known(cfg: PredictConfig, key: TableKey, kernels: Counter[Kernel]) -> TargetKernels:
     """What the target's tables know, or the one named and, where missing kernels are measured, what was kept of them.
 
     Raises ``MissingDataError`` where no whole network was measured with the engine that the device has.
@@ -111,9 +110,9 @@ def _known(cfg: PredictConfig, key: TableKey) -> TargetKernels:
         named = (Path(cfg.table), load_target_table(Path(cfg.table), key))
         others = [t for t in found.tables if cfg.profile_missing and t[0].parent == kept]
         found = FoundTables((named, *others))
-    known = TargetKernels.of(found)
+    known = TargetKernels.nearest(found, kernels)
     if not known.is_calibrated:
-        command = command_line("profile", ProfileConfig(device=cfg.device, kernels=KERNELS_TO_PROFILE))
+        command = command_line("profile", ProfileConfig(device=cfg.device, kernels=DEFAULT_CAMPAIGN))
         unused = f" Not used: {'; '.join(found.left_out)}." if found.left_out else ""
         raise MissingDataError(
             f"no latency table of {key.device}, {key.runtime} {key.runtime_version} holds whole networks, without which "

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from mobilenas.config import DataSetConfig, ProfileConfig, SpaceConfig
+from mobilenas.config import DEFAULT_CAMPAIGN, DataSetConfig, ProfileConfig, SpaceConfig
 from mobilenas.core.resources import user_data_directory
 from mobilenas.core.run_directory import check_writable
 from mobilenas.errors import DocumentError, IncompatibleError, UsageError
@@ -31,6 +31,8 @@ from mobilenas.workflows.naming import (
     space_from_config,
 )
 
+DEFAULT_KERNELS = 2500
+"""Measured by the default campaign, about: a table that predicts any mobile network."""
 NEW_KERNELS_PER_NETWORK = 15
 """Kernels asked for, divided by this: the networks that are lowered. Of the first twenty each showed 41 new ones on average."""
 
@@ -40,9 +42,10 @@ def campaign_from_config(cfg: ProfileConfig) -> Campaign:
     target = Target.from_config(cfg.device)
     plan = target.plan(cfg.plan)
     source: NetworkSource
+    kernels = DEFAULT_KERNELS if cfg.kernels == DEFAULT_CAMPAIGN else cfg.kernels
     if cfg.transfer:
         raise UsageError("a transfer measures no kernels and makes no table: it is workflows.transfer, not workflows.profile")
-    if cfg.kernels is None:
+    if kernels is None:
         data = data_set_from_config(cfg.data) if cfg.data.name else None
         source = SpaceNetworks(space_from_config(cfg.space, data, cfg.device.batch))
     elif cfg.measure_networks:
@@ -53,7 +56,7 @@ def campaign_from_config(cfg: ProfileConfig) -> Campaign:
         raise UsageError("kernels are those of any mobile network, space and data name those of a space: leave one of them out")
     else:
         source = MobileNetworks(cfg.device.batch)
-        plan = msgspec.structs.replace(plan, lowered_networks=-(-cfg.kernels // NEW_KERNELS_PER_NETWORK))
+        plan = msgspec.structs.replace(plan, lowered_networks=-(-kernels // NEW_KERNELS_PER_NETWORK))
     root = user_data_directory() / "campaigns"
     return Campaign(
         source,
@@ -63,7 +66,7 @@ def campaign_from_config(cfg: ProfileConfig) -> Campaign:
         plan,
         root,
         seed=cfg.seed,
-        maximum_kernels=cfg.kernels,
+        maximum_kernels=kernels,
         learnt_networks=cfg.measure_networks or 0,
         gate=cfg.environment,
     )

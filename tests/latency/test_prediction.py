@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mobilenas.errors import MeasurementError
-from mobilenas.latency.prediction import Prediction, conformal_factor, conformal_quantile, network_width, promised_coverage
+from mobilenas.latency.prediction import Prediction, conformal_factor, conformal_quantile, network_interval, promised_coverage
 
 
 def test_the_rank_is_the_one_that_the_theorem_asks_for() -> None:
@@ -40,8 +40,15 @@ def test_no_network_promises_nothing() -> None:
 
 
 def test_widths_add_in_quadrature_and_the_common_part_by_its_share() -> None:
-    assert network_width(0.3, [], 0.0, 9.0) == pytest.approx(0.3)
-    assert network_width(0.2, [0.1, 0.2], 0.5, 0.8) == pytest.approx(math.sqrt(0.04 + 0.01 + 0.04 + 0.16))
+    assert network_interval(0.3, [], 0.0, 9.0) == pytest.approx((0.3, 0.3))
+    down, up = network_interval(0.2, [(0.1, 1.0)], 0.5, 0.8)
+    assert down == pytest.approx(math.sqrt(0.04 + math.log(0.9) ** 2 + 0.16))
+    assert up == pytest.approx(math.sqrt(0.04 + math.log(2.0) ** 2 + 0.16))
+
+
+def test_a_sum_that_may_be_nothing_stays_above_zero() -> None:
+    down, _ = network_interval(0.0, [(1.0, 0.0)], 0.0, 0.0)
+    assert math.isfinite(down)
 
 
 def test_a_prediction_carries_its_factor_both_ways() -> None:

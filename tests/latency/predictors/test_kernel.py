@@ -14,6 +14,7 @@ import pytest
 from mobilenas.core.measurement import Estimator
 from mobilenas.core.workload import Kernel, TensorSpec
 from mobilenas.errors import DocumentError, MissingKernelError
+from mobilenas.latency.calibration import Calibration
 from mobilenas.latency.kernels import PREDICTOR, TargetKernels, learn
 from mobilenas.latency.prediction import conformal_factor
 from mobilenas.latency.predictors.kernel import KernelPredictor
@@ -268,7 +269,7 @@ class TestNetworks:
         found = TargetKernels([TABLE]).predict(counts)
         total = TABLE.card.session_ms + 3 * ROWS[0].value_ms + ROWS[1].value_ms
         assert found.kernel_sum_ms == pytest.approx(total, rel=1e-12)
-        assert found.prediction.ms == pytest.approx(TABLE.space_card(SPACE.key).predict(total).ms, rel=1e-12)
+        assert found.prediction.ms == pytest.approx(Calibration.of_table(TABLE).network_ms(total), rel=1e-12)
         assert found.predicted_share_fraction == 0
         assert [share.source for share in found.kernels] == ["measured", "measured"]
         assert found.kernels[0].ms >= found.kernels[1].ms
@@ -279,12 +280,12 @@ class TestNetworks:
         found = TargetKernels([newer, TABLE]).predict(counts)
         assert {share.each_ms for share in found.kernels} == {7.0, ROWS[1].value_ms}
 
-    def test_what_is_missing_is_named_unless_it_can_be_predicted(self, learnt: KernelPredictor) -> None:
+    def test_a_large_unknown_share_is_refused_by_name(self, learnt: KernelPredictor) -> None:
         known = {r.kernel for r in ROWS}
         unseen = next(k for k in kernels(1, 60) if k not in known and learnt.predict([k])[0].is_seen)
         counts = Counter({ROWS[0].kernel: 1, unseen: 2})
         with pytest.raises(MissingKernelError, match="1 of 2 kernels") as error:
-            TargetKernels([TABLE]).predict(counts)
+            TargetKernels([TABLE]).predict(Counter({ROWS[0].kernel: 1, unseen: 200}))
         assert unseen.key in str(error.value)
         assert "--profile-missing" in str(error.value)
         learnt.common_width_ = 0.4
@@ -294,18 +295,17 @@ class TestNetworks:
         alone = TargetKernels([TABLE], lambda: learnt).predict(Counter({unseen: 1}))
         assert alone.prediction.high_ms / alone.prediction.ms > found.prediction.high_ms / found.prediction.ms
 
-    def test_beyond_what_was_seen_only_if_asked(self, learnt: KernelPredictor) -> None:
-        learnt.common_width_ = 0.4
-        counts = Counter({convolution(320, 320, 112): 1})
-        with pytest.raises(MissingKernelError, match="--extrapolate"):
-            TargetKernels([TABLE], lambda: learnt).predict(counts)
-        [share] = TargetKernels([TABLE], lambda: learnt).predict(counts, extrapolate=True).kernels
-        assert share.source == "extrapolated"
-        assert share.high_ms / share.each_ms == pytest.approx(learnt.factors_["fake::Conv pointwise"] ** 2)
-        assert share.converged is None
-        with pytest.raises(MissingKernelError) as error:
-            TargetKernels([TABLE], lambda: learnt).predict(Counter({convolution(8, 8, 8, window=3): 1}), extrapolate=True)
-        assert "--extrapolate" not in str(error.value), "it would not help"
+    @pytest.mark.parametrize("unlike", [convolution(320, 320, 112), convolution(8, 8, 8, window=3)], ids=["beyond", "family"])
+    def test_a_small_unknown_share_is_estimated(self, unlike: Kernel, learnt: KernelPredictor) -> None:
+        largest = max(ROWS, key=lambda r: r.value_ms)
+        found = TargetKernels([TABLE], lambda: learnt).predict(Counter({largest.kernel: 2000, unlike: 1}))
+        [share] = [share for share in found.kernels if share.kernel == unlike]
+        assert (share.source, share.converged) == ("estimated", None)
+        assert 0 < found.estimated_share_fraction <= found.predicted_share_fraction < 1 / 3
+        assert share.low_ms < law_ms(unlike) < share.high_ms
+        with pytest.raises(MissingKernelError, match="100%") as error:
+            TargetKernels([TABLE], lambda: learnt).predict(Counter({unlike: 1}))
+        assert unlike.key in str(error.value)
 
     def test_rows_carry_their_intervals_and_whether_they_repeated(self) -> None:
         shaky = msgspec.structs.replace(ROWS[0], high_ms=3 * ROWS[0].value_ms, converged=False)
@@ -328,14 +328,20 @@ class TestNetworks:
         within, beyond, below = (target.predict(Counter({kernel: n})) for n in (4, 40, 1))
         assert (within.is_within_calibration, beyond.is_within_calibration, below.is_within_calibration) == (True, False, False)
         assert (within.calibrated_from_ms, within.calibrated_to_ms) == (2 * ms, (1 + len(networks)) * ms)
-        width, wider = (math.log(found.prediction.high_ms / found.prediction.ms) for found in (within, beyond))
-        assert 1.5 * width < wider < 2.5 * width
+        farther = target.predict(Counter({kernel: 4000}))
+        widths = [math.log(found.prediction.high_ms / found.prediction.ms) for found in (within, beyond, farther)]
+        assert widths == sorted(set(widths))
+        largest_ms = (1 + len(networks)) * ms
+        factor = float(TABLE.space_card(SPACE.key).scale.network_ms(largest_ms)) / largest_ms
+        for found in (beyond, farther):
+            sum_ms = found.kernel_sum_ms
+            assert found.prediction.ms == pytest.approx(factor * sum_ms, rel=1e-9), "the scale of the largest measured one"
 
     def test_networks_of_one_space_tell_less_of_others(self) -> None:
         kernel, ms = ROWS[0].kernel, ROWS[0].value_ms
         networks = tuple(msgspec.structs.replace(n, kernel_sum_ms=(2 + i) * ms) for i, n in enumerate(TABLE.networks))
         of_all_kinds, of_a_space = (replace(table_of(ROWS, kind), networks=networks) for kind in (MOBILE_NETWORKS, SPACE.name))
-        own = (of_a_space, of_a_space.space_card(SPACE.key), [n.kernel_sum_ms for n in networks])
+        own = Calibration(of_a_space, of_a_space.space_card(SPACE.key), is_of_its_kind=True)
         by_all_kinds = TargetKernels([of_all_kinds]).predict(Counter({kernel: 4}))
         by_another = TargetKernels([of_a_space]).predict(Counter({kernel: 4}))
         by_its_own = TargetKernels([of_a_space]).predict(Counter({kernel: 4}), calibration=own)
@@ -403,6 +409,6 @@ def test_intervals_of_networks_that_nothing_was_learnt_from_hold_nine_in_ten() -
     )
     table = LatencyTable(card, known.rows, {}, networks)
     target = TargetKernels([table], lambda: learn(table, drawn, truth))
-    found = [target.predict(counts, extrapolate=True).prediction for counts in fresh]
+    found = [target.estimate(counts).prediction for counts in fresh]
     covered = np.mean([p.low_ms <= ms <= p.high_ms for p, ms in zip(found, measured(fresh), strict=True)])
     assert 0.87 <= covered <= 0.97
