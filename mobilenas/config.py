@@ -331,6 +331,8 @@ class PredictConfig(Strict):
     """Without effect: kernels beyond the shapes that were learnt from are always estimated."""
     measure: bool = False
     """Measure the whole model too."""
+    shapes: dict[str, tuple[Count, ...]] = {}
+    """Of inputs with open dimensions, by name."""
     plan: str = "quick"
 
 

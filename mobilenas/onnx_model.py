@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
+import re
+import shlex
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import onnx
 import torch
@@ -17,12 +21,16 @@ from torch import Tensor, nn
 
 from mobilenas import ops
 from mobilenas.core.workload import OPSET, Blueprint, Layer, Workload
-from mobilenas.errors import DocumentError
+from mobilenas.errors import DocumentError, UsageError
 
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 CHANNELS_LAST = "com.ms.internal.nhwc"
 """A domain of ONNX Runtime that has the operators, and the opset, of ONNX."""
+LARGEST_MESSAGE = 2**31 - 2**24
+"""Bytes of a model, with its weights, that one protobuf message surely holds; weights beyond that stay in their files."""
+_PASSED_ON = ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose")
+"""Operators whose output holds the numbers of their first input."""
 
 
 def onnx_from_module(
@@ -78,9 +86,28 @@ def parse_model(data: bytes, where: str) -> onnx.ModelProto:
         raise DocumentError(f"{where}: not an ONNX model: {error}") from error
 
 
-def read_model(path: Path) -> bytes:
-    """The ONNX file ``path`` with weights kept beside it; raises ``DocumentError`` if a device could not run it as it is, or if
-    its time depends on what it is given.
+class ModelFile(msgspec.Struct, frozen=True):
+    """An ONNX file as it is given to an engine, every input with a fixed shape."""
+
+    content: bytes
+    """The model; with its weights, unless they are too large for one message."""
+    folder: Path | None = None
+    """Where weights lie that are too large to be read into ``content``."""
+    external: tuple[str, ...] = ()
+    """Their files, relative to ``folder``."""
+    index_limits: tuple[tuple[str, int], ...] = ()
+    """Inputs that are indices into a table of weights, each with the rows of that table: values to draw are below."""
+    inputs: tuple[tuple[str, bytes], ...] = ()
+    """Values of inputs, by name, in NumPy's file format; all others are drawn at random."""
+    batch: int | None = None
+    """The first dimension of its inputs with four dimensions, where they agree on one; ``None`` where nothing tells."""
+
+
+def read_model(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> ModelFile:
+    """Read the ONNX file ``path``, with weights kept beside it; ``shapes`` fix open dimensions of inputs, by name.
+
+    Raises ``DocumentError`` if it is no model, or one whose inputs have no fixed shape or are no tensors, and ``UsageError``
+    for ``shapes`` that contradict the file.
     """
     try:
         content = path.read_bytes()
@@ -88,31 +115,39 @@ def read_model(path: Path) -> bytes:
         raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
     model = parse_model(content, str(path))
     inputs = inputs_of(model)
-    if not model.graph.node or not inputs:
-        raise DocumentError(f"{path}: not an ONNX model with inputs and nodes")
+    if not model.graph.node:
+        raise DocumentError(f"{path}: not an ONNX model with nodes")
+    if not inputs:
+        raise DocumentError(f"{path}: the model has no inputs: all that it computes is constant, there is nothing to time")
     for value in inputs:
-        _check_input(value, path)
-    for node in model.graph.node:
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            raise DocumentError(
-                f"{path}: the node {node.name!r} ({node.op_type}) holds graphs of its own, so that its time depends on "
-                "what the model is given: predict what is inside as a model of its own"
-            )
-    return _self_contained(model, path)
-
-
-def batch_of(content: bytes) -> int | None:
-    """The first dimension of a model's inputs, if all of two dimensions or more agree on one."""
-    model = parse_model(content, "model")
-    shapes = [value.type.tensor_type.shape.dim for value in inputs_of(model)]
-    found = {shape[0].dim_value for shape in shapes if len(shape) > 1}
-    return found.pop() if len(found) == 1 else None
+        _check_kind(value, path)
+    fix_shapes(model, shapes or {}, str(path))
+    _check_shapes(inputs, path)
+    _name_nodes_apart(model)
+    external = _external_files(model)
+    limits = tuple(index_limits(model).items())
+    if _external_bytes(model) + len(content) >= LARGEST_MESSAGE:
+        _check_within(path.parent, external, path)
+        folder = path.parent.resolve()
+        return ModelFile(bytes(model.SerializeToString()), folder, external, limits, batch=_batch(inputs))
+    _read_weights(model, path)
+    return ModelFile(bytes(model.SerializeToString()), index_limits=limits, batch=_batch(inputs))
 
 
 def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """Those that are given while it runs: old models list their weights among them."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
+
+
+def shape_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """The dimensions of a tensor whose shape is fixed."""
+    return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
+def type_name(value: onnx.ValueInfoProto) -> str:
+    """The type of a value as ONNX writes it: ``tensor(uint16)``, ``seq(tensor(float))``."""
+    return _type_words(value.type)
 
 
 def rename_inputs(model: onnx.ModelProto) -> list[str]:
@@ -126,30 +161,180 @@ def rename_inputs(model: onnx.ModelProto) -> list[str]:
     return list(renamed.values())
 
 
-def _check_input(value: onnx.ValueInfoProto, path: Path) -> None:
-    tensor = value.type.tensor_type
-    if value.type.WhichOneof("value") != "tensor_type" or tensor.elem_type in (TensorProto.UNDEFINED, TensorProto.STRING):
-        raise DocumentError(f"{path}: the input {value.name} is no tensor of numbers: remove what reads it")
-    dims = [dim.dim_param or dim.dim_value or "?" for dim in tensor.shape.dim]
-    if not tensor.HasField("shape") or not all(dim.dim_value > 0 for dim in tensor.shape.dim):
-        known = f"the shape {' x '.join(map(str, dims))}" if tensor.HasField("shape") else "no shape"
+def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], where: str) -> None:
+    """Fill the open dimensions of inputs, in place; one that has a name is filled wherever the name stands.
+
+    Raises ``UsageError`` for an input that the model does not have, and for dimensions that contradict what is known.
+    """
+    values = {value.name: value for value in inputs_of(model)}
+    named: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name not in values:
+            raise UsageError(f"--shape {name}: {where} has no such input, only {', '.join(values)}")
+        tensor = values[name].type.tensor_type
+        dims = list(tensor.shape.dim) if tensor.HasField("shape") else [onnx.TensorShapeProto.Dimension() for _ in shape]
+        known = [_size(dim) for dim in dims]
+        said = _flag(name, shape)
+        if len(known) != len(shape):
+            raise UsageError(f"{said}: the input {name} of {where} has {len(known)} dimensions, {_dims_words(dims)}")
+        for position, (dim, size) in enumerate(zip(dims, shape, strict=True)):
+            if dim.WhichOneof("value") == "dim_value" and known[position] not in (None, size):
+                raise UsageError(
+                    f"{said}: the dimension {position} of the input {name} of {where} is {known[position]}, not {size}; "
+                    f"its shape is {_dims_words(dims)}, of which only what is open can be given"
+                )
+            if dim.dim_param and named.setdefault(dim.dim_param, size) != size:
+                raise UsageError(
+                    f"{said}: the dimension {dim.dim_param!r} of {where} is both {named[dim.dim_param]} and {size}"
+                )
+        tensor.shape.ClearField("dim")
+        tensor.shape.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in shape)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim if value.type.HasField("tensor_type") else ():
+            if dim.dim_param in named:
+                dim.dim_value = named[dim.dim_param]
+
+
+def index_limits(model: onnx.ModelProto) -> dict[str, int]:
+    """Of each input that is read as indices into constant weights, as token ids are, the number of rows there are."""
+    rows = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    source = {value.name: value.name for value in inputs_of(model)}
+    found: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.op_type in _PASSED_ON and node.input and node.input[0] in source:
+            source[node.output[0]] = source[node.input[0]]
+        elif node.op_type in ("Gather", "GatherElements") and node.input[1] in source and node.input[0] in rows:
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+            name, limit = source[node.input[1]], int(rows[node.input[0]][axis])
+            found[name] = min(limit, found.get(name, limit))
+    return found
+
+
+def _type_words(kind: onnx.TypeProto) -> str:
+    which = kind.WhichOneof("value")
+    if which == "tensor_type":
+        return f"tensor({_element_words(kind.tensor_type.elem_type)})"
+    if which == "sparse_tensor_type":
+        return f"sparse_tensor({_element_words(kind.sparse_tensor_type.elem_type)})"
+    if which == "sequence_type":
+        return f"seq({_type_words(kind.sequence_type.elem_type)})"
+    if which == "optional_type":
+        return f"optional({_type_words(kind.optional_type.elem_type)})"
+    if which == "map_type":
+        return f"map({_element_words(kind.map_type.key_type)},{_type_words(kind.map_type.value_type)})"
+    return which or "no type"
+
+
+def _element_words(element: int) -> str:
+    return str(TensorProto.DataType.Name(element)).lower() if element in TensorProto.DataType.values() else str(element)
+
+
+def _check_kind(value: onnx.ValueInfoProto, path: Path) -> None:
+    if value.type.WhichOneof("value") != "tensor_type" or value.type.tensor_type.elem_type == TensorProto.UNDEFINED:
         raise DocumentError(
-            f"{path}: the input {value.name} has {known}; fix it first: python -m onnxruntime.tools.make_dynamic_shape_fixed "
-            f"--input_name {value.name} --input_shape 1,3,224,224 {path} fixed.onnx"
+            f"{path}: the input {value.name} is of type {type_name(value)}, for which mobilenas has no values, whatever the "
+            "engine takes: it gives tensors. Export the model with tensors as its inputs"
         )
 
 
-def _self_contained(model: onnx.ModelProto, path: Path) -> bytes:
-    """``model``, which is changed, with the weights that are kept beside ``path`` and a name of its own for every node."""
+def _check_shapes(inputs: Sequence[onnx.ValueInfoProto], path: Path) -> None:
+    """Raise ``DocumentError`` for dimensions that are open, with what fills them, or that are 0."""
+    said, remedies, open_words = [], [], []
+    for value in inputs:
+        tensor = value.type.tensor_type
+        dims = list(tensor.shape.dim)
+        sizes = [_size(dim) for dim in dims]
+        if tensor.HasField("shape") and 0 in sizes:
+            raise DocumentError(
+                f"{path}: the dimension {sizes.index(0)} of the input {value.name} is 0, of {_dims_words(dims)}: it holds "
+                "nothing, so there is nothing to time. Export the model with a shape that it is used with"
+            )
+        if not tensor.HasField("shape"):
+            said.append(f"the input {value.name} has no shape")
+            remedies.append(_flag(value.name, ["SHAPE"]))
+            open_words.append("SHAPE (as 1,3,224,224)")
+        elif None in sizes:
+            filled, chosen = _filled(dims)
+            said.append(f"the input {value.name} has the open shape {_dims_words(dims)}")
+            remedies.append(_flag(value.name, filled))
+            open_words += chosen
+    if said:
+        words = list(dict.fromkeys(open_words))
+        choose = f", where {', '.join(words)} {'is' if len(words) == 1 else 'are'} yours to choose" if words else ""
+        raise DocumentError(f"{path}: {'; '.join(said)}: its time depends on it. Add {' '.join(remedies)}{choose}")
+
+
+def _filled(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> tuple[list[int | str], list[str]]:
+    """A shape that keeps what is known, with 1 for an open first dimension; and the words for what the user is to choose."""
+    filled: list[int | str] = []
+    chosen = []
+    for position, dim in enumerate(dims):
+        size = _size(dim)
+        if size is None and position > 0:
+            word = re.sub(r"\W+", "_", dim.dim_param).strip("_").upper()
+            word = word if word and not word.isdigit() else f"SIZE{position}"
+            filled.append(word)
+            chosen.append(word)
+        else:
+            filled.append(1 if size is None else size)
+    return filled, chosen
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    """A dimension, ``None`` where it is open; some exporters write -1 for that."""
+    return dim.dim_value if dim.WhichOneof("value") == "dim_value" and dim.dim_value >= 0 else None
+
+
+def _dims_words(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> str:
+    sizes = ((_size(dim), dim.dim_param) for dim in dims)
+    return " x ".join(str(size) if size is not None else name or "?" for size, name in sizes) or "a scalar"
+
+
+def _flag(name: str, shape: Sequence[int | str]) -> str:
+    return shlex.join(["--shape", f"{name}={','.join(map(str, shape))}"])
+
+
+def _batch(inputs: Sequence[onnx.ValueInfoProto]) -> int | None:
+    found = {shape[0] for shape in map(shape_of, inputs) if len(shape) == 4}
+    return found.pop() if len(found) == 1 else None
+
+
+def _name_nodes_apart(model: onnx.ModelProto) -> None:
+    """Give every node a name of its own, in place."""
     seen: set[str] = set()
     for index, node in enumerate(model.graph.node):
         if node.name in seen:
             node.name = f"{node.name}/{index}"
         seen.update([node.name] if node.name else [])
+
+
+def _external_tensors(model: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str, str]]]:
+    tensors = (tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL)
+    return [(tensor, {entry.key: entry.value for entry in tensor.external_data}) for tensor in tensors]
+
+
+def _external_files(model: onnx.ModelProto) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(facts.get("location", "") for _, facts in _external_tensors(model)))
+
+
+def _external_bytes(model: onnx.ModelProto) -> int:
+    """Of all weights that are kept apart, by their shapes."""
+    return sum(helper.tensor_dtype_to_np_dtype(t.data_type).itemsize * math.prod(t.dims) for t, _ in _external_tensors(model))
+
+
+def _check_within(folder: Path, names: Iterable[str], path: Path) -> None:
+    """Raise ``DocumentError`` for files of weights that are not regular files in ``folder``, or below."""
+    for name in names:
+        place = folder / name
+        if place.is_symlink() or not place.is_file() or not place.resolve().is_relative_to(folder.resolve()):
+            raise DocumentError(f"{path}: its weights are in {name!r}, which is no file in the folder of the model")
+
+
+def _read_weights(model: onnx.ModelProto, path: Path) -> None:
+    """Read the weights that are kept beside ``path`` into ``model``."""
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
-        return bytes(model.SerializeToString())
-    except Exception as error:  # files that are missing or too short, places outside the folder, more than protobuf's 2 GiB
+    except Exception as error:  # files that are missing or too short, places outside the folder
         raise DocumentError(f"{path}: its weights, kept in files beside it, cannot be read into it: {error}") from error
 
 

@@ -305,6 +305,8 @@ class PredictResult(msgspec.Struct, frozen=True):
     table: str | None
     """Where their rows are kept."""
     measured: Measurement | None
+    data_dependent: tuple[str, ...] = ()
+    """Operators, with their nodes, whose outputs depend on the numbers that the model is given: the time is for random ones."""
 
 
 class EngineExport(msgspec.Struct, frozen=True):

@@ -11,9 +11,13 @@ A job:
    "samples": 50, "maximum_samples": 200, "minimum_s": 0.01, "maximum_s": 1.0,
    "warmup_runs": 3, "warmup_s": 0.005, "warmup_maximum_s": 0.1, "warmup_tolerance_fraction": 0.02}
 
+A model may hold more: "inputs", files of values in NumPy's format by input; "index_limits", by input the number of rows that it
+is an index into; "weights_folder", where weights lie that are not in the model.
+
 "time" runs every model on one fixed random input, in the order given, and prints wall and CPU time of every sample. Between
 them, every so often, it runs the sentinel, one and the same small model, which tells how fast the device is at that moment.
-"lower" prints what the engine executes of each model: of each node the provider and output shapes.
+"lower" prints what the engine executes of each model: of each node the provider and output shapes, and where the model's
+"profiled_runs" is above 1 the time of one run, if the engine tells it.
 "compute" runs each model on the job's "inputs", a file of "calls" times as many float32 numbers as the model's one input has,
 and prints where the numbers of its one output lie.
 """
@@ -46,6 +50,13 @@ class Engine:
     def load(self, job, path, optimise):
         """A session of the model in ``path``; other files of it lie beside, under the same stem. May raise."""
         raise NotImplementedError
+
+    def inputs(self, job, session):
+        """What ``bind``, ``provider`` and ``compute`` are given: ``session`` with the inputs, which takes no part in its times.
+
+        ``job["model"]`` may hold, by name of the input, files of values in "inputs" and bounds of indices in "index_limits".
+        """
+        return session
 
     def bind(self, session):
         """A call that runs the model once on fixed inputs, and has done so.
@@ -160,6 +171,7 @@ def open_model(engine, job, path, optimise):
     start = time.perf_counter()
     session = engine.load(job, path, optimise)
     load_ms = (time.perf_counter() - start) * 1e3
+    session = engine.inputs(job, session)
     start = time.perf_counter()
     run = engine.bind(session)
     first_ms = (time.perf_counter() - start) * 1e3
@@ -220,7 +232,7 @@ def time_model(engine, job, model, run_sentinel):
 
 
 def compute_model(engine, job, model):
-    session = engine.load(job, model["path"], True)
+    session = engine.inputs(job, engine.load(job, model["path"], True))
     with open(job["inputs"], "rb") as file:
         numbers = file.read()
     size = len(numbers) // job["calls"]
@@ -251,11 +263,11 @@ def main(engine):
                 if run_sentinel is None:
                     _, run_sentinel, _, _ = open_model(engine, job, job["sentinel"], True)
                     warm_up(job, run_sentinel)
-                time_model(engine, job, model, run_sentinel)
+                time_model(engine, {**job, "model": model}, model, run_sentinel)
             elif job["mode"] == "compute":
-                compute_model(engine, job, model)
+                compute_model(engine, {**job, "model": model}, model)
             else:
-                say(type="graph", id=model["id"], **engine.lower(job, model["path"]))
+                say(type="graph", id=model["id"], **engine.lower({**job, "model": model}, model["path"]))
             done += 1
         except Unavailable as error:
             say(type="error", id=model["id"], message=str(error), unavailable=True)

@@ -23,10 +23,25 @@ DTYPES = {
     "tensor(double)": numpy.float64,
     "tensor(int64)": numpy.int64,
     "tensor(int32)": numpy.int32,
-    "tensor(uint8)": numpy.uint8,
+    "tensor(int16)": numpy.int16,
     "tensor(int8)": numpy.int8,
+    "tensor(uint64)": numpy.uint64,
+    "tensor(uint32)": numpy.uint32,
+    "tensor(uint16)": numpy.uint16,
+    "tensor(uint8)": numpy.uint8,
     "tensor(bool)": numpy.bool_,
 }
+# types that numpy lacks: ONNX's number of the type, that of numpy with as many bits, and the bits that numbers below 2 have
+FOREIGN = {
+    "tensor(bfloat16)": (16, numpy.uint16, 0x3FFF),
+    "tensor(float8e4m3fn)": (17, numpy.uint8, 0x3F),
+    "tensor(float8e4m3fnuz)": (18, numpy.uint8, 0x3F),
+    "tensor(float8e5m2)": (19, numpy.uint8, 0x3F),
+    "tensor(float8e5m2fnuz)": (20, numpy.uint8, 0x3F),
+    "tensor(uint4)": (21, numpy.uint8, 0x77),
+    "tensor(int4)": (22, numpy.int8, 0x77),
+}
+TEXT = "tensor(string)"
 CPU = "CPUExecutionProvider"
 COMPLAINTS = {
     "fallback to CPU EP has been explicitly disabled": "%s leaves some of the model to the CPU: "
@@ -79,18 +94,71 @@ def session_options(job, optimise):
     return options
 
 
-def random_inputs(session):
+def source_of(job, path, options):
+    """What a session is made of: the model's path or, where its weights lie in a folder apart, its bytes."""
+    folder = job.get("model", {}).get("weights_folder", ".")
+    if folder == ".":
+        return path
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def given(name, kind, shape, path):
+    """The values of an input from a file, as numbers of its type."""
+    array = numpy.load(path, allow_pickle=False)
+    if list(array.shape) != list(shape):
+        raise ValueError("the values given for the input %s are %s, it takes %s" % (name, list(array.shape), list(shape)))
+    if kind == TEXT:
+        return array.astype(object)
+    return numpy.ascontiguousarray(array.astype(FOREIGN[kind][1] if kind in FOREIGN else DTYPES[kind], copy=False))
+
+
+def drawn(name, kind, shape, generator, limit):
+    """Random values: numbers around 0, all values of a small whole type, indices below ``limit``, 0 for other large types."""
+    if kind == TEXT:
+        return numpy.full(shape, "text", object)
+    if kind in FOREIGN:
+        _, dtype, bits = FOREIGN[kind]
+        if kind == "tensor(bfloat16)":
+            numbers = generator.standard_normal(shape).astype(numpy.float32)
+            return (numbers.view(numpy.uint32) >> 16).astype(dtype)
+        return generator.randint(1, bits + 1, shape).astype(dtype)
+    dtype = DTYPES[kind]
+    if dtype == numpy.bool_:
+        return generator.randint(0, 2, shape).astype(dtype)
+    if numpy.issubdtype(dtype, numpy.floating):
+        return generator.standard_normal(shape).astype(dtype)
+    if limit is not None:
+        return generator.randint(0, max(1, min(limit, numpy.iinfo(dtype).max)), shape).astype(dtype)
+    if numpy.dtype(dtype).itemsize <= 2:  # images; larger types hold sizes and indices, for which only 0 is safe
+        return generator.randint(numpy.iinfo(dtype).min, int(numpy.iinfo(dtype).max) + 1, shape).astype(dtype)
+    return numpy.zeros(shape, dtype)
+
+
+def inputs_of(session, model):
+    """By name the values that a model is given and their type; the same each time."""
     generator = numpy.random.RandomState(0)
+    files, limits = model.get("inputs", {}), model.get("index_limits", {})
     inputs = {}
     for value in session.get_inputs():
+        name, kind = value.name, value.type
         if any(not isinstance(size, int) for size in value.shape):
-            raise ValueError("input %s has the dynamic shape %s; fix it before timing" % (value.name, value.shape))
-        dtype = DTYPES[value.type]
-        if numpy.issubdtype(dtype, numpy.floating):
-            inputs[value.name] = generator.standard_normal(value.shape).astype(dtype)
+            raise ValueError("input %s has the dynamic shape %s; fix it before timing" % (name, value.shape))
+        if kind not in DTYPES and kind not in FOREIGN and kind != TEXT:
+            raise ValueError("the input %s is of type %s, of which this runner can give no values" % (name, kind))
+        if name in files:
+            inputs[name] = kind, given(name, kind, value.shape, files[name])
         else:
-            inputs[value.name] = numpy.zeros(value.shape, dtype)
+            inputs[name] = kind, drawn(name, kind, value.shape, generator, limits.get(name))
     return inputs
+
+
+def value_of(kind, array):
+    """``array``, which must outlive it, for the engine."""
+    if kind not in FOREIGN:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, FOREIGN[kind][0])
 
 
 class OnnxRuntime(mobilenas_runner.Engine):
@@ -99,23 +167,37 @@ class OnnxRuntime(mobilenas_runner.Engine):
     providers = tuple(onnxruntime.get_available_providers())
 
     def load(self, job, path, optimise):
-        return session_of(job, path, session_options(job, optimise))
+        options = session_options(job, optimise)
+        return session_of(job, source_of(job, path, options), options)
+
+    def inputs(self, job, session):
+        return session, inputs_of(session, job.get("model", {}))
 
     def bind(self, session):
+        session, inputs = session
+        if any(kind == TEXT for kind, _ in inputs.values()):  # which cannot be bound
+            feed = {name: array for name, (_, array) in inputs.items()}
+            session.run(None, feed)
+            return lambda: session.run(None, feed) and None
         binding = session.io_binding()
-        for name, array in random_inputs(session).items():
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        for name, (kind, array) in inputs.items():
+            binding.bind_ortvalue_input(name, value_of(kind, array))
         for value in session.get_outputs():
             binding.bind_output(value.name)
         session.run_with_iobinding(binding)
         for value, output in zip(session.get_outputs(), binding.get_outputs()):
             binding.bind_ortvalue_output(value.name, output)
-        return lambda: session.run_with_iobinding(binding)
+
+        def run(kept=inputs):  # whose memory the binding only points to
+            session.run_with_iobinding(binding)
+
+        return run
 
     def provider(self, session):
-        return session.get_providers()[0]
+        return session[0].get_providers()[0]
 
     def compute(self, session, numbers):
+        session = session[0]
         given = session.get_inputs()[0]
         array = numpy.frombuffer(numbers, numpy.float32).reshape(given.shape)
         return session.run(None, {given.name: array})[0].astype(numpy.float32).tobytes()
@@ -124,25 +206,53 @@ class OnnxRuntime(mobilenas_runner.Engine):
         stem = os.path.splitext(path)[0]
         options = session_options(job, True)
         options.optimized_model_filepath = stem + ".optimised.onnx"
+        apart = stem + ".optimised.weights"
+        if "weights_folder" in job.get("model", {}):
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", apart)
+            options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         options.enable_profiling = True
         options.profile_file_prefix = stem
-        session = session_of(job, path, options)
-        session.run(None, random_inputs(session))
+        session = session_of(job, source_of(job, path, options), options)
+        runs = job.get("model", {}).get("profiled_runs", 1)
+        run = self.bind(self.inputs(job, session))
+        for _ in range(runs - 1):
+            run()
         profile = session.end_profiling()
         with open(profile) as lines:
             events = json.load(lines)
         os.remove(profile)
-        suffix = "_kernel_time"
-        nodes = [
-            {
-                "name": event["name"][: -len(suffix)],
-                "provider": event["args"]["provider"],
-                "outputs": [list(output.items())[0] if output else None for output in event["args"]["output_type_shape"]],
-            }
-            for event in events
-            if event.get("cat") == "Node" and event["name"].endswith(suffix)
-        ]
-        return {"path": options.optimized_model_filepath, "nodes": nodes}
+        if os.path.exists(apart):
+            os.remove(apart)
+        return {"path": options.optimized_model_filepath, "nodes": nodes_of(events, runs)}
+
+
+def nodes_of(events, runs):
+    """The executed nodes; of several runs, with the time that each takes in one of them."""
+    suffix = "_kernel_time"
+    by_name = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(suffix):
+            by_name.setdefault(event["name"][: -len(suffix)], []).append(event)
+    nodes = []
+    for name, found in by_name.items():
+        shapes = found[0]["args"]["output_type_shape"]
+        node = {
+            "name": name,
+            "provider": found[0]["args"]["provider"],
+            "outputs": [list(output.items())[0] if output else None for output in shapes],
+        }
+        if runs > 1:
+            node["ms"] = time_of([event["dur"] for event in found], runs) / 1e3
+        nodes.append(node)
+    return nodes
+
+
+def time_of(taken, runs):
+    """The mean of the faster half of the runs after the first; of all runs for a node in a loop or a branch."""
+    if len(taken) != runs:
+        return sum(taken) / runs
+    fastest = sorted(taken[1:])[: max(1, (runs - 1) // 2)]
+    return sum(fastest) / len(fastest)
 
 
 if __name__ == "__main__":

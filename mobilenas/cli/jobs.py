@@ -25,8 +25,10 @@ from mobilenas.cli.options import (
     RuntimeName,
     Seed,
     Sets,
+    Shapes,
     SpaceName,
     Threads,
+    shapes_from_options,
 )
 from mobilenas.cli.output import (
     BEGINS_ANEW,
@@ -499,6 +501,7 @@ def predict(
         bool | None, typer.Option("--extrapolate", help="Without effect: all kernels are predicted or estimated.", hidden=True)
     ] = None,
     measure: Annotated[bool | None, typer.Option("--measure", help="Measure the whole model too.")] = None,
+    shape: Shapes = None,
     plan: Plan = None,
     top: Annotated[int, typer.Option("--top", min=0, help="How many of the dearest kernels to list.")] = 10,
     config: ConfigFile = None,
@@ -513,6 +516,7 @@ def predict(
         "profile_missing": profile_missing,
         "extrapolate": extrapolate,
         "measure": measure,
+        "shapes": shapes_from_options(shape),
         "plan": plan,
     }
     cfg = load_config(PredictConfig, config, sets, flags)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mobilenas.errors import UsageError
+
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file of settings.", metavar="FILE")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, as --set weights.lr=0.05.", metavar="KEY=VALUE")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout, nothing else there.")]
@@ -40,3 +42,23 @@ ComputePrecision = Annotated[
     str | None, typer.Option("--compute-precision", help="What training computes in: 32, bf16-mixed or 16-mixed.")
 ]
 Run = Annotated[Path, typer.Argument(help="Run directory of a search.", metavar="RUN")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", help="Fill open dimensions of an input, as --shape images=1,3,224,224.", metavar="NAME=SIZES"),
+]
+
+
+def shapes_from_options(texts: list[str] | None) -> dict[str, list[int]] | None:
+    """``NAME=1,3,224,224`` as name -> sizes; raises ``UsageError`` for a size that is no whole number above 0."""
+    found = {}
+    for text in texts or ():
+        name, equals, sizes = text.rpartition("=")
+        if not (name and equals):
+            raise UsageError(f"--shape {text}: say the input's name and its sizes, as --shape images=1,3,224,224")
+        for size in sizes.split(","):
+            if not (size.isascii() and size.isdigit() and int(size) > 0):
+                raise UsageError(
+                    f"--shape {text}: {size or 'nothing'!r} is no whole number above 0: put the size that you use there"
+                )
+        found[name] = [int(size) for size in sizes.split(",")]
+    return found or None

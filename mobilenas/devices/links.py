@@ -93,6 +93,20 @@ class Link(ABC):
         self._kept.update(missing)
         return names
 
+    def place(self, folder: Path, names: Sequence[str]) -> str:
+        """Make files of ``folder`` readable for a program on the device; return the folder there. Raises ``LinkError``."""
+        below = next((name for name in names if "/" in name or os.sep in name), None)
+        if below is not None:
+            raise LinkError(f"{folder / below}: only files that lie in one folder with their model travel to a device")
+        missing = [name for name in names if name not in self._kept]
+        for name in missing:
+            try:
+                self.push({name: (folder / name).read_bytes()})
+            except OSError as error:
+                raise LinkError(f"{folder / name}: cannot be read: {error.strerror}") from error
+        self._kept.update(missing)
+        return "."
+
     def remove(self, names: Iterable[str]) -> None:
         """Delete files on the device if they are there."""
         gone = list(names)
@@ -145,6 +159,10 @@ class LocalLink(Link):
     @property
     def python(self) -> str:
         return sys.executable
+
+    def place(self, folder: Path, names: Sequence[str]) -> str:
+        """They are here already."""
+        return str(folder)
 
     def push(self, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():

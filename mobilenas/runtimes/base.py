@@ -21,11 +21,13 @@ from mobilenas.devices.links import Link
 from mobilenas.errors import (
     CrashError,
     DeviceTimeoutError,
+    DocumentError,
     IncompatibleError,
     LostLinkError,
     RunnerError,
     UnavailableError,
 )
+from mobilenas.onnx_model import ModelFile
 from mobilenas.runtimes.reports import ANSWERS, Conversation, timing_from_report
 
 SENTINEL, SESSION = "sentinel", "session"
@@ -59,11 +61,42 @@ class PreparedModel(msgspec.Struct, frozen=True):
     optimise: bool = True
     weights: bytes | None = None
     """In a file of their own, for an engine that wants them so."""
+    source: ModelFile | None = None
+    """The file that it was made of: tells which inputs are given, and where weights lie that are too large to be copied."""
+    profiled_runs: int = 1
+    """How often a model runs that is lowered; where it is more than once, the engine tells how long each node takes."""
 
     @property
     def files(self) -> tuple[bytes, ...]:
         """What goes to the device: the model and, where they are apart, its weights."""
         return (self.content,) if self.weights is None else (self.content, self.weights)
+
+
+class NodeTime(msgspec.Struct, frozen=True):
+    """One node that an engine executed. ``kernel`` is ``None`` where no row of a table could hold it."""
+
+    name: str
+    operator: str
+    kernel: Kernel | None
+    ms: float | None
+    """Of one run, by the engine's own profile; ``None`` where it was not asked for or the engine has none."""
+
+
+class Lowered(msgspec.Struct, frozen=True):
+    """What an engine makes of one model."""
+
+    nodes: tuple[NodeTime, ...]
+    data_dependent: tuple[str, ...] = ()
+    """Operators, with their nodes, whose outputs or time depend on the numbers that the model is given."""
+    complaint: str | None = None
+    """Why the nodes cannot all be kernels."""
+
+    @property
+    def kernels(self) -> Counter[Kernel]:
+        """How often each kernel is executed; raises ``DocumentError`` for a model that is made of more than kernels."""
+        if self.complaint is not None:
+            raise DocumentError(self.complaint)
+        return Counter(node.kernel for node in self.nodes if node.kernel is not None)
 
 
 class Runtime(ABC):
@@ -128,6 +161,47 @@ class Runtime(ABC):
             self.lower(prepared, link, settings, receive)
         return [lowered[model] for model in models]
 
+    def prepare_file(self, file: ModelFile, settings: RunSettings) -> PreparedModel:
+        """Convert a file; raises ``IncompatibleError`` for what the engine, or its converter here, does not take."""
+        if file.external:
+            raise IncompatibleError(
+                f"a model above 2 GiB keeps its weights in files of their own, which {self.name} in {settings.precision} does "
+                "not read here: onnxruntime in fp32 does"
+            )
+        if file.inputs:
+            raise IncompatibleError(
+                f"{self.name} is timed on random inputs here: leave --input out, or say --runtime onnxruntime"
+            )
+        return self.prepare(file.content, settings)
+
+    def study(
+        self,
+        model: PreparedModel,
+        link: Link,
+        settings: RunSettings,
+        on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> Lowered:
+        """What the engine on the device executes for one model, node by node. Raises ``RunnerError`` kinds."""
+        self.check_kernels(settings)
+        found: list[Lowered] = []
+
+        def receive(report: dict[str, Any]) -> None:
+            if report["type"] == "hello":
+                on_hello(report)
+                return
+            path = report.get("path")
+            graph = link.pull(path) if path else None
+            link.remove([path] if path else [])
+            found.append(self.lowered_from(model, graph, report["nodes"]))
+
+        self.lower({"model": model}, link, settings, receive)
+        return found[0]
+
+    def lowered_from(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Lowered:
+        """What ``study`` returns, from the runner's report; engines that tell more than their kernels say more."""
+        kernels = self.kernels_of(model, graph, nodes)
+        return Lowered(tuple(NodeTime("", kernel.operator, kernel, None) for kernel in kernels.elements()))
+
     def lower(
         self,
         models: Mapping[str, PreparedModel],
@@ -137,7 +211,8 @@ class Runtime(ABC):
     ) -> None:
         """Hand ``receive`` the runner's "hello", and a "graph" report on each model by its name."""
         paths = self._keep(models.values(), link)
-        entries = [{"id": name, "path": path} for name, path in zip(models, paths, strict=True)]
+        pairs = zip(models.items(), paths, strict=True)
+        entries = [{"id": name, "path": path, **_asked(model, link)} for (name, model), path in pairs]
         self._run_job(self.job("lower", entries, settings), link, receive)
         link.remove(f"{Path(path).stem}{suffix}" for path in paths for suffix in self.suffixes)
 
@@ -213,7 +288,7 @@ class Runtime(ABC):
         """
         sentinel, *paths = self._keep([self.sentinel_model(settings), *models.values()], link)
         entries = [
-            {"id": name, "path": path, "optimise": model.optimise}
+            {"id": name, "path": path, "optimise": model.optimise, **_asked(model, link)}
             for (name, model), path in zip(models.items(), paths, strict=True)
         ]
         job = self.timing_job(settings, plan, sentinel, entries)
@@ -339,6 +414,22 @@ class Runtime(ABC):
         except RunnerError as error:
             raise _without_engine(error, link.python) or error from None
         conversation.check_whole()
+
+
+def _asked(model: PreparedModel, link: Link) -> dict[str, Any]:
+    """What a runner is told of one model beyond its path, once the files that it needs lie on the device."""
+    asked: dict[str, Any] = {} if model.profiled_runs == 1 else {"profiled_runs": model.profiled_runs}
+    source = model.source
+    if source is None:
+        return asked
+    if source.index_limits:
+        asked["index_limits"] = dict(source.index_limits)
+    if source.inputs:
+        places = link.keep(([values] for _, values in source.inputs), [".npy"])
+        asked["inputs"] = dict(zip((name for name, _ in source.inputs), places, strict=True))
+    if source.folder is not None:
+        asked["weights_folder"] = link.place(source.folder, source.external)
+    return asked
 
 
 def _without_engine(error: RunnerError, python: str) -> RunnerError | None:

@@ -42,6 +42,8 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     provider: Text
     outputs: tuple[tuple[Text, tuple[int, ...]] | None, ...]
+    ms: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    """Of one run, by the engine's own profile."""
 
 
 class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

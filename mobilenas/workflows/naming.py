@@ -29,6 +29,7 @@ from mobilenas.devices.device import Device, find_device
 from mobilenas.errors import DocumentError, IncompatibleError, UsageError, nearest_names
 from mobilenas.latency.table import TableKey
 from mobilenas.network import Network, initialise_for_timing
+from mobilenas.onnx_model import ModelFile
 from mobilenas.results import BudgetOutcome, TrainResult
 from mobilenas.runtimes import RUNTIMES
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
@@ -104,12 +105,14 @@ class Target:
             return self.runtime.compute(model, inputs, link, self.settings)
 
     def measure(
-        self, name: str, model: bytes | PreparedModel, plan: MeasurementPlan, told: Listener, stage: str
+        self, name: str, model: bytes | ModelFile | PreparedModel, plan: MeasurementPlan, told: Listener, stage: str
     ) -> tuple[Measurement, Environment]:
         """Measure a model, given as ONNX or in the engine's form, on the device, by the path of all numbers.
 
         The state of the device is that in the last sweep.
         """
+        if isinstance(model, ModelFile):
+            model = self.runtime.prepare_file(model, self.settings)
         prepared = self.runtime.prepare(model, self.settings) if isinstance(model, bytes) else model
         with self.device.open() as link:
             models = {name: prepared}

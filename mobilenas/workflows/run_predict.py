@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from mobilenas.errors import DocumentError, IncompatibleError, MissingDataError,
 from mobilenas.latency.kernels import TargetKernels
 from mobilenas.latency.store import FoundTables, load_target_table, single_kernels_folder, target_tables
 from mobilenas.latency.table import TableKey
+from mobilenas.onnx_model import ModelFile
 from mobilenas.profiling.kernels import keep_kernels
 from mobilenas.results import PredictResult
+from mobilenas.runtimes.base import Lowered
 from mobilenas.workflows.naming import Listener, Silent, Target, tell_sweep
 
 
@@ -29,13 +32,15 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
     told = listener or Silent()
     target = Target.from_config(cfg.device)
     plan = target.plan(cfg.plan)
-    content = onnx_model.read_model(model)
-    _check_batch(model, content, target)
+    file = onnx_model.read_model(model, cfg.shapes)
+    tell_batch(file, target, told)
     with target.device.open() as link:
         if cfg.extrapolate:
             told.note("--extrapolate has no effect any more: kernels beyond the learnt shapes are always estimated")
         told.progress("lowering", 0, 1)
-        kernels, key = _lower(model, content, target, link)
+        lowered, key = _lower(model, file, target, link)
+        kernels = lowered.kernels
+        tell_data_dependent(lowered.data_dependent, told)
         known = _known(cfg, key, kernels)
         folder = single_kernels_folder(key)
         tried: dict[Kernel, str] = {}
@@ -65,29 +70,39 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
         predicted=known.predict(kernels, tried=tried),
         newly_measured=newly_measured,
         table=str(folder) if newly_measured else None,
-        measured=target.measure("model", content, plan, told, "measuring the model")[0] if cfg.measure else None,
+        measured=target.measure("model", file, plan, told, "measuring the model")[0] if cfg.measure else None,
+        data_dependent=lowered.data_dependent,
     )
 
 
-def _check_batch(model: Path, content: bytes, target: Target) -> None:
-    """Raise ``IncompatibleError`` for a model of another batch than tables are looked for."""
-    batch, wanted = onnx_model.batch_of(content), target.settings.batch
-    if batch not in (None, wanted):
-        raise IncompatibleError(
-            f"{model}: the first dimension of its inputs, their batch, is {batch}, and device.batch is {wanted}: tables are "
-            f"kept by batch. Say --set device.batch={batch}, or give it the model with a batch of {wanted}"
+def tell_batch(file: ModelFile, target: Target, told: Listener) -> None:
+    """Say where the tables that are used are those of another batch than the model seems to have."""
+    if file.batch not in (None, target.settings.batch):
+        told.note(
+            f"the first dimension of the model's inputs is {file.batch}: its kernels are looked up as they are, in the tables "
+            f"of batch {target.settings.batch} (device.batch)"
         )
 
 
-def _lower(model: Path, content: bytes, target: Target, link: Link) -> tuple[Counter[Kernel], TableKey]:
-    """The model's kernels, and what tables for them are of: the engine's version is that of the runner which lowered.
+def tell_data_dependent(operators: Sequence[str], told: Listener) -> None:
+    """Name the operators whose time depends on what the model is given."""
+    if operators:
+        told.note(
+            f"what {', '.join(operators)} put out, and what reads it, depends on the numbers that the model is given: the time "
+            "is that for random inputs"
+        )
+
+
+def _lower(model: Path, file: ModelFile, target: Target, link: Link) -> tuple[Lowered, TableKey]:
+    """What the engine makes of a model, and what tables for it are of: the engine's version is that of the runner.
 
     Raises ``DocumentError`` for a model that the engine refuses, or that is made of more than kernels on tensors.
     """
     said: dict[str, Any] = {}
     target.runtime.check_kernels(target.settings)
     try:
-        [kernels] = target.runtime.kernels([content], link, target.settings, on_hello=said.update)
+        prepared = target.runtime.prepare_file(file, target.settings)
+        lowered = target.runtime.study(prepared, link, target.settings, said.update)
     except (DocumentError, IncompatibleError) as error:
         raise DocumentError(f"{model}: {error}") from error
     except RunnerError as error:
@@ -95,8 +110,10 @@ def _lower(model: Path, content: bytes, target: Target, link: Link) -> tuple[Cou
             raise
         [complaint] = error.refused.values()
         raise DocumentError(f"{model}: {target.runtime.name} refuses it: {complaint}") from error
+    if lowered.complaint is not None:
+        raise DocumentError(f"{model}: {lowered.complaint}")
     version = str(said.get("engine_version", "unknown"))
-    return kernels, msgspec.structs.replace(target.table_key, runtime_version=version)
+    return lowered, msgspec.structs.replace(target.table_key, runtime_version=version)
 
 
 def _known(cfg: PredictConfig, key: TableKey, kernels: Counter[Kernel]) -> TargetKernels:

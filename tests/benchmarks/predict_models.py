@@ -91,7 +91,7 @@ def main() -> None:
 
 def _measured(models: list[Path], target: Target, plan: MeasurementPlan, folder: Path) -> list[Measurement]:
     """All models whole, after the kernels of all that no table has, which ``predict`` then finds."""
-    contents = {model.stem: onnx_model.read_model(model) for model in models}
+    contents = {model.stem: onnx_model.read_model(model).content for model in models}
     with target.device.open() as link:
         key = _key(target, link)
         kernels = sum(target.runtime.kernels(list(contents.values()), link, target.settings), Counter())
