@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from mobilenas.core import documents
 from mobilenas.core.architecture import OptionValue
 from mobilenas.core.environment import Gate
 from mobilenas.core.measurement import Estimator, Statistic
+from mobilenas.core.text import shell_command
 from mobilenas.core.units import ACCEPTED
 from mobilenas.errors import DocumentError, UnknownNameError, UsageError
 
@@ -497,7 +497,7 @@ def command_line(verb: str, config: msgspec.Struct, *arguments: str) -> str:
             continue
         text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
         words += [_FLAGS[key], text] if key in _FLAGS else ["--set", f"{key}={text}"]
-    return shlex.join(words)
+    return shell_command(words)
 
 
 def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,6 +11,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
+
+from mobilenas.core.text import paragraph, printable
 
 HEARTBEAT_S = 10.0
 
@@ -20,11 +23,11 @@ class ConsoleListener:
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._bar: Progress | None = None
         if self._console.is_terminal and not quiet:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -47,6 +50,7 @@ class ConsoleListener:
         """Show that ``done`` of ``total`` are done in ``stage``."""
         if self._quiet:
             return
+        stage = printable(stage)
         name = stage.partition(",")[0]
         now = time.monotonic()
         if name != self._stage:
@@ -61,22 +65,31 @@ class ConsoleListener:
     def note(self, text: str) -> None:
         """Print a line that stays."""
         if not self._quiet:
-            self._console.print(text, markup=False)
+            self._console.print(paragraph(text))
 
 
 def print_table(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """Print names and values on stdout: a drawn table on a terminal, aligned plain lines elsewhere."""
+    """Print names and values on stdout: a drawn table on a terminal, aligned plain lines elsewhere.
+
+    Each is one line, whatever a device, a table or a path holds.
+    """
+    title, rows = printable(title), [(printable(name), printable(value)) for name, value in rows]
     console = Console(highlight=False)
     if console.is_terminal:
-        table = Table(title=title, show_header=False, title_justify="left")
+        table = Table(title=Text(title), show_header=False, title_justify="left")
         for name, value in rows:
-            table.add_row(name, value)
-        console.print(table, markup=False)
+            table.add_row(Text(name), Text(value))
+        console.print(table)
         return
     width = max(len(name) for name, _ in rows)
     print(title)
     for name, value in rows:
         print(f"  {name:<{width}}  {value}")
+
+
+def print_error(text: str) -> None:
+    """Print what went wrong on stderr."""
+    print(paragraph(text), file=sys.stderr)
 
 
 def percent(fraction: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -13,7 +12,10 @@ import typer
 from mobilenas.cli import jobs, looks
 from mobilenas.cli.devices import devices
 from mobilenas.cli.sweeps import sweep
+from mobilenas.console import print_error
 from mobilenas.core.documents import is_unicode
+from mobilenas.core.signals import catch_terminations
+from mobilenas.core.system import resource_error
 from mobilenas.errors import MobileNASError, UsageError
 
 app = typer.Typer(
@@ -58,10 +60,6 @@ def _root(
     pass
 
 
-def _terminated(number: int, frame: object) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
-
-
 def with_default_values(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with ``default`` behind a ``--kernels`` that stands alone."""
     found: list[str] = []
@@ -74,16 +72,30 @@ def with_default_values(arguments: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """Entry point: errors that a user can act on are one paragraph and their own exit code, bugs keep their traceback."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _terminated)
+    catch_terminations()
     try:
         for argument in sys.argv[1:]:
             if not is_unicode(argument):
                 raise UsageError(f"{argument!r} is not UTF-8 text, so it could not be written down: rename that file or folder")
-        app(with_default_values(sys.argv[1:]), standalone_mode=True)
-    except MobileNASError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        try:
+            app(with_default_values(sys.argv[1:]), standalone_mode=True)
+        finally:
+            sys.stdout.flush()  # what cannot be written shows here, not when the interpreter ends
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         sys.exit(1)
+    except Exception as error:
+        known = error if isinstance(error, MobileNASError) else resource_error(error)
+        if known is None:
+            raise
+        print_error(f"error: {known}")
+        _give_up_output()
+        sys.exit(known.exit_code)
+
+
+def _give_up_output() -> None:
+    """Send what is still to be printed nowhere: the interpreter would try again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

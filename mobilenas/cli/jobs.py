@@ -378,7 +378,7 @@ def train(
     ]
     show(result, json, "train", rows)
     if not synthetic:
-        say_next(json, f"mobilenas export {run} --onnx")
+        say_next(json, command_line("export", ExportConfig(), str(run), "--onnx"))
 
 
 def export(

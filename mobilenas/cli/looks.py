@@ -14,6 +14,7 @@ from mobilenas.cli.options import Channels, DataName, Json, Layers, Sets, SpaceN
 from mobilenas.cli.output import moved_words, proxy_row, scale_words, show, slow_down_words
 from mobilenas.config import DescribeConfig, load_config
 from mobilenas.console import percent
+from mobilenas.core.text import shell_command
 from mobilenas.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,7 +113,9 @@ def describe(
             rows.append(("drawing", str(drawing)))
         if output is not None and target is not None:
             workflows.make_run(target, cfg, output)
-            rows.append(("run", f"{output}: mobilenas train {output} --data {cfg.data or 'DATA'}"))
+            rows.append(
+                ("run", f"{output}: {shell_command(['mobilenas', 'train', str(output), '--data', cfg.data or 'DATA'])}")
+            )
     else:
         rows += [("decisions", str(len(found.decisions))), ("workloads", str(found.workloads))]
         rows += [(decision.name, ", ".join(decision.options)) for decision in found.decisions]

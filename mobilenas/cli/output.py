@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mobilenas.console import ConsoleListener, percent, print_table
+from mobilenas.console import ConsoleListener, percent, print_error, print_table
 from mobilenas.core import documents
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def with_listener(quiet: bool, work: Callable[[ConsoleListener], R], after_stop:
         if isinstance(stop, SystemExit) and not stop.code:
             raise
         interrupted = isinstance(stop, KeyboardInterrupt)
-        print(f"{'interrupted' if interrupted else 'terminated'}; {after_stop}", file=sys.stderr)
+        print_error(f"{'interrupted' if interrupted else 'terminated'}; {after_stop}")
         sys.exit(130 if interrupted else 143)
 
 
@@ -165,6 +165,6 @@ def show(result: Any, json: bool, title: str, rows: list[tuple[str, str]]) -> No
 
 
 def say_next(json: bool, command: str) -> None:
-    """Print the command that comes next."""
+    """Print the command that comes next; one of ``config.command_line``, which quotes what has to be."""
     if not json:
         print(f"next: {command}")

@@ -7,20 +7,28 @@ import itertools
 import json
 import mmap
 import os
+import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import msgspec
 
 from mobilenas.core import documents
-from mobilenas.errors import DocumentError, ResourceError, UsageError
+from mobilenas.core.system import Process, system_errors
+from mobilenas.errors import DocumentError, MobileNASError, ResourceError, UsageError
 
-Status = Literal["running", "ok", "failed", "interrupted"]
+Word = Literal["running", "ok", "failed", "interrupted"]
+STATUS, LOCK = "STATUS", ".lock"
+"""Files of a folder: how its command stands or ended, and what the command at work holds (it stays empty)."""
+LONGEST_REASON = 1000
+"""Characters, so that the whole file fits into the block of the disk that a shorter one has already."""
+_PROCESS = re.compile(r"process (\d+), boot (\S+), started (\S+)")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -51,7 +59,8 @@ def write_together(folder: Path, contents: Mapping[str, str | bytes]) -> None:
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
     finally:
         for name in temporary.values():
-            Path(name).unlink(missing_ok=True)
+            with suppress(OSError):  # what went wrong before is what has to be told
+                Path(name).unlink(missing_ok=True)
 
 
 def check_is_new(path: Path) -> None:
@@ -110,13 +119,20 @@ class Journal:
             write_atomic(self.path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
 
     def append(self, record: Any) -> None:
-        """Write one record and wait until it is on disk; a torn last line of an earlier process is dropped first."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._drop_torn_end()
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(msgspec.to_builtins(record), allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Write one record and wait until it is on disk; a torn last line of an earlier process is dropped first.
+
+        Raises ``ResourceError`` if it cannot be written.
+        """
+        line = json.dumps(msgspec.to_builtins(record), allow_nan=False) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._drop_torn_end()
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ResourceError(f"{self.path}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -130,7 +146,8 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(lock)
         lock = _lock(folder)
     try:
-        yield
+        with system_errors():
+            yield
     finally:
         os.close(lock)
 
@@ -139,8 +156,94 @@ def locked(folder: Path) -> Iterator[None]:
 def working_in(folder: Path) -> Iterator[None]:
     """Hold a folder of records alone. Left without an error it is set aside, so that the same command measures anew."""
     with locked(folder):
-        yield
+        with status_kept(folder):
+            yield
         set_aside(folder)
+
+
+class Status(NamedTuple):
+    """How a folder's command stands or ended; ``reason`` says why, where it did not end well."""
+
+    word: Word
+    reason: str = ""
+
+
+@contextmanager
+def status_kept(folder: Path) -> Iterator[None]:
+    """Keep in STATUS that this process is at work in a folder that it holds, and how it ends.
+
+    Where not even that can be written, the error inside is the one that is raised.
+    """
+    write_status(folder, "running")
+    try:
+        with system_errors():
+            yield
+    except BaseException as error:
+        is_stop = isinstance(error, KeyboardInterrupt | SystemExit)
+        with suppress(MobileNASError):
+            write_status(folder, "interrupted" if is_stop else "failed", "" if is_stop else f"{type(error).__name__}: {error}")
+        raise
+    write_status(folder, "ok")
+
+
+def write_status(folder: Path, word: Word, reason: str = "") -> None:
+    """Write STATUS: one word, the process that says so, and after a failure why. Raises ``ResourceError``.
+
+    On a full disk the file is overwritten where it lies, which takes no room.
+    """
+    number, boot, started = Process.own()
+    said = reason.encode("utf-8", "backslashreplace").decode()[:LONGEST_REASON]
+    text = f"{word}\nprocess {number}, boot {boot}, started {started}\n{said}".rstrip() + "\n"
+    try:
+        write_atomic(folder / STATUS, text)
+    except ResourceError:
+        if not _overwritten(folder / STATUS, text.encode()):
+            raise
+
+
+def _overwritten(path: Path, content: bytes) -> bool:
+    with suppress(OSError):
+        if path.is_file() and not path.is_symlink():
+            with open(path, "r+b", buffering=0) as file:
+                file.write(content)
+                file.truncate()
+                os.fsync(file.fileno())
+            return True
+    return False
+
+
+def read_status(folder: Path) -> Status | None:
+    """How the command of ``folder`` stands or ended, ``None`` if none was begun there. Raises ``DocumentError``.
+
+    One that is said to be running and is not counts as interrupted.
+    """
+    path = folder / STATUS
+    if not os.path.lexists(path):
+        return None
+    word, _, rest = documents.read_text(path).partition("\n")
+    if word not in get_args(Word):
+        raise DocumentError(f"{path}: begins with {word[:100]!r}; it must be one of {', '.join(get_args(Word))}")
+    found = _PROCESS.match(rest)
+    process = Process(int(found[1]), found[2], found[3]) if found else None
+    if word == "running" and not (process and Process.of(process.number) == process) and not _is_held(folder):
+        who = f"process {process.number}" if process else "its process"
+        return Status("interrupted", f"{who} has ended without a word: it was killed, or could not write any more")
+    return Status(word, (rest[found.end() :] if found else rest).strip())  # type: ignore[arg-type]
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a process works in ``folder``, be it on another machine that shares the disk."""
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
 
 
 def set_aside(folder: Path) -> None:
@@ -154,7 +257,7 @@ def _lock(folder: Path) -> int:
     try:
         _make(folder)
         try:
-            lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # renamed since it was made
             return _lock(folder)
     except OSError as error:
@@ -177,7 +280,7 @@ def _make(folder: Path) -> None:
 
 def _is_at(lock: int, folder: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(lock), (folder / ".lock").stat())
+        return os.path.samestat(os.fstat(lock), (folder / LOCK).stat())
     except FileNotFoundError:
         return False
 
@@ -196,13 +299,9 @@ class RunDirectory:
 
     @property
     def is_finished(self) -> bool:
-        """Whether a command ended here with success."""
-        status = self.path / "STATUS"
-        return status.exists() and status.read_text(encoding="utf-8").startswith("ok")
-
-    def set_status(self, status: Status, reason: str = "") -> None:
-        """Write the STATUS file: one word and, after a failure, why."""
-        write_atomic(self.path / "STATUS", f"{status}\n{reason}".rstrip() + "\n")
+        """Whether a command ended here with success. Raises ``DocumentError`` if STATUS is damaged."""
+        status = read_status(self.path)
+        return status is not None and status.word == "ok"
 
     def write_document(self, name: str, document: Any) -> Path:
         """Write a JSON document and return its path."""
@@ -228,18 +327,10 @@ class RunDirectory:
         with locked(self.path):
             self._check_same(config, () if self.is_finished else may_differ)
             write_atomic(self.path / "config.toml", config)
-            write_atomic(self.path / "command.txt", " ".join(sys.argv) + "\n")
+            write_atomic(self.path / "command.txt", shlex.join(sys.argv) + "\n")
             self.write_document("environment.json", environment)
-            self.set_status("running")
-            try:
+            with status_kept(self.path):
                 yield self
-            except (KeyboardInterrupt, SystemExit):
-                self.set_status("interrupted")
-                raise
-            except BaseException as error:
-                self.set_status("failed", f"{type(error).__name__}: {error}")
-                raise
-            self.set_status("ok")
 
     def _check_same(self, config: str, may_differ: Collection[str]) -> None:
         """A folder in which nothing was reached yet may take another configuration, any other but for what ``may_differ``."""

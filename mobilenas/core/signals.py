@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -45,6 +47,28 @@ class StopRequest:
         if self.number:
             raise _exception_of(number)
         self.number = number
+
+
+def catch_terminations() -> None:
+    """Have SIGTERM and SIGUSR1 raise ``SystemExit(143)`` in the main thread, as SIGINT raises ``KeyboardInterrupt``."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _raise)
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put the handlers of ``STOPPING`` back at the end: libraries install their own, below Python, when they are started."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    raise _exception_of(number)
 
 
 def _exception_of(number: int) -> BaseException:

@@ -20,6 +20,7 @@ from mobilenas.core.architecture import Architecture, OptionValue
 from mobilenas.core.environment import Environment
 from mobilenas.core.measurement import Estimator, MeasurementPlan, SlowDown, Statistic
 from mobilenas.core.run_directory import write_together
+from mobilenas.core.text import shell_command
 from mobilenas.core.workload import COPIES, Kernel, Workload
 from mobilenas.devices.device import LOCAL
 from mobilenas.errors import DocumentError, IncompatibleError, MissingKernelError, nearest_names
@@ -451,13 +452,10 @@ class LatencyTable:
 
 
 def _profile_command(key: TableKey) -> str:
-    batch = "" if key.batch == 1 else f" --set device.batch={key.batch}"
-    estimator = "" if key.estimator == "floor" else f" --estimator {key.estimator}"
     device = LOCAL if key.device.startswith(f"{LOCAL}-") else key.device
-    return (
-        f"mobilenas profile --device {device} --runtime {key.runtime} "
-        f"--precision {key.precision} --threads {key.threads}{estimator} --plan strict{batch}"
-    )
+    words = ["mobilenas", "profile", "--device", device, "--runtime", key.runtime, "--precision", key.precision]
+    words += ["--threads", str(key.threads), *([] if key.estimator == "floor" else ["--estimator", key.estimator])]
+    return shell_command([*words, "--plan", "strict", *([] if key.batch == 1 else ["--set", f"device.batch={key.batch}"])])
 
 
 def _renewal(card: Mapping[str, Any]) -> str:

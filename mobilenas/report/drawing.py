@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mobilenas.core.text import printable
 from mobilenas.core.workload import Blueprint, Layer
 
 _MARGIN, _ROW, _GAP, _HEIGHT = 24, 42, 34, 28
@@ -36,7 +37,7 @@ class _Box:
         return (
             f'<rect x="{self.x:g}" y="{self.y - _HEIGHT / 2:g}" width="{self.width:g}" height="{_HEIGHT}" rx="5" '
             f'fill="{self.colour}" stroke="#555555"/>'
-            f'<text x="{self.x + self.width / 2:g}" y="{self.y + 4:g}" text-anchor="middle">{escape(self.text)}</text>'
+            f'<text x="{self.x + self.width / 2:g}" y="{self.y + 4:g}" text-anchor="middle">{safe(self.text)}</text>'
         )
 
     def arrow_to(self, other: _Box) -> str:
@@ -93,7 +94,7 @@ def picture(title: str, parts: Sequence[str], width: float, height: float) -> st
     """An SVG document of ``parts`` under a title; ``url(#head)`` is an arrow's head."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" '
-        f'font-family="sans-serif" font-size="12">\n<title>{escape(title)}</title>\n'
+        f'font-family="sans-serif" font-size="12">\n<title>{safe(title)}</title>\n'
         '<rect width="100%" height="100%" fill="white"/>\n'
         '<defs><marker id="head" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0L8 4L0 8z" fill="#555555"/></marker></defs>\n'
@@ -126,4 +127,9 @@ def _cell(nodes: Mapping[int, list[tuple[int, str]]], top: float) -> tuple[list[
 
 
 def _text(x: float, y: float, text: str, size: int) -> str:
-    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="bold">{escape(text)}</text>'
+    return f'<text x="{x:g}" y="{y:g}" font-size="{size}" font-weight="bold">{safe(text)}</text>'
+
+
+def safe(text: str) -> str:
+    """Text as XML shows it."""
+    return escape(printable(text))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-from mobilenas.report.drawing import picture
+from mobilenas.report.drawing import picture, safe
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 760, 480, 70, 50, 46, 190
 _COLOURS = ("#1b6ca8", "#c0392b", "#1e8449", "#8e44ad", "#b9770e", "#17202a", "#0e8a8a")
@@ -47,7 +46,7 @@ def draw_front(points: Sequence[Point], title: str) -> str:
         x, y, colour = xs.place(point.ms), ys.place(point.accuracy), colours[point.kind]
         low, high = ys.place(point.lowest_accuracy), ys.place(point.highest_accuracy)
         parts.append(f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"><title>{escape(point.name)}</title></circle>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"><title>{safe(point.name)}</title></circle>')
     for index, kind in enumerate(kinds):
         y = _TOP + 18 * index
         parts.append(f'<circle cx="{_WIDTH - _RIGHT + 24}" cy="{y}" r="5" fill="{colours[kind]}"/>')
@@ -88,4 +87,4 @@ def _axes(xs: _Axis, ys: _Axis) -> list[str]:
 
 
 def _text(x: float, y: float, words: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{safe(words)}</text>'

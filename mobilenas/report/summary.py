@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobilenas.core import documents
-from mobilenas.core.run_directory import RunDirectory
+from mobilenas.core.run_directory import RunDirectory, Status, read_status
 from mobilenas.errors import DocumentError
 
 
@@ -26,9 +26,13 @@ def summarise(run: Path) -> Summary:
     if not (run / "config.toml").exists():
         what = "is a file" if run.is_file() else "has no config.toml"
         raise DocumentError(f"{run} {what}: a run is a folder; name what search was given as --output")
+    status, training = read_status(run), read_status(run / "train")
     document: dict[str, Any] = {
         "run": str(run),
-        "status": documents.read_text(run / "STATUS").strip() if (run / "STATUS").exists() else "unknown",
+        "status": status.word if status else "unknown",
+        "status_reason": status.reason if status else "",
+        "train_status": training.word if training else None,
+        "train_status_reason": training.reason if training else "",
         "config": documents.parse_toml(documents.read_text(run / "config.toml"), str(run / "config.toml")),
         "epochs": directory.metrics.read(),
         "search": _document(run / "result.json"),
@@ -36,7 +40,9 @@ def summarise(run: Path) -> Summary:
         "export": _document(run / "export" / "report.json"),
         "verified": [_document(path) for path in sorted((run / "verified").glob("*.json"))],
     }
-    rows = [("status", document["status"].replace("\n", ": "))]
+    rows = [("status", _status_words(status) if status else "unknown")]
+    if training and training.word != "ok":
+        rows.append(("training", _status_words(training)))
     for name, tell in (("search", _search_rows), ("train", _train_rows), ("export", _export_rows)):
         if document[name] is not None:
             rows += _told(run, name, tell, document[name])
@@ -45,6 +51,10 @@ def summarise(run: Path) -> Summary:
     for verification in document["verified"]:
         rows += _told(run, "verified", _verified_rows, verification)
     return Summary(document, rows)
+
+
+def _status_words(status: Status) -> str:
+    return ": ".join(filter(None, (status.word, " ".join(status.reason.split()))))
 
 
 def _document(path: Path) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mobilenas.core.system import NO_MEMORY
 from mobilenas.errors import ResourceError, UsageError
 from mobilenas.methods.base import Batch
 from mobilenas.search.memory import MemoryEstimate
@@ -21,14 +22,6 @@ from mobilenas.search.memory import MemoryEstimate
 T = TypeVar("T")
 HALVINGS = 3
 """How often a batch is halved before a run gives up."""
-NO_MEMORY = (
-    "DefaultCPUAllocator: can't allocate",
-    "DefaultCPUAllocator: not enough",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-"""How torch says it where it has no exception of its own for it."""
 Rows = Mapping[str, Tensor]
 
 

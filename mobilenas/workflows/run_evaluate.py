@@ -12,6 +12,7 @@ from mobilenas import config
 from mobilenas.config import EvaluateConfig, TrainConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
+from mobilenas.core.text import shell_command
 from mobilenas.errors import MissingDataError
 from mobilenas.results import EvaluateResult
 from mobilenas.workflows.naming import (
@@ -32,7 +33,9 @@ def evaluate(run: Path, cfg: EvaluateConfig, listener: Listener | None = None) -
     told = listener or Silent()
     weights, trained_with = run / "train" / WEIGHTS, run / "train" / "config.toml"
     if not weights.exists():
-        raise MissingDataError(f"{weights}: no such file: train the network first (mobilenas train {run})")
+        raise MissingDataError(
+            f"{weights}: no such file: train the network first ({shell_command(['mobilenas', 'train', str(run)])})"
+        )
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
     documents.read_text(trained_with)

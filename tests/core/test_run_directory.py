@@ -1,11 +1,25 @@
+import errno
 import json
 import os
+import resource
+import shlex
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mobilenas.core import documents
-from mobilenas.core.run_directory import Journal, RunDirectory, locked, write_atomic, write_together
+from mobilenas.core.run_directory import (
+    Journal,
+    RunDirectory,
+    Status,
+    locked,
+    read_status,
+    write_atomic,
+    write_together,
+)
+from mobilenas.core.system import Process
 from mobilenas.errors import DocumentError, ResourceError, UsageError
 
 
@@ -89,7 +103,8 @@ def test_a_run_that_ends_well(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     assert not run.is_finished
     with run.running("a = 1\n", {"machine": "x"}, {}):
-        assert (run.path / "STATUS").read_text() == "running\n"
+        assert (run.path / "STATUS").read_text().split()[0] == "running"
+        assert read_status(run.path) == Status("running")
         assert not run.is_finished
         run.write_document("result.json", {"x": 1})
     assert run.is_finished
@@ -101,13 +116,13 @@ def test_a_run_that_ends_well(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(ValueError("too bad"), "failed\nValueError: too bad\n"), (KeyboardInterrupt(), "interrupted\n")],
+    [(ValueError("too bad"), Status("failed", "ValueError: too bad")), (KeyboardInterrupt(), Status("interrupted"))],
 )
-def test_a_run_that_does_not(tmp_path: Path, error: BaseException, status: str) -> None:
+def test_a_run_that_does_not(tmp_path: Path, error: BaseException, status: Status) -> None:
     run = RunDirectory(tmp_path)
     with pytest.raises(type(error)), run.running("", {}, {}):
         raise error
-    assert (tmp_path / "STATUS").read_text() == status
+    assert read_status(tmp_path) == status
     assert not run.is_finished
     with run.running("", {}, {}):
         pass
@@ -121,7 +136,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
             RunDirectory(tmp_path).running("a = 1", {}, {}),
         ):
             pass
-        assert (tmp_path / "STATUS").read_text() == "running\n", "the run in progress is not disturbed"
+        assert read_status(tmp_path) == Status("running"), "the run in progress is not disturbed"
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
@@ -184,7 +199,7 @@ def test_metrics_are_json_lines(tmp_path: Path) -> None:
 def test_a_signal_leaves_the_run_interrupted(tmp_path: Path, stop: type[BaseException]) -> None:
     with pytest.raises(stop), RunDirectory(tmp_path).running("a = 1\n", {}, {}):
         raise stop
-    assert (tmp_path / "STATUS").read_text() == "interrupted\n"
+    assert read_status(tmp_path) == Status("interrupted")
 
 
 def test_a_full_disk_leaves_every_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,3 +223,123 @@ def test_a_folder_that_cannot_be_made_is_not_held(place: str, tmp_path: Path) ->
     (tmp_path / "dangling").symlink_to("/proc/none")
     with pytest.raises(ResourceError, match="cannot be written"), locked(tmp_path / place):
         pass
+
+
+PROCESS = "process {}, boot {}, started {}"
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Do ``work`` in a process that ends without unwinding."""
+    if (child := os.fork()) == 0:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+
+
+def test_a_killed_run_is_interrupted_not_running(tmp_path: Path) -> None:
+    def work() -> None:
+        with RunDirectory(tmp_path).running("", {}, {}):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    in_child(work)
+    assert (tmp_path / "STATUS").read_text().startswith("running\n")
+    status = read_status(tmp_path)
+    assert status is not None
+    assert status.word == "interrupted"
+    assert "has ended without a word" in status.reason
+    assert (tmp_path / ".lock").read_bytes() == b""
+
+
+def test_a_process_is_told_by_boot_and_start_too(tmp_path: Path) -> None:
+    own = Process.own()
+    for process, word in (
+        (own, "running"),
+        (own._replace(boot="x"), "interrupted"),
+        (own._replace(started="1"), "interrupted"),
+    ):
+        (tmp_path / "STATUS").write_text(f"running\n{PROCESS.format(*process)}\n")
+        status = read_status(tmp_path)
+        assert status is not None
+        assert status.word == word
+    with locked(tmp_path):  # as of another machine that shares the disk
+        assert read_status(tmp_path) == Status("running")
+
+
+def test_the_first_error_is_told_where_status_cannot_be_written(tmp_path: Path) -> None:
+    def work() -> None:
+        with pytest.raises(ResourceError) as caught, RunDirectory(tmp_path).running("", {}, {}):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+            write_atomic(tmp_path / "weights", "x")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        (tmp_path / "caught").write_text(str(caught.value))
+
+    in_child(work)
+    assert "weights: cannot be written: File too large" in (tmp_path / "caught").read_text()
+    status = read_status(tmp_path)
+    assert status is not None
+    assert status.word == "interrupted"
+
+
+def test_a_full_disk_does_not_leave_status_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ResourceError), RunDirectory(tmp_path).running("", {}, {}):
+        monkeypatch.setattr("tempfile.mkstemp", full)
+        write_atomic(tmp_path / "weights", "x")
+    reason = f"ResourceError: {tmp_path}/weights: cannot be written: No space left on device"
+    assert read_status(tmp_path) == Status("failed", reason)
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "endless", "not UTF-8", "unknown", "empty"])
+def test_an_odd_status_is_a_document_error(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "STATUS"
+    make = {
+        "directory": path.mkdir,
+        "fifo": lambda: os.mkfifo(path),
+        "endless": lambda: path.symlink_to("/dev/zero"),
+        "not UTF-8": lambda: path.write_bytes(b"ok\xff"),
+        "unknown": lambda: path.write_text("okay\n"),
+        "empty": path.touch,
+    }
+    make[kind]()
+    with pytest.raises(DocumentError, match="STATUS"):
+        RunDirectory(tmp_path).is_finished  # noqa: B018
+
+
+def test_a_journal_that_cannot_be_written_names_itself(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").symlink_to("/dev/full")
+    with pytest.raises(ResourceError, match=r"rows\.jsonl: cannot be written: No space left on device"):
+        Journal(tmp_path / "rows.jsonl").append({"n": 1})
+
+
+def test_the_recorded_command_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ["mobilenas", "search", "-o", "a b; touch PWN #"]
+    monkeypatch.setattr("sys.argv", argv)
+    with RunDirectory(tmp_path).running("", {}, {}):
+        pass
+    assert shlex.split((tmp_path / "command.txt").read_text()) == argv
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/etc/x"), "/etc/x: Permission denied"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "Too many open files"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "out of memory"),
+        (ValueError("I/O error: Disk quota exceeded (os error 122)"), "Disk quota exceeded"),
+    ],
+)
+def test_what_the_system_refuses_is_a_resource_error(error: Exception, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=said) as caught, locked(tmp_path):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), ValueError("x"), DocumentError("x")])
+def test_other_errors_stay_what_they_are(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), locked(tmp_path):
+        raise error
