@@ -222,6 +222,8 @@ class SearchConfig(Strict):
     """Share of the training images that the architecture is judged on."""
     derivation: Literal["logits", "perturbation"] = "logits"
     """What networks are chosen by: the likelihood of their options, or what the supernet loses without each (DARTS-PT)."""
+    watch: Literal["off", "warn", "restore"] = "warn"
+    """What a search of mostly skips does though no budget asks for them: nothing, report it, or go back to before."""
     candidates: Count = 8
     rounds: Count = 3
     epochs: Count = 50

@@ -155,7 +155,9 @@ class SearchResult(msgspec.Struct, frozen=True):
     epochs: int
     duration_s: float
     collapsed: bool = False
-    """Whether the search turned into skip connections and got worse; the network is then of an epoch before."""
+    """Whether in any stage most operators that the search chose were skips or none, although no budget asks for that."""
+    restored: bool = False
+    """Whether the network is of an epoch before the collapse (``watch = "restore"``)."""
 
 
 class TrainResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

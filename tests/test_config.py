@@ -226,3 +226,20 @@ def test_what_is_said_goes_before_a_preset() -> None:
     preset = load_preset("pc-darts", "cifar10")
     found = load_config(SearchConfig, None, ["weights.lr=0.5"], {"epochs": 3}, preset)
     assert (found.epochs, found.weights.lr, found.weights.min_lr, found.supernet.channels) == (3, 0.5, 0.0, 16)
+
+
+@pytest.mark.parametrize(
+    ("setting", "available"),
+    [
+        ("watch", "off, restore, warn"),
+        ("derivation", "logits, perturbation"),
+        ("device.estimator", "floor, median"),
+        ("weights.schedule", "cosine, exponential, linear"),
+        ("budget_statistic", "floor, median, p90"),
+    ],
+)
+def test_a_value_that_is_none_of_few_is_refused_with_the_few(setting: str, available: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        load_config(SearchConfig, None, [f"{setting}=other"], {})
+    assert "'other'" in str(refused.value)
+    assert f"available: {available}" in str(refused.value)

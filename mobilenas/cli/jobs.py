@@ -296,7 +296,11 @@ def search(
     result = with_listener(quiet or json, lambda told: workflows.search(cfg, folder, told), after_stop)
     rows = [
         *(budget_rows(result.budgets[0]) if result.budgets else [("budget", "none")]),
-        *([("doubt", "the search collapsed; this is where it stood before")] if result.collapsed else []),
+        *(
+            [("doubt", "the search collapsed" + "; this is where it stood before" * result.restored)]
+            if result.collapsed
+            else []
+        ),
         ("parameters", f"{result.params:,}"),
         ("MAdds", f"{result.madds:,}"),
         ("architecture", f"{result.run}/architecture.json ({result.fingerprint})"),

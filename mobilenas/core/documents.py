@@ -178,7 +178,8 @@ def convert(data: Any, kind: type[T], where: str) -> T:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         message = _with_key(str(error), data, kind)
-        raise DocumentError(f"{where}: {message}{_found(message, data)}{_nearest_field(message, kind)}") from error
+        hint = f"{_found(message, data)}{_nearest_field(message, kind)}{_choices(message, kind)}"
+        raise DocumentError(f"{where}: {message}{hint}") from error
 
 
 def _with_key(message: str, data: Any, kind: type) -> str:
@@ -219,6 +220,20 @@ def _nearest_field(message: str, kind: type) -> str:
         return ""
     name = message.split("`")[1]
     return nearest_hint(name, _field_names(kind))
+
+
+def _choices(message: str, kind: type) -> str:
+    """The values that a field of few may have, where ``message`` is about another one."""
+    place = re.search(r"^Invalid enum value .* at `\$\.([\w.]+)`$", message)
+    if place is None:
+        return ""
+    found: Any = msgspec.inspect.type_info(kind)
+    for name in place[1].split("."):
+        found = next((field.type for field in getattr(found, "fields", ()) if field.encode_name == name), None)
+    others = [each for each in getattr(found, "types", [found]) if not isinstance(each, msgspec.inspect.NoneType)]
+    if len(others) != 1 or not isinstance(others[0], msgspec.inspect.LiteralType):
+        return ""
+    return f"; available: {', '.join(map(str, others[0].values))}"
 
 
 def _field_names(kind: type) -> Iterable[str]:

@@ -180,6 +180,13 @@ class Candidate:
     score: float
     workload_ms: float
     table: Prediction
+    is_preferred: bool = False
+    """Whether it is the network that the search method derives without a budget."""
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """What candidates are ordered by: the preferred one goes before all others, whatever the scores."""
+        return self.is_preferred, self.score
 
 
 def score_of(program: DerivationProgram, architecture: Architecture) -> float:
@@ -203,8 +210,12 @@ def derive(
     *,
     least_ms: float = 0.0,
     without: Collection[Architecture] = (),
+    preferred: Architecture | None = None,
 ) -> list[Candidate]:
-    """At most ``count`` networks whose predicted bound is within the target, best score first.
+    """At most ``count`` networks whose predicted bound is within the target, best rank first.
+
+    ``preferred`` is what the search method derives without a budget: it comes first where it fits. Its rules need not be
+    those of ``restrict``, which hold among the others (P-DARTS's loop over skips is no row of a program).
 
     Besides the best only those count whose bound is at least ``least_ms``. At least one is found, but for those ``without``
     which the choice is to be made.
@@ -224,12 +235,14 @@ def derive(
 
     def fitting(priced: Iterable[Candidate]) -> dict[Architecture, Candidate]:
         fits = (c for c in priced if budget.bound_ms(c.table) <= budget.target_ms)
-        return {c.architecture: replace(c, score=score_of(program, c.architecture)) for c in fits}
+        return {a: replace(c, score=score_of(program, a), is_preferred=a == preferred) for c in fits for a in [c.architecture]}
 
     def ranked() -> list[Candidate]:
-        best_first = sorted(accepted.values(), key=lambda c: -c.score)
+        best_first = sorted(accepted.values(), key=lambda c: c.rank, reverse=True)
         return best_first[:1] + [c for c in best_first[1:] if budget.bound_ms(c.table) >= least_ms]
 
+    if preferred is not None and preferred not in without:
+        accepted |= fitting(c for c in _sum_up([preferred], program, model) if c)
     for number in range(TARGETS):
         answers = (space.architecture(choice) for choice in solutions(program, [linear_ms]))
         allowed = islice((architecture for architecture in answers if architecture not in without), LOWERED_PER_TARGET)

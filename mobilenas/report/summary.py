@@ -81,7 +81,8 @@ def _search_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("network", f"{result['fingerprint']}, {result['params']:,} parameters, {result['madds']:,} MAdds"),
     ]
     if result.get("collapsed"):
-        rows.append(("doubt", "the search collapsed into skips; the network is of an epoch before"))
+        before = "; the network is of an epoch before" if result.get("restored", True) else ""
+        rows.append(("doubt", f"the search collapsed into skips{before}"))
     for budget in result["budgets"]:
         rows += [
             ("budget", f"{budget['target_ms']:.4g} ms ({budget['text']})"),

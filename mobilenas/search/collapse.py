@@ -1,17 +1,19 @@
 """Whether a search collapses: the network that its logits stand for turns into skip connections, or nothing.
 
-Zela et al. (ICLR 2020, arXiv 1909.09656) and Liang et al. (DARTS+, arXiv 1909.06035) describe it; as the former do, a search
-that collapsed is derived from where it stood before. Watched after every epoch: the share of idle ones among the operators
-that the logits choose, the entropy of the logits, and the accuracy of the chosen network alone inside the supernet, on the
-same images each time. That accuracy tells nothing of a collapse: the more certain the logits, the better the supernet's weights
-fit the one network, whichever it is. So what counts is that most operators are idle though the budgets would allow more.
+Zela et al. (ICLR 2020, arXiv 1909.09656) and Liang et al. (DARTS+, arXiv 1909.06035) describe it. Watched after every epoch:
+the share of idle ones among the operators that the logits choose, the entropy of the logits, and the accuracy of the chosen
+network alone inside the supernet, on the same images each time. That accuracy tells nothing of a collapse: the more certain the
+logits, the better the supernet's weights fit the one network, whichever it is. So what counts is that most operators are idle
+though the budgets would allow more. A search that collapsed is reported; it is derived from where it stood before, as Zela et
+al. do, where that is asked for. Spaces in which skips are how depth is searched, and cells half of which are fixed, are not
+judged: published networks have more skips than that.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from torch import Tensor
@@ -20,6 +22,8 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.supernet import NO_OPERATOR, SKIP, ArchitectureParameters, Mixture
 
+Watch = Literal["off", "warn", "restore"]
+"""What is done about a collapse: nothing is looked at, it is reported, or the logits are set back to before it."""
 MOSTLY_IDLE = 0.5
 """Share of idle operators from which on a search may have collapsed."""
 IDLE = {SKIP, NO_OPERATOR}
@@ -30,8 +34,10 @@ SPARE = 0.8
 class Health(msgspec.Struct, frozen=True):
     """How a search does after an epoch; numbers are from 0 to 1."""
 
-    idle_share: float
-    """Of the operators that the logits choose: skips and none at all, where that was possible."""
+    idle_share: float | None
+    """Of the operators that the logits choose: skips and none at all, where that was possible; ``None`` for a space in which
+    that tells nothing.
+    """
     entropy: float
     """Of the logits of operators, on average, as a share of the largest: 1 says nothing yet, 0 is certain."""
     accuracy: float
@@ -42,7 +48,7 @@ class Health(msgspec.Struct, frozen=True):
     @property
     def is_collapsed(self) -> bool:
         """Whether most operators are idle and need not be."""
-        return self.idle_share >= MOSTLY_IDLE and self.may_be_slower
+        return self.idle_share is not None and self.idle_share >= MOSTLY_IDLE and self.may_be_slower
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -70,8 +76,12 @@ class Snapshot(msgspec.Struct, frozen=True):
         return cls(epoch, valid_accuracy, health, logits)
 
 
-def idle_share(space: SearchSpace, architecture: Architecture) -> float:
-    """Share of the operators of ``architecture`` that compute nothing, of those that might; 0 where none might."""
+def idle_share(space: SearchSpace, architecture: Architecture) -> float | None:
+    """Share of the operators of ``architecture`` that compute nothing, of those that might; 0 where none might, ``None`` where
+    the share tells nothing of a collapse.
+    """
+    if not space.may_collapse:
+        return None
     may_be_idle = {decision.name for decision in space.decisions if decision.kind == "op" and IDLE & set(decision.options)}
     chosen = [option in IDLE for name, option in architecture.choices.items() if name in may_be_idle]
     return sum(chosen) / len(chosen) if chosen else 0.0

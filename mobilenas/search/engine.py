@@ -29,7 +29,7 @@ from mobilenas.errors import DivergedError, MissingKernelError
 from mobilenas.latency.budget import AugmentedLagrangian, Budget, LogCost
 from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, Step, StepKind
 from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
-from mobilenas.search.collapse import SPARE, Health, Snapshot, certain, entropy, idle_share
+from mobilenas.search.collapse import SPARE, Health, Snapshot, Watch, certain, entropy, idle_share
 from mobilenas.search.descent import AdamSettings, Descent, Guard, SgdSettings
 from mobilenas.search.memory import MemoryEstimate, estimate, number_bytes_of, on_meta
 from mobilenas.search.parts import Parts, check_parts
@@ -72,6 +72,8 @@ class EngineSettings(msgspec.Struct, frozen=True):
     """Parts that each batch is computed in."""
     on_device: bool = False
     """Whether images live where the supernet does, and are augmented there."""
+    watch: Watch = "warn"
+    """What is done about a collapse."""
 
 
 class BudgetReport(msgspec.Struct, frozen=True):
@@ -97,7 +99,8 @@ class EpochReport(msgspec.Struct, frozen=True):
     budgets: tuple[BudgetReport, ...]
     decoded: str
     """Fingerprint of the network that the logits stand for now."""
-    health: Health
+    health: Health | None
+    """``None`` where a collapse is not watched for."""
     lr: float
     duration_s: float
 
@@ -134,7 +137,9 @@ class SearchEngine:
     on_epoch: Callable[[EpochReport], None] = lambda _: None
     on_note: Callable[[str], None] = lambda _: None
     collapsed: bool = False
-    """Whether any stage has collapsed, and its logits are those of an epoch before; known after ``run``."""
+    """Whether any stage has collapsed; known after ``run``."""
+    restored: bool = False
+    """Whether the logits of any stage are those of an epoch before it collapsed."""
     _last: _StageRun | None = None
 
     def check(self) -> None:
@@ -281,20 +286,25 @@ class _StageRun:
                 saver.save()
                 self.engine.on_epoch(report)
                 saver.after_epoch()
-        self._leave_a_collapse()
+        self._judge()
         return self.parameters
 
-    def _leave_a_collapse(self) -> None:
-        """Go back to the best logits before it where the search has collapsed."""
+    def _judge(self) -> None:
+        """Say so where the stage has collapsed, and set the logits back to the best before it if that is asked for."""
         health, best = self.health, self.best
         if health is None or not health.is_collapsed:
             return
         self.engine.collapsed = True
-        told = f"warning: the search has collapsed: {health.idle_share:.0%} of the operators it chooses are skips or none"
+        told = f"warning: the search has collapsed: {health.idle_share or 0:.0%} of the operators it chooses are skips or none"
         if best is None:
             self.engine.on_note(f"{told}, and it never was otherwise")
             return
-        self.engine.on_note(f"{told}; it goes back to epoch {best.epoch + 1}, where it was {best.health.idle_share:.0%}")
+        before = f"epoch {best.epoch + 1}, where it was {best.health.idle_share or 0:.0%}"
+        if self.engine.settings.watch == "warn":
+            self.engine.on_note(f"{told}; --set watch=restore would go back to {before}")
+            return
+        self.engine.on_note(f"{told}; it goes back to {before}")
+        self.engine.restored = True
         self.parameters.load_state_dict(dict(best.logits))
 
     def _progress(self) -> Progress:
@@ -346,8 +356,10 @@ class _StageRun:
             duration_s=time.monotonic() - begin,
         )
 
-    def _watch(self, decoded: Architecture, budgets: Sequence[BudgetReport], valid_accuracy: float | None) -> Health:
-        """See how the search does, and keep its logits where it does better than before."""
+    def _watch(self, decoded: Architecture, budgets: Sequence[BudgetReport], valid_accuracy: float | None) -> Health | None:
+        """See how the search does, and keep its logits where it does better than before; nothing where it is not watched."""
+        if self.engine.settings.watch == "off":
+            return None
         space, epoch = self.engine.space, self.position.epoch
         alone = self._tried(certain(space, decoded, next(self.parameters.parameters())), self.watched)
         may_be_slower = all(b.table_ms is not None and b.table_ms < SPARE * b.target_ms for b in budgets)

@@ -56,6 +56,8 @@ class Selection(msgspec.Struct, frozen=True):
     table_high_ms: float
     verdict: Measurement | None
     rounds: tuple[Round, ...]
+    budget_binds: bool = False
+    """Whether it is another network than the search method derives without a budget."""
 
 
 def select(
@@ -67,9 +69,11 @@ def select(
     candidates: int = 8,
     rounds: int = 3,
     restrict: Restrict = lambda program: program,
+    preferred: Architecture | None = None,
     on_round: Callable[[Sequence[Round]], None] = lambda _: None,
 ) -> Selection:
-    """The best-scoring network within the budget; measured on the device if ``measure`` is given.
+    """The ``preferred`` network, which the search method derives without a budget, if it is within the budget; the best-scoring
+    one that is, otherwise. Measured on the device if ``measure`` is given.
 
     Candidates are the best network that is predicted to be within the target, and the next best of those close below it. Of
     those that are measured within the budget (``Measurement.is_within``) the best-scoring one is measured again, from the
@@ -79,7 +83,7 @@ def select(
     candidate again. ``on_round`` is told of all rounds after each. Raises ``BudgetError`` if none succeeded.
     """
     if measure is None:
-        return _selection(derive(space, scores, budget, restrict=restrict)[0], None, ())
+        return _selection(derive(space, scores, budget, restrict=restrict, preferred=preferred)[0], None, ())
     history: list[Round] = []
     over: set[Architecture] = set()
     kept: tuple[Candidate, Measurement] | None = None
@@ -87,12 +91,14 @@ def select(
     while len(history) < rounds:
         corrected, least_ms = replace(budget, target_ms=target_ms), (1 - CLOSE_FRACTION) * target_ms
         try:
-            derived = derive(space, scores, corrected, candidates, restrict, least_ms=least_ms, without=over)
+            derived = derive(
+                space, scores, corrected, candidates, restrict, least_ms=least_ms, without=over, preferred=preferred
+            )
         except BudgetError:
             if not history:
                 raise
             break  # nothing is left below the corrected target: the error is about the user's own
-        derived = [c for c in derived if kept is None or c.score > kept[0].score]
+        derived = [c for c in derived if kept is None or c.rank > kept[0].rank]
         if not derived:
             break
         measured = list(zip(derived, measure([c.architecture for c in derived], f"round{len(history)}"), strict=True))
@@ -124,7 +130,7 @@ def select(
 
 def _best_within(measured: Sequence[tuple[Candidate, Measurement]], target_ms: float) -> Candidate | None:
     """The best-scoring candidate within the budget; one that exceeds it by its repeatability only where no other is."""
-    fitting = [(m.value_ms <= target_ms, c.score, c) for c, m in measured if m.is_within(target_ms)]
+    fitting = [(m.value_ms <= target_ms, c.rank, c) for c, m in measured if m.is_within(target_ms)]
     return max(fitting, key=lambda found: found[:2])[2] if fitting else None
 
 
@@ -149,4 +155,5 @@ def _selection(candidate: Candidate, verdict: Measurement | None, rounds: tuple[
         table_high_ms=candidate.table.high_ms,
         verdict=verdict,
         rounds=rounds,
+        budget_binds=not candidate.is_preferred,
     )

@@ -97,6 +97,13 @@ class SearchSpace(ABC):
         return asdict(cast(Any, self))
 
     @property
+    def may_collapse(self) -> bool:
+        """Whether a network of skips for the most part has learnt nothing: not where skips are how depth is searched, nor where
+        a part of the network is fixed.
+        """
+        return False
+
+    @property
     @abstractmethod
     def image_shape(self) -> tuple[int, int, int, int]:
         """Shape of the deployed network's input, ``(batch, channels, height, width)``."""

@@ -113,6 +113,10 @@ class CellSpace(SearchSpace):
             raise UsageError("space.operators must name at least one operator besides none")
 
     @property
+    def may_collapse(self) -> bool:
+        return self.reduction == "searched"
+
+    @property
     def image_shape(self) -> tuple[int, int, int, int]:
         return (self.batch, self.image_channels, self.image_size, self.image_size)
 

@@ -83,6 +83,10 @@ class NasBench201Space(SearchSpace):
             raise UsageError("space.operators must name at least one operator besides none")
 
     @property
+    def may_collapse(self) -> bool:
+        return True
+
+    @property
     def image_shape(self) -> tuple[int, int, int, int]:
         return (self.batch, self.image_channels, self.image_size, self.image_size)
 

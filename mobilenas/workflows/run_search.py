@@ -203,11 +203,11 @@ def _chosen(
     save_tensors(directory.path / "logits.safetensors", probabilities)
     scores = method.scores(space, parameters) if importance is None else importance
     selection = None
-    if budget is None and importance is None:
+    if importance is None:
         architecture = method.decode(space, parameters)
-    elif budget is None:
-        architecture = space.architecture(next(solutions(method.restrict(space.derivation_program(scores)))))
     else:
+        architecture = space.architecture(next(solutions(method.restrict(space.derivation_program(scores)))))
+    if budget is not None:
         told.progress("deriving", 0, 1)
         target, link, plan = prepared.target, prepared.link, prepared.target.plan(cfg.plan)
         if cfg.measure and isinstance(budget.model, TableModel):
@@ -224,9 +224,15 @@ def _chosen(
                 candidates=cfg.candidates,
                 rounds=cfg.rounds,
                 restrict=method.restrict,
+                preferred=architecture,
                 on_round=lambda rounds: _write_rounds(directory, budget, rounds),
             )
         architecture = selection.architecture
+        if selection.budget_binds and method.switches.skip_limit is not None:
+            told.note(
+                f"the budget binds: of the networks within it and switches.skip_limit = {method.switches.skip_limit} the "
+                "best-scoring one is chosen, not that of the P-DARTS authors' loop over skips"
+            )
     outcomes: tuple[BudgetOutcome, ...] = ()
     if budget and bounds and selection:
         expected_ms = float(budget.model.expected_ms(probabilities, LOWEST_TEMPERATURE))
@@ -245,6 +251,7 @@ def _chosen(
         epochs=cfg.epochs,
         duration_s=time.monotonic() - begin,
         collapsed=engine.collapsed,
+        restored=engine.restored,
     )
     directory.write_document(ARCHITECTURE, documents.parse_json(architecture.to_json(), ARCHITECTURE))
     directory.write_document(RESULT, {"schema": "mobilenas/search-result@1", **msgspec.to_builtins(result)})
@@ -341,6 +348,7 @@ def _engine_settings(cfg: SearchConfig, space: SearchSpace, method: SearchMethod
         seed=cfg.seed,
         accumulate=cfg.compute.accumulate,
         on_device=cfg.data.on_device,
+        watch=cfg.watch,
     )
 
 

@@ -43,12 +43,13 @@ def test_blocks_of_ones_own_are_profiled_searched_trained_and_exported(here: Pat
     (here / "search.toml").write_text(BLOCKS)
     profiled = json.loads(command("profile", "--config", "space.toml", "--data", "digits", "-o", "table", "--json").out)
     assert profiled["kernels"] > 10
-    searched = json.loads(
-        command(
-            "search", "--config", "search.toml", "--data", "digits", "--table", "table", "--latency-budget", "40%",
-            "--set", "log_cost.weight=0.1", "--set", "log_cost.base=2", "--no-measure", "-o", "run", "--json",
-        ).out
+    arguments = (
+        "search", "--config", "search.toml", "--data", "digits", "--table", "table", "--latency-budget", "40%",
+        "--set", "architecture.lr=0.01", "--no-measure", "--json",
     )  # fmt: skip
+    free = json.loads(command(*arguments, "-o", "free").out)
+    searched = json.loads(command(*arguments, "--set", "log_cost.weight=20", "--set", "log_cost.base=2", "-o", "run").out)
+    assert searched["budgets"][0]["expected_ms"] < free["budgets"][0]["expected_ms"], "the log of the cost is in the loss"
     assert searched["budgets"][0]["table_ms"] <= searched["budgets"][0]["target_ms"]
     assert searched["architecture"]["choices"]["stem.next"].startswith("block")
     trained = json.loads(

@@ -69,7 +69,18 @@ def timing(**changed: object) -> str:
 
 
 def test_a_runner_that_is_killed_once_blames_no_model(tmp_path: Path) -> None:
-    """Whatever it was killed for, the model that it was at is tried again."""
+    """Whatever it was killed for, the model that it was at is tried again, after the others."""
+    once = "import pathlib; mark = pathlib.Path(%r); seen = mark.exists(); mark.touch(); seen or os.kill(os.getpid(), 11)"
+    seen: list[str] = []
+    runtime = Scripted(tmp_path, "", once % str(tmp_path / "mark"))
+    models = {**MODELS, "c": PreparedModel(b"c")}
+    with find_device("local").open() as link:
+        runtime.time_models(models, link, RunSettings(), PLAN, lambda name, record: seen.append(name))
+    assert (tmp_path / "mark").exists(), "it was killed before it had reported on b"
+    assert seen == ["a", "c", "b"]
+
+
+def test_a_runner_killed_after_its_last_report_is_run_again(tmp_path: Path) -> None:
     once = "import pathlib; mark = pathlib.Path(%r); seen = mark.exists(); mark.touch(); seen or os.kill(os.getpid(), 11)"
     seen: list[str] = []
     runtime = Scripted(tmp_path, timing(), once % str(tmp_path / "mark"))

@@ -8,13 +8,15 @@ import torch
 
 from mobilenas.core.architecture import Decision
 from mobilenas.errors import UsageError
-from mobilenas.latency.budget import solutions
+from mobilenas.latency.budget import Budget, solutions
 from mobilenas.methods.base import Stage
 from mobilenas.methods.p_darts import PDarts, keep_likeliest
 from mobilenas.methods.switches import Switches
+from mobilenas.search.selection import select
 from mobilenas.spaces.base import SupernetSize
 from mobilenas.spaces.cells import OPERATORS, CellSpace
 from mobilenas.supernet import ArchitectureParameters
+from mobilenas.testing.fakes import make_model
 
 SPACE = CellSpace(channels=4, layers=3, image_size=8)
 EDGES = [decision for decision in SPACE.decisions if decision.kind == "op"]
@@ -116,6 +118,52 @@ def test_the_limit_is_a_row_of_the_program() -> None:
         choices = dict(next(solutions(program)))
         assert sum(o == "skip_connect" for n, o in choices.items() if n.startswith("normal")) == wanted
         assert sum(o == "skip_connect" for n, o in choices.items() if n.startswith("reduce")) == 2
+
+
+def skips_favoured(seed: int, dropped: int) -> ArchitectureParameters:
+    """Logits as of a last stage: each edge has lost ``dropped`` operators, and its skip is likelier than the others."""
+    generator = torch.Generator().manual_seed(seed)
+    decisions = []
+    for decision in EDGES:
+        others = torch.randperm(7, generator=generator)[: 7 - dropped]
+        kept = {3, *(int(index) + (index >= 3) for index in others)}
+        decisions.append(Decision(decision.name, tuple(OPERATORS[index] for index in sorted(kept)), "op"))
+    parameters = ArchitectureParameters(tuple(decisions), generator, SPACE.decisions)
+    with torch.no_grad():
+        for name, rows in parameters.logits.items():
+            rows.copy_(torch.randn(rows.shape, generator=generator))
+            for decision, row in zip(parameters.groups[name].members, rows, strict=True):
+                row[decision.options.index("skip_connect")] += 1.5
+    return parameters
+
+
+def test_where_the_budget_does_not_bind_the_skip_loop_chooses() -> None:
+    """Oracle: the same search without a budget. An exact row in its place would choose others in most cases."""
+    method, model, others = PDarts(), make_model(SPACE), 0
+    for seed in range(40):
+        parameters = skips_favoured(seed, dropped=5 if seed % 2 else 0)
+        wanted = method.decode(SPACE, parameters)
+        scores = method.scores(SPACE, parameters)
+        for target_ms in (model.latency(wanted).ms, 10 * model.latency(wanted).ms):
+            found = select(SPACE, scores, Budget(model, target_ms), measure=None, restrict=method.restrict, preferred=wanted)
+            assert found.architecture == wanted, seed
+            assert not found.budget_binds
+        program = method.restrict(SPACE.derivation_program(scores))
+        others += SPACE.architecture(next(solutions(program))) != wanted
+    assert others > 20, others
+
+
+def test_where_the_budget_binds_the_limit_is_exact() -> None:
+    method, model = PDarts(), make_model(SPACE)
+    for seed in range(4):
+        parameters = skips_favoured(seed, dropped=0)
+        wanted = method.decode(SPACE, parameters)
+        budget = Budget(model, 0.9 * model.latency(wanted).ms)
+        scores = method.scores(SPACE, parameters)
+        found = select(SPACE, scores, budget, measure=None, restrict=method.restrict, preferred=wanted)
+        assert found.budget_binds
+        assert found.table_ms <= budget.target_ms
+        assert sum(o == "skip_connect" for n, o in found.architecture.choices.items() if n.startswith("normal")) <= 2
 
 
 def test_dropout_follows_the_authors_schedule() -> None:

@@ -5,23 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 
-from mobilenas.core.run_directory import RunDirectory
-from mobilenas.data import Images, InMemory
-from mobilenas.latency.budget import Budget
+from mobilenas.latency.budget import Budget, LogCost
 from mobilenas.latency.models import TableModel
-from mobilenas.methods.darts import Darts
-from mobilenas.search.descent import AdamSettings, SgdSettings
-from mobilenas.search.engine import EngineSettings, EpochReport, SearchEngine
-from mobilenas.search.task import Classification
-from mobilenas.spaces.base import SupernetSize
-from mobilenas.spaces.cells import CellSpace
+from mobilenas.search.descent import AdamSettings
+from mobilenas.search.engine import EpochReport
+from mobilenas.spaces.base import OptionCosts
+from mobilenas.supernet import SKIP
 from mobilenas.testing.fakes import make_lower, make_table
-
-SPACE = CellSpace(channels=2, layers=3, image_size=8, nodes=2, classes=3)
+from tests.search.engines import SPACE, small_engine
 
 
 def wide_model() -> TableModel:
@@ -34,37 +29,10 @@ def wide_model() -> TableModel:
     return TableModel(replace(table, card=whole), SPACE, make_lower(SPACE))
 
 
-def images(seed: int) -> Images:
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (8, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    return Images(InMemory(pixels, torch.arange(8) % 3), lambda image: image.float() / 255)
-
-
 def search(folder: Path, quantile: float, target_ms: float, on_note: Callable[[str], None] = lambda _: None) -> EpochReport:
     reports: list[EpochReport] = []
-    engine = SearchEngine(
-        space=SPACE,
-        method=Darts(),
-        task=Classification(),
-        halves=(images(1), images(2)),
-        budgets=[Budget(wide_model(), target_ms, quantile=quantile)],
-        settings=EngineSettings(
-            supernet=SupernetSize(channels=2, layers=3),
-            checkpoint_cells=False,
-            epochs=1,
-            warmup_epochs=0,
-            batch_size=4,
-            workers=0,
-            weights=SgdSettings(lr=0.05, min_lr=0.01, momentum=0.9, weight_decay=1e-4, clip_norm=5.0),
-            architecture=AdamSettings(lr=0.01, beta1=0.5, beta2=0.999, weight_decay=1e-3),
-            seed=0,
-        ),
-        fabric=Fabric(accelerator="cpu", devices=1),
-        directory=RunDirectory(folder),
-        on_epoch=reports.append,
-        on_note=on_note,
-    )
-    engine.run()
+    budgets = [Budget(wide_model(), target_ms, quantile=quantile)]
+    small_engine(folder, budgets=budgets, on_epoch=reports.append, on_note=on_note).run()
     return reports[-1]
 
 
@@ -84,3 +52,20 @@ def test_the_margin_of_expectations_is_the_models_error() -> None:
     assert Budget(model, 1.0).margin_factor == 1
     assert Budget(model, 1.0, quantile=0.95).margin_factor == pytest.approx(1.25)
     assert 1 < Budget(model, 1.0, quantile=0.8).margin_factor < 1.25
+
+
+def test_the_log_cost_moves_the_logits_towards_what_is_cheap(tmp_path: Path) -> None:
+    """Skips cost nothing and all else does: the heavier the objective, the likelier skips become."""
+    costs = {d.name: np.array([0.0 if o == SKIP else 1.0 for o in d.options]) for d in SPACE.decisions if d.kind == "op"}
+    likelihood = []
+    for weight in (0.0, 100.0):
+        log_cost = LogCost(SPACE, OptionCosts(1.0, costs), weight, base=15.0)
+        engine = small_engine(
+            tmp_path / str(weight),
+            {"architecture": AdamSettings(lr=0.05, beta1=0.5, beta2=0.999, weight_decay=1e-3), "epochs": 3},
+            log_cost=log_cost,
+        )
+        rows = engine.run().softmax()
+        skips = [rows[d.name][d.options.index(SKIP)] for d in SPACE.decisions if d.kind == "op"]
+        likelihood.append(float(torch.stack(skips).detach().mean()))
+    assert likelihood[0] + 0.03 < likelihood[1], likelihood

@@ -168,6 +168,80 @@ def test_a_correction_does_not_take_back_the_quantiles_margin() -> None:
     assert found.table_high_ms <= tight.target_ms
 
 
+def test_a_candidate_measured_over_the_budget_is_not_measured_again() -> None:
+    """The device takes what is predicted, but of the best network: the third round's target would let that in again."""
+    best = derive(SPACE, SCORES, budget())[0].architecture
+    asked: list[str] = []
+
+    def measure(architectures, label):
+        asked.extend(a.fingerprint for a in architectures)
+        return [measurement((1.3 if a == best else 1.0) * MODEL.latency(a).ms, 0.001, True) for a in architectures]
+
+    found = select(SPACE, SCORES, budget(), measure=measure, candidates=1)
+    targets = [r.derivation_target_ms for r in found.rounds]
+    assert targets == pytest.approx([budget().target_ms, budget().target_ms / 1.3, budget().target_ms])
+    assert asked.count(best.fingerprint) == 1
+
+
+def test_a_network_over_the_budget_by_its_verdict_is_no_candidate_again() -> None:
+    """The first verdict is over; the second round corrects the target upwards, which would let its network in again."""
+    best = derive(SPACE, SCORES, budget())[0].architecture
+    asked: list[tuple[str, str]] = []
+
+    def measure(architectures, label):
+        asked.extend((label, a.fingerprint) for a in architectures)
+        if label.startswith("verdict"):
+            return [measurement((1.02 if label == "verdict0" else 0.9) * budget().target_ms, 0.001, True)]
+        return [measurement(0.99 * MODEL.latency(a).ms, 0.001, True) for a in architectures]
+
+    found = select(SPACE, SCORES, budget(), measure=measure)
+    assert asked.count(("verdict0", best.fingerprint)) == 1
+    assert len(found.rounds) == 3
+    assert found.rounds[2].derivation_target_ms > budget().target_ms
+    assert {label for label, fingerprint in asked if fingerprint == best.fingerprint} == {"round0", "verdict0"}
+
+
+def preferring(second: int = 1):
+    """A network that scores less than the best, and is predicted as far below the budget as others."""
+    derived = derive(SPACE, SCORES, budget(), 8)
+    return derived[0].architecture, derived[second].architecture
+
+
+def test_the_preferred_network_is_chosen_where_it_is_within_the_budget() -> None:
+    best, preferred = preferring()
+    for measure in (None, device(1.0, 0.01, True)):
+        found = select(SPACE, SCORES, budget(), measure=measure, preferred=preferred)
+        assert found.architecture == preferred != best
+        assert not found.budget_binds
+
+
+def test_a_preferred_network_that_is_measured_over_is_not_chosen() -> None:
+    best, preferred = preferring()
+
+    def measure(architectures, label):
+        return [measurement((1.1 if a == preferred else 0.99) * budget().target_ms, 0.001, True) for a in architectures]
+
+    found = select(SPACE, SCORES, budget(), measure=measure, preferred=preferred)
+    assert found.architecture == best
+    assert found.budget_binds
+
+
+def test_a_preferred_network_is_taken_once_the_device_lets_it_in() -> None:
+    """It is predicted above the budget, and the device is faster than its predictions."""
+    [best] = derive(SPACE, SCORES, budget())
+    wider = replace(budget(), target_ms=1.08 * budget().target_ms)
+    preferred = next(
+        c.architecture for c in derive(SPACE, SCORES, wider, 8, least_ms=1.01 * budget().target_ms)[1:] if c.score != best.score
+    )
+
+    def measure(architectures, label):
+        return [measurement(0.85 * MODEL.latency(a).ms, 0.001, True) for a in architectures]
+
+    found = select(SPACE, SCORES, budget(), measure=measure, preferred=preferred)
+    assert found.rounds[0].chosen == best.architecture.fingerprint
+    assert found.architecture == preferred
+
+
 def test_every_round_is_told_before_the_error() -> None:
     told = []
     with pytest.raises(BudgetError):

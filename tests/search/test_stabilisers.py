@@ -181,6 +181,7 @@ def test_the_chosen_network_alone_is_what_is_tried_and_its_idle_operators_are_co
 def test_idle_networks_have_collapsed_only_where_the_budget_would_allow_more() -> None:
     assert Health(0.75, 0.5, 0.7, may_be_slower=True).is_collapsed
     assert not Health(0.75, 0.5, 0.7, may_be_slower=False).is_collapsed
+    assert Health(0.5, 0.5, 0.7, may_be_slower=True).is_collapsed, "half is enough"
     assert not Health(0.45, 0.5, 0.7, may_be_slower=True).is_collapsed
 
 
@@ -196,13 +197,13 @@ def test_a_search_that_collapses_is_derived_from_before(
     command: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Darts, "after_architecture_step", towards_skips)
-    arguments = ("--method", "darts", *QUICK, "--epochs", "4", "-o", "run")
+    arguments = ("--method", "darts", *QUICK, "--epochs", "4", "--set", "watch=restore", "-o", "run")
     outcome = command("search", *arguments, "--json")
     assert outcome.code == 0, outcome.err
     result = json.loads(outcome.out)
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["health"]["idle_share"] == 1.0, "the logits stood for skips alone"
-    assert result["collapsed"]
+    assert (result["collapsed"], result["restored"]) == (True, True)
     best = max((0, 1), key=lambda epoch: (lines[epoch]["valid_accuracy"], epoch))
     assert result["fingerprint"] == lines[best]["decoded"] != lines[-1]["decoded"]
     told = command("search", *arguments)
@@ -261,7 +262,8 @@ def test_every_space_is_watched(method: str, space: str, command: Callable[..., 
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()] if method != "random" else []
-    assert all(0 <= line["health"][key] <= 1 for line in lines for key in ("idle_share", "entropy", "accuracy"))
+    assert all(0 <= line["health"][key] <= 1 for line in lines for key in ("entropy", "accuracy"))
+    assert all((line["health"]["idle_share"] is None) == (space == "dense-small") for line in lines)
 
 
 def test_metrics_of_all_stages_are_there_however_often_a_search_is_run_again(command: Callable[..., Outcome]) -> None:
