@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import io
-import math
+import os
 import re
 import shlex
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
 import onnx
 import torch
-from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from mobilenas import ops
+from mobilenas.core import documents
 from mobilenas.core.workload import OPSET, Blueprint, Layer, Workload
 from mobilenas.errors import DocumentError, UsageError
 
@@ -109,10 +110,7 @@ def read_model(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) ->
     Raises ``DocumentError`` if it is no model, or one whose inputs have no fixed shape or are no tensors, and ``UsageError``
     for ``shapes`` that contradict the file.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
+    content = documents.read_bytes(path, documents.MAXIMUM_MODEL_BYTES)
     model = parse_model(content, str(path))
     inputs = inputs_of(model)
     if not model.graph.node:
@@ -124,13 +122,14 @@ def read_model(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) ->
     fix_shapes(model, shapes or {}, str(path))
     _check_shapes(inputs, path)
     _name_nodes_apart(model)
-    external = _external_files(model)
+    parts = [(tensor, _external_part(tensor, path)) for tensor in _external_tensors(model)]
+    size = len(content) + sum(part.length for _, part in parts)
+    documents.check_size(path, size, documents.MAXIMUM_MODEL_BYTES)
     limits = tuple(index_limits(model).items())
-    if _external_bytes(model) + len(content) >= LARGEST_MESSAGE:
-        _check_within(path.parent, external, path)
-        folder = path.parent.resolve()
-        return ModelFile(bytes(model.SerializeToString()), folder, external, limits, batch=_batch(inputs))
-    _read_weights(model, path)
+    if size >= LARGEST_MESSAGE:
+        external = tuple(dict.fromkeys(part.location for _, part in parts))
+        return ModelFile(bytes(model.SerializeToString()), path.parent.resolve(), external, limits, batch=_batch(inputs))
+    _read_weights(parts)
     return ModelFile(bytes(model.SerializeToString()), index_limits=limits, batch=_batch(inputs))
 
 
@@ -308,34 +307,54 @@ def _name_nodes_apart(model: onnx.ModelProto) -> None:
         seen.update([node.name] if node.name else [])
 
 
-def _external_tensors(model: onnx.ModelProto) -> list[tuple[onnx.TensorProto, dict[str, str]]]:
-    tensors = (tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL)
-    return [(tensor, {entry.key: entry.value for entry in tensor.external_data}) for tensor in tensors]
+def _read_weights(parts: Iterable[tuple[onnx.TensorProto, _Part]]) -> None:
+    """Read the numbers of tensors, which are kept in files of their own, into the model."""
+    for tensor, part in parts:
+        with documents.opened(part.file, documents.MAXIMUM_MODEL_BYTES) as file:
+            file.seek(part.offset)
+            tensor.raw_data = file.read(part.length)
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
 
 
-def _external_files(model: onnx.ModelProto) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(facts.get("location", "") for _, facts in _external_tensors(model)))
+def _external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield the tensors of ``model``, those of graphs inside nodes too, whose numbers are kept in other files."""
+    graphs: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    while graphs:
+        graph = graphs.pop()
+        found = [] if isinstance(graph, onnx.FunctionProto) else list(graph.initializer)
+        for attribute in (attribute for node in graph.node for attribute in node.attribute):
+            found += [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+            graphs += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+        yield from (tensor for tensor in found if tensor.data_location == TensorProto.EXTERNAL)
 
 
-def _external_bytes(model: onnx.ModelProto) -> int:
-    """Of all weights that are kept apart, by their shapes."""
-    return sum(helper.tensor_dtype_to_np_dtype(t.data_type).itemsize * math.prod(t.dims) for t, _ in _external_tensors(model))
+class _Part(NamedTuple):
+    """Where the numbers of a tensor lie."""
+
+    location: str
+    """Relative to the model's folder."""
+    file: Path
+    offset: int
+    length: int
 
 
-def _check_within(folder: Path, names: Iterable[str], path: Path) -> None:
-    """Raise ``DocumentError`` for files of weights that are not regular files in ``folder``, or below."""
-    for name in names:
-        place = folder / name
-        if place.is_symlink() or not place.is_file() or not place.resolve().is_relative_to(folder.resolve()):
-            raise DocumentError(f"{path}: its weights are in {name!r}, which is no file in the folder of the model")
-
-
-def _read_weights(model: onnx.ModelProto, path: Path) -> None:
-    """Read the weights that are kept beside ``path`` into ``model``."""
+def _external_part(tensor: onnx.TensorProto, path: Path) -> _Part:
+    said = {entry.key: entry.value for entry in tensor.external_data}
+    file, folder = path.parent / said.get("location", ""), path.parent.resolve()
+    where = f"{path}: the weights {tensor.name!r}, kept in {said.get('location')!r}"
+    if "\0" in said.get("location", "") or not file.resolve().is_relative_to(folder):
+        raise DocumentError(f"{where}, lie outside the model's folder, where nothing is read: put them beside the model")
     try:
-        external_data_helper.load_external_data_for_model(model, str(path.parent))
-    except Exception as error:  # files that are missing or too short, places outside the folder
-        raise DocumentError(f"{path}: its weights, kept in files beside it, cannot be read into it: {error}") from error
+        with documents.opened(file, documents.MAXIMUM_MODEL_BYTES) as opened:
+            size = os.fstat(opened.fileno()).st_size
+        offset = int(said.get("offset", 0))
+        length = int(said.get("length", size - offset))
+    except ValueError as error:  # of which a DocumentError is one
+        raise DocumentError(f"{where}: {error}") from error
+    if offset < 0 or length < 0 or offset + length > size:
+        raise DocumentError(f"{where}: bytes {offset} to {offset + length} of a file of {size}: it is not the whole file")
+    return _Part(said["location"], file, offset, length)
 
 
 # ---- composition -------------------------------------------------------------------------------------------------------

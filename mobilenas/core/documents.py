@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 import reprlib
 import stat
@@ -18,15 +19,22 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
+from mobilenas.core.memory import free_memory_bytes
 from mobilenas.errors import DocumentError, nearest_hint
 
 T = TypeVar("T")
 
-MAXIMUM_BYTES = 256 * 1024 * 1024
+MAXIMUM_BYTES = 64 * 2**20
+"""Of a document: text that is read as a whole."""
+MAXIMUM_TENSORS_BYTES = 8 * 2**30
+"""Of a file of weights, or of the tensors of a checkpoint."""
+MAXIMUM_MODEL_BYTES = 16 * 2**30
+"""Of an ONNX model with the files of its weights."""
 MAXIMUM_LINE_BYTES = 16 * 1024 * 1024
 MAXIMUM_TOML_CHARACTERS = 1024 * 1024
 MAXIMUM_VALUES = 1_000_000
 MAXIMUM_DEPTH = 64
+_CHUNK_BYTES = 2**20
 
 _shortener = reprlib.Repr()
 _shortener.maxstring = _shortener.maxother = 100
@@ -34,12 +42,19 @@ _short = _shortener.repr
 
 
 def read_text(path: Path) -> str:
-    """The UTF-8 text of ``path``; raises ``DocumentError`` if it is missing, no regular file, too large or not UTF-8."""
-    with _opened(path) as file:
-        data = file.read(MAXIMUM_BYTES + 1)
-        if len(data) > MAXIMUM_BYTES:
-            raise DocumentError(f"{path}: larger than {MAXIMUM_BYTES // 2**20} MiB, which no mobilenas document is")
-        return data.decode()
+    """Return the UTF-8 text of a document; raises ``DocumentError`` as ``read_bytes`` does, and for what is not UTF-8."""
+    with opened(path, MAXIMUM_BYTES) as file:
+        return _all_of(file, path, MAXIMUM_BYTES).decode()
+
+
+def read_bytes(path: Path, maximum_bytes: int) -> bytes:
+    """Return the content of ``path``: the one door to files of all kinds, with ``read_text`` and ``read_lines``.
+
+    Raises ``DocumentError`` for what is missing, no regular file (a folder, a pipe, a device), unreadable, or larger than
+    ``maximum_bytes`` or than the memory that is free now; of a file that is too large nothing is read.
+    """
+    with opened(path, maximum_bytes) as file:
+        return _all_of(file, path, maximum_bytes)
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -48,7 +63,7 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises ``DocumentError`` as ``read_text`` does, but for a line that is too large and for too many of them: together they may
     be larger than any document.
     """
-    with _opened(path) as file:
+    with opened(path, None) as file:
         for number in itertools.count(1):
             line = file.readline(MAXIMUM_LINE_BYTES + 1)
             if len(line) > MAXIMUM_LINE_BYTES:
@@ -61,16 +76,54 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def opened(path: Path, maximum_bytes: int | None) -> Iterator[IO[bytes]]:
+    """Open a regular file of at most ``maximum_bytes`` for reading; raises ``DocumentError`` as ``read_bytes`` does.
+
+    Nothing waits for the other end of a pipe, and no device is opened. ``None`` is for a file that is never read as a whole.
+    """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DocumentError(f"{path}: cannot be read: not a regular file")
-        with open(path, "rb") as file:
+        _check_regular(path, _stat(path))
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            _check_regular(path, found := os.fstat(file.fileno()))
+            if maximum_bytes is not None:
+                check_size(path, found.st_size, maximum_bytes)
             yield file
     except OSError as error:
         raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DocumentError(f"{path}: not UTF-8 text (byte {error.start})") from error
+
+
+def check_size(path: Path, size: int, maximum_bytes: int) -> None:
+    """Raise ``DocumentError`` if ``size`` bytes are over the limit of their kind, or over what memory is free now."""
+    if size > maximum_bytes:
+        raise DocumentError(
+            f"{path}: larger than {maximum_bytes / 2**20:,.0f} MiB ({size / 2**20:,.0f} MiB), the most that is read of its kind"
+        )
+    free = free_memory_bytes() if size > MAXIMUM_BYTES else None
+    if free is not None and size > free:
+        raise DocumentError(f"{path}: {size / 2**20:,.0f} MiB, and this machine has {free / 2**20:,.0f} MiB of memory free now")
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except ValueError as error:  # a name that no file can have, as with a zero byte in it
+        raise DocumentError(f"{str(path)!r}: cannot be read: {error}") from error
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise DocumentError(f"{path}: cannot be read: not a regular file")
+
+
+def _all_of(file: IO[bytes], path: Path, maximum_bytes: int) -> bytes:
+    """The content of an open file, also of one that grows or does not tell its size."""
+    data = file.read(os.fstat(file.fileno()).st_size)
+    while more := file.read(_CHUNK_BYTES):
+        data += more
+        check_size(path, len(data), maximum_bytes)
+    return data
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -245,14 +298,45 @@ def _field_names(kind: type) -> Iterable[str]:
 
 
 def dump_json(document: Any) -> str:
-    """Pretty, sorted JSON with a final newline: diffable in review."""
-    return json.dumps(msgspec.to_builtins(document), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    """Return pretty, sorted JSON with a final newline: diffable in review.
+
+    Raises ``DocumentError`` naming the first number that is not finite, before anything is written.
+    """
+    return _dumped(document, indent=2, sort_keys=True) + "\n"
+
+
+def dump_line(record: Any) -> str:
+    """Return one line of a journal, with its end; raises as ``dump_json``."""
+    return _dumped(record) + "\n"
 
 
 def digest(data: Any) -> str:
-    """SHA-256 of plain data as canonical JSON: the same for the same values, however they are laid out in a file."""
-    plain = msgspec.to_builtins(data)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
+    """SHA-256 of plain data as canonical JSON: the same for the same values, however they are laid out in a file.
+
+    Raises as ``dump_json``.
+    """
+    return hashlib.sha256(_dumped(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _dumped(document: Any, **layout: Any) -> str:
+    plain = msgspec.to_builtins(document)
+    try:
+        return json.dumps(plain, allow_nan=False, **layout)
+    except ValueError as error:
+        place, value = next(_not_finite(plain, "$"), ("$", error))
+        raise DocumentError(f"the number at {place} is {value}; only finite numbers are written down") from error
+
+
+def _not_finite(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Place and value of each number that is not finite."""
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            yield from _not_finite(inside, f"{place}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, inside in enumerate(value):
+            yield from _not_finite(inside, f"{place}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield place, value
 
 
 def check_schema(data: Any, name: str, version: int, where: str, renew: Callable[[], str] | None = None) -> dict[str, Any]:

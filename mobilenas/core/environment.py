@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -21,17 +21,20 @@ IDLE_LOAD = 0.3
 """Processes at work, on average over the last minute, of a machine that counts as idle."""
 
 
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
 class Environment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The state of a machine while something was measured on it."""
 
     machine: str
     system: str
     cpu_model: str
-    cpu_count: int
+    cpu_count: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
     governor: str | None
-    frequencies_mhz: tuple[float, ...]
+    frequencies_mhz: tuple[NotNegative, ...]
     temperatures_celsius: tuple[float, ...]
-    load_average: tuple[float, float, float]
+    load_average: tuple[NotNegative, NotNegative, NotNegative]
     versions: dict[str, str]
 
 

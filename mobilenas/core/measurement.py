@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 
-from mobilenas.errors import IncompatibleError, UnknownNameError
+from mobilenas.errors import DocumentError, IncompatibleError, UnknownNameError
 
 Estimator = Literal["floor", "median"]
 """What stands for a model's latency: a low one of the sweeps' on a shared host, the median on an owned, idle device."""
@@ -15,42 +15,47 @@ Statistic = Literal["floor", "median", "p90"]
 """What a budget can bind."""
 
 
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+
+
 class MeasurementPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much is measured. A *sweep* times every model once, in shuffled order, in a fresh process."""
 
     name: str
-    sweeps: int
+    sweeps: Positive
     """Sweeps of every model, at least."""
-    maximum_sweeps: int
+    maximum_sweeps: Positive
     """Sweeps that models which have not converged may get."""
-    spread_s: float
+    spread_s: NotNegative
     """Time over which the first ``sweeps`` sweeps are spread, in seconds."""
-    scale_networks: int
+    scale_networks: Count
     """Whole networks that the table's scale is fitted on."""
-    test_networks: int
+    test_networks: Count
     """Other whole networks that tell the table's error."""
-    lowered_networks: int
+    lowered_networks: Count
     """Random networks lowered, not measured, to fit the costs of workloads."""
-    samples: int = 50
+    samples: Positive = 50
     """Timed runs of a model in one sweep, at least."""
-    maximum_samples: int = 200
-    minimum_s: float = 0.01
+    maximum_samples: Positive = 200
+    minimum_s: NotNegative = 0.01
     """Timed seconds of a model in one sweep, at least, up to ``maximum_samples``."""
-    maximum_s: float = 0.1
+    maximum_s: NotNegative = 0.1
     """Timed seconds after which ten samples of a model are enough: more sweeps tell more than more samples of one."""
-    warmup_runs: int = 3
+    warmup_runs: Count = 3
     """Runs before the timed ones, at least; so is ``warmup_s``."""
-    warmup_s: float = 0.005
-    warmup_maximum_s: float = 0.1
+    warmup_s: NotNegative = 0.005
+    warmup_maximum_s: NotNegative = 0.1
     """When a model whose run times have not settled is timed all the same, and said not to be warm."""
-    warmup_tolerance_fraction: float = 0.02
+    warmup_tolerance_fraction: NotNegative = 0.02
     """The median of five runs and that of the five before it agree within this where run times have settled."""
     estimator: Estimator = "floor"
-    tolerance_fraction: float = 0.02
+    tolerance_fraction: NotNegative = 0.02
     """A model has converged when its floor repeats within this fraction, or its median is known to within it."""
-    sentinel_every_s: float = 0.001
+    sentinel_every_s: NotNegative = 0.001
     """Timed seconds of a model after which the sentinel runs again."""
-    drift_fraction: float = 0.15
+    drift_fraction: NotNegative = 0.15
     """A record does not count if the sentinel beside it was slower or faster than it usually is by more than this."""
 
 
@@ -73,7 +78,7 @@ def plan_named(name: str) -> MeasurementPlan:
     return PLANS[name]
 
 
-PositiveMs = Annotated[float, msgspec.Meta(gt=0)]
+PositiveMs = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
 """What took no time was not run."""
 
 
@@ -81,15 +86,19 @@ class SweepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a runner said of one model in one sweep; times in milliseconds."""
 
     wall_ms: Annotated[tuple[PositiveMs, ...], msgspec.Meta(min_length=1)]
-    cpu_ms: tuple[Annotated[float, msgspec.Meta(ge=0)], ...]
+    cpu_ms: tuple[Annotated[float, msgspec.Meta(ge=0, le=1e12)], ...]
     """Of the calling thread; 0 where that clock is too coarse."""
     sentinel_ms: Annotated[tuple[PositiveMs, ...], msgspec.Meta(min_length=1)]
     """Of a small model, the same for all, that ran between these runs: how fast the device was at that moment."""
     first_ms: PositiveMs
     load_ms: PositiveMs
-    peak_memory_mib: Annotated[float, msgspec.Meta(gt=0)] | None
+    peak_memory_mib: Annotated[float, msgspec.Meta(gt=0, le=1e12)] | None
     is_warm: bool | None = None
     """Whether the run times had settled before they were timed; ``None`` where a runner does not say."""
+
+    def __post_init__(self) -> None:
+        if len(self.wall_ms) != len(self.cpu_ms):
+            raise DocumentError(f"{len(self.wall_ms)} wall_ms need one cpu_ms each, and there are {len(self.cpu_ms)}")
 
     @property
     def sentinel_floor_ms(self) -> float:
@@ -185,7 +194,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SlowDown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A device that became slower for good while it was measured, as one does that throttles."""
 
-    at_s: float
+    at_s: NotNegative
     """Seconds since the epoch."""
-    fraction: float
+    fraction: NotNegative
     """By how much slower."""

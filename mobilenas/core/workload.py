@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
+
+from mobilenas.errors import DocumentError
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+"""Of one dimension of a tensor."""
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+NOT_FINITE = ("inf", "-inf", "nan")
+NotFinite = Literal["inf", "-inf", "nan"]
+"""How constants of somebody's model are kept that JSON has no number for; equal to themselves, as NaN is not."""
 
 
 class Workload(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
@@ -18,12 +29,12 @@ class Workload(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=Tr
     """
 
     operator: str
-    in_channels: int
-    out_channels: int
-    height: int
-    width: int
-    stride: int = 1
-    batch: int = 1
+    in_channels: Count
+    out_channels: Count
+    height: Count
+    width: Count
+    stride: Count = 1
+    batch: Count = 1
     attributes: tuple[tuple[str, int], ...] = ()
 
     def attribute(self, name: str, default: int) -> int:
@@ -91,15 +102,51 @@ class Blueprint(msgspec.Struct, frozen=True):
         return tuple(layer for layer in self.layers if layer.name in needed)
 
 
-class TensorSpec(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True):
+def storable(value: Any) -> Any:
+    """Return ``value``, which may be nested, with numbers that are not finite as the strings of ``NotFinite``."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: storable(inside) for key, inside in value.items()}
+    return [storable(inside) for inside in value] if isinstance(value, list | tuple) else value
+
+
+def restored(value: Any) -> Any:
+    """Return the inverse of ``storable``."""
+    if isinstance(value, str) and value in NOT_FINITE:
+        return float(value)
+    if isinstance(value, dict):
+        return {key: restored(inside) for key, inside in value.items()}
+    return [restored(inside) for inside in value] if isinstance(value, list | tuple) else value
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Shape, element type and constancy of one tensor of a kernel; ``values`` only for scalars, sizes and small whole
     constants.
     """
 
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     dtype: str
     is_constant: bool = False
-    values: tuple[int | float, ...] | None = None
+    values: tuple[int | float | NotFinite, ...] | None = None
+    """What it holds; given numbers that are not finite are kept as strings, truth values as 0 and 1."""
+
+    def __post_init__(self) -> None:
+        if self.values is None:
+            return
+        kept = tuple(int(value) if isinstance(value, bool) else storable(value) for value in self.values)
+        msgspec.structs.force_setattr(self, "values", kept)
+
+    @property
+    def numbers(self) -> list[int | float]:
+        """Its values as numbers; empty where it has none."""
+        return [restored(value) for value in self.values or ()]
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """What it is sorted by."""
+        values = None if self.values is None else [(isinstance(value, str), value) for value in self.values]
+        return (self.shape, self.dtype, self.is_constant, values is not None, values or [])
 
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
@@ -114,20 +161,46 @@ COPIES = 2, 8
 """How often a kernel stands in the two models that it is measured by, where an engine asks for nothing else."""
 
 
-class Kernel(msgspec.Struct, frozen=True, order=True, forbid_unknown_fields=True, omit_defaults=True):
+class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a runtime executes after its own fusion: one node of its optimised graph. The key of a table's rows.
 
     ``operator`` carries its domain (``com.microsoft.nchwc::Conv``), which with ONNX Runtime also tells the layout.
-    ``attributes`` is the canonical JSON of the node's attributes. ``inputs`` may hold ``None`` for an absent one.
+    ``attributes`` is the JSON of the node's attributes, in which numbers that are not finite are the strings of ``NotFinite``.
+    ``inputs`` may hold ``None`` for an absent one.
     """
 
-    operator: str
+    operator: Annotated[str, msgspec.Meta(min_length=1)]
     attributes: str
     inputs: tuple[TensorSpec | None, ...]
     outputs: tuple[TensorSpec, ...]
     provider: str
-    opset: int = OPSET
+    opset: Annotated[int, msgspec.Meta(ge=1, le=1000)] = OPSET
     """Of ONNX's own operators, where this one does not mean the same in ``OPSET``; written down only then."""
+
+    def __post_init__(self) -> None:
+        try:
+            found = json.loads(self.attributes)
+        except (RecursionError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            raise DocumentError(f"the attributes of {self.operator} are {self.attributes[:100]!r}, which is no JSON object")
+        if any(word in self.attributes for word in ("NaN", "Infinity")) and found != storable(found):
+            msgspec.structs.force_setattr(self, "attributes", json.dumps(storable(found), sort_keys=True))
+
+    def __lt__(self, other: Kernel) -> bool:
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[Any, ...]:
+        """What kernels are sorted by: an input that is absent comes before any other."""
+        inputs = [() if spec is None else spec.order for spec in self.inputs]
+        return (self.operator, self.attributes, inputs, [spec.order for spec in self.outputs], self.provider, self.opset)
+
+    @property
+    def attribute_values(self) -> dict[str, Any]:
+        """Its attributes, with numbers that are not finite as such."""
+        found: dict[str, Any] = json.loads(self.attributes)
+        return restored(found) if any(f'"{word}"' in self.attributes for word in NOT_FINITE) else found
 
     @property
     def weights(self) -> tuple[TensorSpec, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import tomli_w
@@ -13,18 +13,19 @@ from mobilenas.core import documents
 from mobilenas.core.resources import shipped, user_data_directory
 from mobilenas.core.run_directory import write_atomic
 from mobilenas.devices.links import Link
-from mobilenas.errors import RunnerError, UsageError
+from mobilenas.errors import DocumentError, RunnerError, UsageError
 
 FACTS = "device_facts.py"
 FACTS_S = 60.0
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Cores that share a highest clock."""
 
-    cores: int
-    highest_mhz: float
+    cores: Positive
+    highest_mhz: Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 class DeviceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -36,11 +37,11 @@ class DeviceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """The interpreter on the device that has the engines; its own ``python3`` where none is named."""
     machine: str = "unknown"
     cpu_model: str = "unknown"
-    cpu_count: int = 1
+    cpu_count: Positive = 1
     system: str = "unknown"
     soc: str | None = None
     clusters: tuple[Cluster, ...] = ()
-    memory_mib: int | None = None
+    memory_mib: Positive | None = None
     governors: tuple[str, ...] = ()
     thermal_zones: tuple[str, ...] = ()
     accelerators: tuple[str, ...] = ()
@@ -88,9 +89,15 @@ def check_name(name: str) -> None:
 
 
 def load_card(name: str) -> DeviceCard:
-    """The card of a device; raises ``DocumentError``."""
+    """The card of a device; raises ``DocumentError``, also for one whose name is not its file's."""
     path = folder() / f"{name}.toml"
-    return documents.convert(documents.parse_toml(documents.read_text(path), str(path)), DeviceCard, str(path))
+    card = documents.convert(documents.parse_toml(documents.read_text(path), str(path)), DeviceCard, str(path))
+    if card.name != name:
+        raise DocumentError(
+            f"{path}: is the card of {card.name[:80]!r}, another device than its file is named for: rename the file, or add "
+            "the device again"
+        )
+    return card
 
 
 def save_card(card: DeviceCard) -> Path:

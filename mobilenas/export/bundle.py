@@ -29,7 +29,7 @@ def read_bundled(path: Path) -> bytes:
     """The content of one file of a bundle; raises ``DocumentError`` if it is not the one that was written."""
     lines = documents.read_text(path.parent / CHECKSUMS).splitlines()
     sums = {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
-    content = path.read_bytes()
+    content = documents.read_bytes(path, documents.MAXIMUM_MODEL_BYTES)
     if sums.get(path.name) != hashlib.sha256(content).hexdigest():
         raise DocumentError(f"{path}: changed since it was exported ({CHECKSUMS} says so): export it again")
     return content

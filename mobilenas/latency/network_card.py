@@ -15,7 +15,16 @@ from mobilenas.core.measurement import MeasurementPlan, SlowDown, Statistic
 from mobilenas.core.workload import Workload
 from mobilenas.errors import DocumentError
 from mobilenas.latency.store import NETWORK_CARD, files_named, table_roots
-from mobilenas.latency.table import ErrorReport, MeasuredNetwork, Milliseconds, ModelMilliseconds, StatisticFit, TableKey
+from mobilenas.latency.table import (
+    ErrorReport,
+    MeasuredNetwork,
+    Milliseconds,
+    ModelMilliseconds,
+    Positive,
+    StatisticFit,
+    TableKey,
+)
+from mobilenas.latency.table_checks import wrong_with_network_card
 
 TENSORS = "network-predictor.safetensors"
 """File name of what was learnt, beside the card."""
@@ -34,7 +43,7 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     key: TableKey
     digest: str
-    weight_fraction: float
+    weight_fraction: Annotated[float, msgspec.Meta(ge=-1e-6, le=1 + 1e-6)]
 
 
 class NetworkCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,11 +64,11 @@ class NetworkCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When the device became slower for good, as one does that throttles."""
     sentinel_ms: ModelMilliseconds
     """What the sentinel took meanwhile: the speed of the device that all predictions are at."""
-    networks: int
+    networks: Positive
     """How many measured ones it was learnt from."""
     error: ErrorReport
     """On measured networks, each predicted without itself."""
-    interval_factor: Annotated[float, msgspec.Meta(ge=1)]
+    interval_factor: Annotated[float, msgspec.Meta(ge=1, le=1e6)]
     statistics: dict[Statistic, StatisticFit]
     """By statistic, for budgets that bind it."""
     workload_error: ErrorReport
@@ -80,13 +89,19 @@ def load_card(folder: Path) -> NetworkCard:
 
 def read_card(folder: Path) -> tuple[NetworkCard, Mapping[str, str]]:
     """The card, and the SHA-256 of the other files by their names; raises as ``load_card``."""
-    where = str(folder / NETWORK_CARD)
-    whole = documents.parse_json(documents.read_text(folder / NETWORK_CARD), where)
+    return parse_card(documents.read_text(folder / NETWORK_CARD), str(folder / NETWORK_CARD))
+
+
+def parse_card(text: str, where: str) -> tuple[NetworkCard, Mapping[str, str]]:
+    """The same of a card's text, which is at ``where``."""
+    whole = documents.parse_json(text, where)
     data = documents.check_schema(whole, SCHEMA_NAME, SCHEMA_VERSION, where, lambda: "profile the space again")
     digests = documents.convert(data.pop("sha256", {}), dict[str, str], f"{where}: sha256")
     card = documents.convert(data, NetworkCard, where)
     if digests.pop(NETWORK_CARD, None) != documents.digest({**whole, "sha256": digests}):
         raise DocumentError(f"{where}: changed since it was learnt (its SHA-256 is another)")
+    if words := wrong_with_network_card(card):
+        raise DocumentError(f"{where}: {words}")
     return card, digests
 
 

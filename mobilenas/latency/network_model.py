@@ -27,6 +27,7 @@ from mobilenas.latency.network_card import (
     WorkloadCost,
     cards_below,
     load_card,
+    parse_card,
     read_card,
 )
 from mobilenas.latency.prediction import Prediction
@@ -145,7 +146,11 @@ class NetworkModel:
     # ---- files -----------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
-        """Write the tensors and, last, the card with the SHA-256 of both; nothing is a pickle."""
+        """Write the tensors and, last, the card with the SHA-256 of both; nothing is a pickle.
+
+        Raises ``DocumentError``, before anything is written, for what could not be read again.
+        """
+        NetworkPredictor.from_state(self.predictor.state())
         tensors = self._tensors()
         card = {
             "schema": f"mobilenas/{SCHEMA_NAME}@{SCHEMA_VERSION}",
@@ -153,7 +158,9 @@ class NetworkModel:
             "sha256": {TENSORS: _sha256(tensors)},
         }
         card["sha256"][NETWORK_CARD] = documents.digest(card)
-        write_together(folder, {TENSORS: tensors, NETWORK_CARD: documents.dump_json(card)})
+        text = documents.dump_json(card)
+        parse_card(text, str(folder / NETWORK_CARD))
+        write_together(folder, {TENSORS: tensors, NETWORK_CARD: text})
 
     @classmethod
     def load(cls, folder: Path, space: SearchSpace) -> NetworkModel:
@@ -162,14 +169,12 @@ class NetworkModel:
         """
         card, digests = read_card(folder)
         path = folder / TENSORS
+        content = documents.read_bytes(path, documents.MAXIMUM_BYTES)
+        if _sha256(content) != digests.get(TENSORS):
+            raise DocumentError(f"{path}: changed since it was learnt (SHA-256 differs from {NETWORK_CARD}'s)")
         try:
-            content = path.read_bytes()
-            if _sha256(content) != digests.get(TENSORS):
-                raise DocumentError(f"{path}: changed since it was learnt (SHA-256 differs from {NETWORK_CARD}'s)")
             predictor = NetworkPredictor.from_state(safetensors.torch.load(content))
-        except OSError as error:
-            raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
-        except (KeyError, safetensors.SafetensorError) as error:
+        except Exception as error:  # the library raises what Rust, JSON and torch raise
             raise DocumentError(f"{path}: not the tensors of a network predictor: {error}") from error
         if card.table is not None and LatencyTable.load(folder).digest != card.table:
             raise DocumentError(

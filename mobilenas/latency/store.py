@@ -138,7 +138,7 @@ def keep_history(folder: Path) -> Path | None:
         return None
     kept = folder / HISTORY / max(map(_created, cards)).replace(":", "")
     files = sorted((file for file in folder.iterdir() if file.is_file()), key=lambda file: file in cards)
-    write_together(kept, {file.name: file.read_bytes() for file in files})
+    write_together(kept, {file.name: documents.read_bytes(file, documents.MAXIMUM_TENSORS_BYTES) for file in files})
     return kept
 
 

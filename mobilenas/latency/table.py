@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -26,14 +24,27 @@ from mobilenas.devices.device import LOCAL
 from mobilenas.errors import DocumentError, IncompatibleError, MissingKernelError, nearest_names
 from mobilenas.latency.prediction import Prediction
 from mobilenas.latency.predictors.kernel_features import Context, context_of, is_product
-
-T = TypeVar("T", bound=msgspec.Struct)
+from mobilenas.latency.table_checks import (
+    wrong_between,
+    wrong_with_card,
+    wrong_with_fields,
+    wrong_with_network,
+    wrong_with_row,
+)
+from mobilenas.latency.table_files import csv_from_rows, rows_from_csv
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e4)]
 """A time as tables hold it; ten seconds for one kernel would be another unit by mistake."""
 
 ModelMilliseconds = Annotated[float, msgspec.Meta(ge=1e-4, le=1e6)]
 """A time of a whole model; no call of any runtime takes less than 100 ns."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Factor = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Error = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+"""Of a prediction, relative to the truth."""
 
 SCHEMA_NAME, SCHEMA_VERSION = "latency-table", 8
 TINY_MS = 1e-6
@@ -49,8 +60,8 @@ class TableKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runtime_version: str
     provider: str
     precision: str
-    threads: int
-    batch: int
+    threads: Positive
+    batch: Positive
     estimator: Estimator = "floor"
 
 
@@ -63,11 +74,11 @@ class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     high_ms: Milliseconds
     few_ms: ModelMilliseconds
     many_ms: ModelMilliseconds
-    sweeps: int
+    sweeps: Positive
     converged: bool
-    few_copies: Annotated[int, msgspec.Meta(ge=1)] = COPIES[0]
-    many_copies: Annotated[int, msgspec.Meta(ge=2)] = COPIES[1]
-    network_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    few_copies: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] = COPIES[0]
+    many_copies: Annotated[int, msgspec.Meta(ge=2, le=2**31 - 1)] = COPIES[1]
+    network_factor: Factor = 1.0
     """How many times as long as row and context say it takes in networks, by those that the scale is from (decision 0024)."""
 
     @property
@@ -84,14 +95,14 @@ class TableRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ErrorReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How predictions compare with the truth on networks that nothing was fitted on; fractions, not percent."""
 
-    networks: int
-    mape_fraction: float
-    bias_fraction: float
-    p90_fraction: float
-    worst_fraction: float
-    within_5_fraction: float
-    within_10_fraction: float
-    spearman: float
+    networks: Positive
+    mape_fraction: Error
+    bias_fraction: Annotated[float, msgspec.Meta(ge=-1, le=1e9)]
+    p90_fraction: Error
+    worst_fraction: Error
+    within_5_fraction: Share
+    within_10_fraction: Share
+    spearman: Annotated[float, msgspec.Meta(ge=-1.000001, le=1.000001)]
 
     @classmethod
     def none(cls) -> ErrorReport:
@@ -140,7 +151,7 @@ class MeasuredNetwork(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     measured_ms: ModelMilliseconds
     low_ms: ModelMilliseconds
     high_ms: ModelMilliseconds
-    sweeps: int
+    sweeps: Positive
     converged: bool
     median_ms: ModelMilliseconds
     p90_ms: ModelMilliseconds | None
@@ -152,14 +163,14 @@ class NetworkRow(MeasuredNetwork, frozen=True, forbid_unknown_fields=True):
 
     role: NetworkRole
     kernel_sum_ms: ModelMilliseconds
-    madds: int
+    madds: Count
 
 
 class StatisticFit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Another statistic than the estimator: so many times what is predicted, from the networks that the scale is from."""
 
-    factor: Annotated[float, msgspec.Meta(gt=0)]
-    interval_factor: Annotated[float, msgspec.Meta(ge=1)]
+    factor: Factor
+    interval_factor: Annotated[float, msgspec.Meta(ge=1, le=1e6)]
     error: ErrorReport
 
 
@@ -179,8 +190,8 @@ class NetworkScale(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     A network that takes longer than its kernels would is slowed the more the longer it runs (decision 0024).
     """
 
-    factor: Annotated[float, msgspec.Meta(gt=0)]
-    curvature: float = 0.0
+    factor: Factor
+    curvature: Annotated[float, msgspec.Meta(ge=-1e3, le=1e3)] = 0.0
     reference_ms: ModelMilliseconds = 1.0
     """The kernel sum at which ``factor`` holds: about the median one of the networks that it was fitted on."""
 
@@ -210,15 +221,15 @@ class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     space: str
     options: dict[str, OptionValue]
     scale: NetworkScale
-    scale_spread_fraction: Annotated[float, msgspec.Meta(ge=0)]
+    scale_spread_fraction: Error
     """Standard deviation of what it says of the median network, had others been drawn to fit it, by the bootstrap."""
-    interval_factor: Annotated[float, msgspec.Meta(ge=1)]
+    interval_factor: Annotated[float, msgspec.Meta(ge=1, le=1e6)]
     """Nine networks in ten take between the prediction divided by it and times it."""
     table_error: ErrorReport
     workload_error: ErrorReport | None
     """``None`` where the table has no costs of workloads, as nothing is searched."""
     madds_baseline_error: ErrorReport
-    repeatability_fraction: float
+    repeatability_fraction: Error
     """Mean repeatability of the test networks' measurements: no prediction can be told apart below it."""
     statistics: dict[Statistic, StatisticFit]
     """By statistic, for budgets that bind it."""
@@ -241,15 +252,15 @@ class SpaceCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelFlags(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of how many models of kernels and networks a measurement is doubtful, and why."""
 
-    models: int
+    models: Count
     """All of them."""
-    bimodal: int
+    bimodal: Count
     """Whose sweeps fall into two groups."""
-    clocks_disagree: int
+    clocks_disagree: Count
     """Whose wall clock and CPU clock are 10 % apart; none where several threads work, as the CPU clock is of one."""
-    not_warm: int
+    not_warm: Count
     """Whose run times had not settled before they were timed, in at least half of the sweeps."""
-    disturbed: int
+    disturbed: Count
     """Of whose runs more than a tenth took over twice the median."""
 
 
@@ -260,7 +271,7 @@ class ColdWeights(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     far sooner than a convolution, which uses them at every position.
     """
 
-    up_to_mib: Annotated[float, msgspec.Meta(gt=0)] | None
+    up_to_mib: Factor | None
     ms_per_mib: Milliseconds
     kernels: Literal["all", "products", "others"] = "all"
     """Matrix products (linear layers), all others, or both."""
@@ -276,9 +287,9 @@ class NetworkContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     cold_weights: tuple[ColdWeights, ...] = ()
     """What weights cost more; a kernel pays each price that is of its size."""
-    depthwise_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    depthwise_factor: Factor = 1.0
     """Of depthwise convolutions, over that of other kernels that compute, which the scale holds."""
-    moving_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    moving_factor: Factor = 1.0
     """The same of kernels without multiply-adds and weights."""
 
     def kernel_ms(self, kernel: Kernel, row_ms: float) -> float:
@@ -299,7 +310,7 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created: str
     key: TableKey
     plan: MeasurementPlan
-    protocol: int
+    protocol: Positive
     environment: Environment
     """The device before anything was measured."""
     environment_after: Environment
@@ -311,8 +322,8 @@ class TableCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_ms: Milliseconds
     """Cost of one call of the runtime, whatever the model."""
     context: NetworkContext
-    rows: int
-    rows_not_converged: int
+    rows: Count
+    rows_not_converged: Count
     flags: ModelFlags
     sentinel_ms: ModelMilliseconds
     """What the sentinel took when the device was as fast as it usually was meanwhile."""
@@ -331,8 +342,9 @@ class LatencyTable:
 
     @property
     def digest(self) -> str:
-        """Hexadecimal digits that change when any number of the table does."""
-        return documents.digest([self.card, self._files()])[:16]
+        """Hexadecimal digits that change when any number of the table, as it is written, does."""
+        table = self.storable()
+        return documents.digest([table.card, table._files()])[:16]
 
     def lookup(self, kernel: Kernel) -> TableRow:
         """The row of ``kernel``; raises ``MissingKernelError`` with the nearest rows and the command that fills it."""
@@ -392,16 +404,38 @@ class LatencyTable:
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
+    def storable(self) -> LatencyTable:
+        """Return the table as it is written: the card counts its rows, and what could not be read again is left out, which its
+        doubts say: one row never costs the others.
+        """
+        wrong = {row.kernel: words for row in self.rows.values() if (words := wrong_with_fields(row) or wrong_with_row(row))}
+        unfit = [row for row in self.networks if wrong_with_fields(row) or wrong_with_network(row)]
+        rows = {kernel: row for kernel, row in self.rows.items() if kernel not in wrong}
+        card = msgspec.structs.replace(
+            self.card,
+            rows=len(rows),
+            rows_not_converged=sum(not row.converged for row in rows.values()),
+            doubts=(*self.card.doubts, left_out(wrong, len(unfit))) if wrong or unfit else self.card.doubts,
+        )
+        return replace(self, card=card, rows=rows, networks=tuple(row for row in self.networks if row not in unfit))
+
     def save(self, folder: Path) -> None:
-        """Write kernels.csv, workloads.csv, networks.csv and, last, card.json with their SHA-256; a full disk keeps the old."""
-        files = self._files()
+        """Write kernels.csv, workloads.csv, networks.csv and, last, card.json with their SHA-256; a full disk keeps the old.
+
+        Rows that could not be read again are left out. Raises ``DocumentError``, before anything is written, for numbers that
+        are not finite or contradict each other.
+        """
+        table = self.storable()
+        files = table._files()
         card = {
             "schema": f"mobilenas/{SCHEMA_NAME}@{SCHEMA_VERSION}",
-            **msgspec.to_builtins(self.card),
+            **msgspec.to_builtins(table.card),
             "sha256": {name: _sha256(content) for name, content in files.items()},
         }
         card["sha256"]["card.json"] = documents.digest(card)
-        write_together(folder, {**files, "card.json": documents.dump_json(card)})
+        files["card.json"] = documents.dump_json(card)
+        self._parsed(files, folder)
+        write_together(folder, files)
 
     def _files(self) -> dict[str, str]:
         costs = (
@@ -410,45 +444,71 @@ class LatencyTable:
             for workload, cost_ms in sorted(costs.costs_ms.items())
         )
         return {
-            "kernels.csv": _csv_from_rows(TableRow, self.rows.values()),
-            "workloads.csv": _csv_from_rows(_WorkloadRow, costs),
-            "networks.csv": _csv_from_rows(NetworkRow, self.networks),
+            "kernels.csv": csv_from_rows(TableRow, self.rows.values()),
+            "workloads.csv": csv_from_rows(_WorkloadRow, costs),
+            "networks.csv": csv_from_rows(NetworkRow, self.networks),
         }
 
     @classmethod
     def load(cls, folder: Path) -> LatencyTable:
-        """Read what ``save`` wrote; raises ``DocumentError`` for a file that is missing, damaged or was edited."""
-        where = str(folder / "card.json")
+        """Read what ``save`` wrote; raises ``DocumentError`` for a file that is missing, damaged, was edited, or whose numbers
+        contradict each other.
+        """
         if folder.is_file():
             raise DocumentError(
                 f"{folder} is a file{_foreign_format(folder)}; a latency table is a folder with card.json, as mobilenas "
                 "profile makes it"
             )
-        whole = documents.parse_json(documents.read_text(folder / "card.json"), where)
+        names = ("card.json", "kernels.csv", "workloads.csv", "networks.csv")
+        return cls._parsed({name: documents.read_text(folder / name) for name in names}, folder)
+
+    @classmethod
+    def _parsed(cls, texts: Mapping[str, str], folder: Path) -> LatencyTable:
+        """The table of four files' ``texts``; raises as ``load``."""
+        where = str(folder / "card.json")
+        whole = documents.parse_json(texts["card.json"], where)
         data = documents.check_schema(whole, SCHEMA_NAME, SCHEMA_VERSION, where, lambda: _renewal(whole))
         digests = documents.convert(data.pop("sha256", {}), dict[str, str], f"{where}: sha256")
         card = documents.convert(data, TableCard, where)
         if digests.pop("card.json", None) != documents.digest({**whole, "sha256": digests}):
             raise DocumentError(f"{where}: changed since it was measured (its SHA-256 is another)")
-        texts = {}
         for name in ("kernels.csv", "workloads.csv", "networks.csv"):
-            texts[name] = documents.read_text(folder / name)
             if digests.get(name) != _sha256(texts[name]):
                 raise DocumentError(f"{folder / name}: changed since it was measured (SHA-256 differs from card.json's)")
-        kernels = _rows_from_csv(TableRow, texts["kernels.csv"], folder / "kernels.csv", lambda row: row.value_ms)
+        if words := wrong_with_card(card):
+            raise DocumentError(f"{where}: {words}")
+        kernels = rows_from_csv(
+            TableRow, texts["kernels.csv"], folder / "kernels.csv", lambda row: row.value_ms, wrong_with_row
+        )
         costs: dict[str, dict[Workload, float]] = {key: {} for key in card.spaces}
-        for cost in _rows_from_csv(_WorkloadRow, texts["workloads.csv"], folder / "workloads.csv", lambda row: row.cost_ms):
+        for cost in rows_from_csv(_WorkloadRow, texts["workloads.csv"], folder / "workloads.csv", lambda row: row.cost_ms):
             if cost.space not in costs:
                 raise DocumentError(
                     f"{folder / 'workloads.csv'}: the workload {cost.workload.key} is of the space {cost.space}, which the "
                     f"card does not know (it knows {', '.join(costs) or 'none'})"
                 )
             costs[cost.space][cost.workload] = cost.cost_ms
-        networks = _rows_from_csv(NetworkRow, texts["networks.csv"], folder / "networks.csv", lambda row: row.measured_ms)
+        for key, space in card.spaces.items():
+            if space.workload_error is None and costs[key]:
+                raise DocumentError(
+                    f"{where}: workload_error of {key} is null, and workloads.csv has {len(costs[key])} workloads of it"
+                )
+        networks = rows_from_csv(
+            NetworkRow, texts["networks.csv"], folder / "networks.csv", lambda row: row.measured_ms, wrong_with_network
+        )
         workload_costs = {
             key: WorkloadCosts(costs[key], space.workload_error) for key, space in card.spaces.items() if space.workload_error
         }
-        return cls(card, {row.kernel: row for row in kernels}, workload_costs, tuple(networks))
+        found = cls(card, {row.kernel: row for row in kernels}, workload_costs, tuple(networks))
+        if words := wrong_between(found):
+            raise DocumentError(f"{where}: {words}")
+        return found
+
+
+def left_out(rows: Mapping[Kernel, str], networks: int = 0) -> str:
+    """What a card says of rows that could not be written down."""
+    first = next((f"; the first: {kernel.key}: {words}" for kernel, words in rows.items()), "")
+    return f"{len(rows)} kernels and {networks} networks are left out, whose numbers are none that can be{first}"
 
 
 def _profile_command(key: TableKey) -> str:
@@ -472,11 +532,8 @@ def _renewal(card: Mapping[str, Any]) -> str:
 
 def _foreign_format(path: Path) -> str:
     """What a file looks like that other projects keep tables in; judged by its first bytes, it is never opened as such."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(2)
-    except OSError as error:
-        raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
+    with documents.opened(path, None) as file:
+        start = file.read(2)
     if start[:1] == b"\x80" or path.suffix in (".pkl", ".pickle"):
         return " that looks like a pickle, which is never opened since opening one runs what it holds"
     return {b"\x1f\x8b": " that looks like a gzip archive", b"PK": " that looks like a zip archive"}.get(start, "")
@@ -490,90 +547,3 @@ class _WorkloadRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _csv_from_rows(kind: type[msgspec.Struct], rows: Iterable[msgspec.Struct]) -> str:
-    """One column a field; a field that is a struct, tuple or mapping is written as JSON."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    names = [field.name for field in msgspec.structs.fields(kind)]
-    writer.writerow(names)
-    for row in rows:
-        values = msgspec.to_builtins(row)
-        writer.writerow([_cell(values[name]) for name in names])
-    return buffer.getvalue()
-
-
-def _cell(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value, order="sorted").decode()
-
-
-def _rows_from_csv(kind: type[T], text: str, path: Path, value_ms: Callable[[T], float]) -> list[T]:
-    """The rows of a file; raises ``DocumentError`` with all that are wrong, or two of the same thing with their values."""
-    documents.check_count(text, ",\n", str(path))
-    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    rows: dict[Hashable, T] = {}
-    wrong: list[str] = []
-    for number, cells in _lines(text, path):
-        if number == 1:
-            if cells != list(fields):
-                raise DocumentError(f"{path}, line 1: columns are {', '.join(cells)}; expected {', '.join(fields)}")
-            continue
-        values = {
-            name: cell if _is_text(kind_of) else _value(cell)
-            for (name, kind_of), cell in zip(fields.items(), cells, strict=False)
-        }
-        where = f"line {number}{_name(fields, values)}"
-        try:
-            if len(cells) != len(fields):
-                raise DocumentError(f"{where}: {len(cells)} cells, expected {len(fields)}")
-            row = documents.convert(values, kind, where)
-        except DocumentError as error:
-            wrong.append(str(error))
-            continue
-        before = rows.setdefault(_subject(row), row)
-        if before is not row:
-            wrong.append(f"{where}: stands twice, with {value_ms(before)} and {value_ms(row)} ms; keep one")
-    if wrong:
-        raise DocumentError(
-            f"{path}: {len(wrong)} of the rows are wrong (times are milliseconds, from 0 to 10000 for a kernel and from 0.0001 "
-            f"to 1e6 for a network): {'; '.join(wrong)}"
-        )
-    return list(rows.values())
-
-
-def _lines(text: str, path: Path) -> list[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text))
-    try:
-        return [(reader.line_num, cells) for cells in reader]
-    except csv.Error as error:
-        raise DocumentError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
-
-
-def _value(cell: str) -> Any:
-    """What a cell holds as JSON; the converter refuses what is none, as the text that it is."""
-    try:
-        return documents.parse_json(cell, "cell")
-    except DocumentError:
-        return cell
-
-
-def _subject(row: msgspec.Struct) -> Hashable:
-    """What a row is about: its kernel, its workload in its space, or its network."""
-    return tuple(getattr(row, name) for name in ("space", "kernel", "workload", "architecture") if hasattr(row, name))
-
-
-def _name(fields: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """What a row is about, in words, if that much of it can be read."""
-    for name in ("kernel", "workload", "architecture"):
-        if name in values:
-            try:
-                found = documents.convert(values[name], fields[name], name)
-            except DocumentError:
-                return ""
-            return f", {found.fingerprint if isinstance(found, Architecture) else found.key}"
-    return ""
-
-
-def _is_text(kind: Any) -> bool:
-    return kind is str or getattr(kind, "__origin__", None) is Literal

@@ -22,10 +22,10 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.core.environment import Gate
 from mobilenas.core.measurement import Measurement, MeasurementPlan
 from mobilenas.core.run_directory import Journal, working_in, write_atomic
-from mobilenas.core.workload import Kernel
+from mobilenas.core.workload import Count, Kernel
 from mobilenas.devices.device import Device
 from mobilenas.devices.links import Link
-from mobilenas.errors import RunnerError
+from mobilenas.errors import DocumentError, RunnerError
 from mobilenas.latency.predictors.kernel_features import family_of
 from mobilenas.latency.table import (
     LatencyTable,
@@ -33,6 +33,7 @@ from mobilenas.latency.table import (
     TableCard,
     TableRow,
 )
+from mobilenas.latency.table_checks import wrong_with_fields, wrong_with_kernel, wrong_with_row
 from mobilenas.profiling import fit
 from mobilenas.profiling.cards import card_of, examine, network_row, row_counts, space_card
 from mobilenas.profiling.kernels import allow_none, measure_accepted, row_of, words_of_refused
@@ -182,11 +183,13 @@ class Campaign:
                 progress=lambda p: progress(CampaignProgress.of_sweep(p)),
                 on_refused=(lambda _: None) if self.source.may_lack_kernels else allow_none,
             )
-        if refused:
-            doubts = (*doubts, self._left_out(refused, kernels))
+        rows = {kernel: row_of(kernel, measurements, self.runtime) for kernel in distinct if kernel not in refused}
+        unfit = {kernel: words for kernel, row in rows.items() if (words := wrong_with_fields(row) or wrong_with_row(row))}
+        if refused or unfit:
+            doubts = (*doubts, self._left_out({**refused, **unfit}, kernels))
+            rows = {kernel: row for kernel, row in rows.items() if kernel not in unfit}
         card = card_of(self.device, self.runtime, self.settings, self.plan, log, measurements)
         card = msgspec.structs.replace(card, environment=environment, doubts=doubts)
-        rows = {kernel: row_of(kernel, measurements, self.runtime) for kernel in distinct if kernel not in refused}
         return self._table(card, rows, kernels, measurements)
 
     def _left_out(self, refused: Mapping[Kernel, str], kernels: Sequence[Counter[Kernel]]) -> str:
@@ -194,8 +197,9 @@ class Campaign:
         measured = kernels[: len(self.networks.measured)]
         lacking = sum(not refused.keys().isdisjoint(network) for network in measured)
         told = (
-            f"the engine refuses to run {len(refused)} kernels alone, and {lacking} of the {len(measured)} measured networks, "
-            f"which have some of them, are left out: {words_of_refused(refused)}"
+            f"{len(refused)} kernels have no row, as the engine refuses to run them alone or their times are none, and "
+            f"{lacking} of the {len(measured)} measured networks, which have some of them, are left out: "
+            f"{words_of_refused(refused)}"
         )
         if 2 * lacking >= len(measured):
             raise RunnerError(f"{told}. Too few are left to tell how far sums of kernels are off")
@@ -223,8 +227,7 @@ class Campaign:
         """Kernels of every network; written down at the end, so that a campaign that goes on skips this."""
         path = self.folder / "lowered.json"
         if path.exists():
-            stored = documents.convert(documents.parse_json(documents.read_text(path), str(path)), LoweredNetworks, str(path))
-            return stored.counts(networks)
+            return LoweredNetworks.load(path).counts(networks)
 
         def on_done(count: int) -> None:
             progress(CampaignProgress("lowering", count, len(networks)))
@@ -285,12 +288,11 @@ class Campaign:
             context=fitted.context,
             spaces={self.source.key: card_of_space},
         )
-        return LatencyTable(card, rows, {self.source.key: costs} if costs else {}, tuple(networks))
+        return LatencyTable(card, rows, {self.source.key: costs} if costs else {}, tuple(networks)).storable()
 
     def lowered_kernels(self) -> dict[str, Counter[Kernel]]:
         """Fingerprint -> kernels of every network that was lowered; once the campaign has run."""
-        path = self.folder / "lowered.json"
-        stored = documents.convert(documents.parse_json(documents.read_text(path), str(path)), LoweredNetworks, str(path))
+        stored = LoweredNetworks.load(self.folder / "lowered.json")
         networks = [a for part in self.networks for a in part]
         return {a.fingerprint: kernels for a, kernels in zip(networks, stored.counts(networks), strict=True)}
 
@@ -299,8 +301,25 @@ class LoweredNetworks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which kernels each network is made of, as a campaign writes it down."""
 
     kernels: tuple[Kernel, ...]
-    networks: dict[str, dict[str, int]]
+    networks: dict[str, dict[str, Count]]
     """Fingerprint -> position in ``kernels`` (as text) -> count."""
+
+    @classmethod
+    def load(cls, path: Path) -> LoweredNetworks:
+        """Read what a campaign has written down; raises ``DocumentError``."""
+        found = documents.convert(documents.parse_json(documents.read_text(path), str(path)), cls, str(path))
+        again = f"{path}: {{}}: remove the file, and its networks are lowered again"
+        if len(set(found.kernels)) < len(found.kernels):
+            raise DocumentError(again.format("a kernel stands twice"))
+        for kernel in found.kernels:
+            if words := wrong_with_kernel(kernel):
+                raise DocumentError(again.format(words))
+        positions = {str(index) for index in range(len(found.kernels))}
+        for fingerprint, counts in found.networks.items():
+            if not counts or not counts.keys() <= positions:
+                told = ", ".join(sorted(counts.keys() - positions)) or "nothing"
+                raise DocumentError(again.format(f"the network {fingerprint} is of {told}, of {len(positions)} kernels"))
+        return found
 
     @classmethod
     def from_counts(cls, networks: Sequence[Architecture], counts: Sequence[Counter[Kernel]]) -> LoweredNetworks:
@@ -311,5 +330,11 @@ class LoweredNetworks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return cls(kernels, dict(zip((a.fingerprint for a in networks), packed, strict=True)))
 
     def counts(self, networks: Sequence[Architecture]) -> list[Counter[Kernel]]:
-        """Unpack the kernels of ``networks``."""
+        """Unpack the kernels of ``networks``; raises ``DocumentError`` for one that is not there."""
+        missing = [a.fingerprint for a in networks if a.fingerprint not in self.networks]
+        if missing:
+            raise DocumentError(
+                f"the campaign's lowered.json lacks {len(missing)} networks, first {missing[0]}: remove the file, and they are "
+                "lowered again"
+            )
         return [Counter({self.kernels[int(index)]: n for index, n in self.networks[a.fingerprint].items()}) for a in networks]

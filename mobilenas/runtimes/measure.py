@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ from mobilenas.core.estimators import measurement_from_records, slow_down, usual
 from mobilenas.core.measurement import Measurement, MeasurementPlan, SlowDown, SweepRecord
 from mobilenas.core.run_directory import Journal
 from mobilenas.devices.links import Link
-from mobilenas.errors import MeasurementError
+from mobilenas.errors import DocumentError, MeasurementError, RunnerError
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 
 EXTRA_PAUSE_S = 10.0
@@ -31,11 +31,30 @@ DRIFT_WINDOWS = 100
 class JournalEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One model's record in one sweep, as the journal keeps it."""
 
-    sweep: int
+    sweep: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
     model: str
     record: SweepRecord
-    at_s: float
+    at_s: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
     """When it was reported, in seconds since the epoch."""
+
+
+class _Hello(msgspec.Struct):
+    """What a journal's records are compared by; the rest is the runner's own."""
+
+    runner: str
+    engine_version: str
+    state: dict[str, Any] | None = None
+
+
+def check_hello(hello: Any, where: str) -> dict[str, Any]:
+    """Return what a journal keeps of a runner; raises ``DocumentError`` for what no runner may say."""
+    documents.convert(hello, _Hello, where)
+    try:
+        environment_from_hello(hello)
+    except RunnerError as error:
+        raise DocumentError(f"{where}: {error}") from error
+    found: dict[str, Any] = hello
+    return found
 
 
 @dataclass(frozen=True)
@@ -73,9 +92,9 @@ class SweepLog:
         for number, entry in enumerate(journal.lines() if journal else (), 1):
             where = f"{journal.path if journal else ''}:{number}"
             if "hello" in entry:
-                log.hello = documents.convert(entry["hello"], dict[str, Any], f"{where}: hello")
+                log.hello = check_hello(entry["hello"], f"{where}: hello")
             else:
-                log._keep(documents.convert(entry, JournalEntry, where))
+                log._keep_once(documents.convert(entry, JournalEntry, where), where)
         return log
 
     def greet(self, hello: dict[str, Any]) -> None:
@@ -96,6 +115,11 @@ class SweepLog:
         """Record one model of one sweep, on disk first."""
         if self.journal:
             self.journal.append(entry)
+        self._keep(entry)
+
+    def _keep_once(self, entry: JournalEntry, where: str) -> None:
+        if entry.sweep in self.records.get(entry.model, {}):
+            raise DocumentError(f"{where}: sweep {entry.sweep} of {entry.model} stands twice: remove one of the lines")
         self._keep(entry)
 
     def _keep(self, entry: JournalEntry) -> None:

@@ -104,7 +104,7 @@ class Mnn(Runtime):
         lest what only moves numbers is left undone, and are forgotten then, as in a network. There are as many such readers
         in the model of few copies: in the slope between the two they cancel.
         """
-        stored = json.loads(kernel.attributes)
+        stored = kernel.attribute_values
         graph, inputs, weights = _Graph(), [], b""
         for index, (spec, layout) in enumerate(zip(kernel.inputs, stored["layouts"], strict=False)):
             assert spec is not None
@@ -225,7 +225,7 @@ class _Graph:
     def constant(self, index: int, spec: TensorSpec) -> int:
         """The tensor of a constant, of noise where its values are none of the kernel's."""
         values = (
-            np.array(spec.values) if spec.values is not None else 0.1 * np.random.default_rng(0).standard_normal(spec.shape)
+            np.array(spec.numbers) if spec.values is not None else 0.1 * np.random.default_rng(0).standard_normal(spec.shape)
         )
         field, kind = next((field, kind) for field, kind in NUMBERS.items() if kind == spec.dtype)
         kinds = {"float32": "DT_FLOAT", "int32": "DT_INT32", "int8": "DT_INT8", "uint8": "DT_UINT8", "int64": "DT_INT64"}

@@ -120,7 +120,7 @@ class Ncnn(Runtime):
 
         What works in place works on the result of the copy before it.
         """
-        stored = json.loads(kernel.attributes)
+        stored = kernel.attribute_values
         data = [spec for spec in kernel.inputs if spec is not None and not spec.is_constant]
         layers = []
         for index, spec in enumerate(data):

@@ -41,7 +41,7 @@ def in_own_opset(
     for index, spec in enumerate(inputs):
         name = _input_name(theirs, index)
         if spec and spec.values and name in ours.attributes and ours.attributes[name].type == defs.OpSchema.AttrType.INTS:
-            told[name] = list(spec.values)
+            told[name] = spec.numbers
         else:
             kept.append((name, spec))
     is_same = (

@@ -97,7 +97,7 @@ class OnnxRuntime(Runtime):
         identical copies would be merged.
         """
         domain, _, operator = kernel.operator.rpartition("::")
-        attributes = json.loads(kernel.attributes)
+        attributes = kernel.attribute_values
         inputs, initializers, names = [], [], []
         for index, spec in enumerate(kernel.inputs):
             name = f"in{index}" if spec else ""
@@ -306,11 +306,13 @@ def _constant_spec(tensor: onnx.TensorProto, read_by: str) -> TensorSpec:
     if tensor.data_type == TensorProto.STRING:
         raise DocumentError(f"the constant {tensor.name!r} holds text: {_NO_ROW}")
     count = int(np.prod(tensor.dims)) if tensor.dims else 1
+    is_fraction = dtype.kind in "fV"  # V: as bfloat16, which numpy itself does not know
     is_size = dtype.kind in "iub" or (read_by in _SCALED_BY and count > 0)
     is_part = not tensor.dims or (count <= _STORED_VALUES and is_size)
     values = None
-    if is_part and not read_by.startswith(_QUANTISED):
-        values = tuple(numpy_helper.to_array(tensor).reshape(-1).tolist())
+    if is_part and not read_by.startswith(_QUANTISED) and (is_fraction or dtype.kind in "iub"):
+        array = numpy_helper.to_array(tensor).reshape(-1)
+        values = tuple((array.astype(np.float64) if is_fraction else array).tolist())
     return TensorSpec(tuple(tensor.dims), str(dtype), is_constant=True, values=values)
 
 
@@ -326,7 +328,7 @@ def _element_type(dtype: str) -> int:
 def _constant(spec: TensorSpec) -> np.ndarray:
     dtype = np.dtype(spec.dtype)
     if spec.values is not None:
-        return np.array(spec.values, dtype).reshape(spec.shape)
+        return np.array(spec.numbers, dtype).reshape(spec.shape)
     generator = np.random.default_rng(0)
     if dtype in (np.int8, np.uint8) and len(spec.shape) > 1:
         limits = np.iinfo(dtype)

@@ -158,7 +158,7 @@ def parse_report(line: str, runner: str) -> dict[str, Any]:
 def timing_from_report(report: dict[str, Any]) -> tuple[str, SweepRecord]:
     """Model name and record of a "timing" report; raises ``RunnerError`` where the clocks tell of other numbers of runs."""
     facts = {key: value for key, value in report.items() if key not in ("type", "id", "provider")}
-    record = msgspec.convert(facts, SweepRecord)
-    if len(record.wall_ms) != len(record.cpu_ms):
-        raise RunnerError(f"report on {report['id']}: {len(record.wall_ms)} wall_ms need one cpu_ms each")
-    return report["id"], record
+    try:
+        return report["id"], msgspec.convert(facts, SweepRecord)
+    except msgspec.ValidationError as error:
+        raise RunnerError(f"report on {report['id']}: {error}") from error

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import safetensors
 import safetensors.torch
 import torch
@@ -38,21 +39,18 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file; raises ``DocumentError`` if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
+    with documents.opened(path, documents.MAXIMUM_TENSORS_BYTES) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # of any open file of bytes
 
 
 def load_tensors(path: Path, fingerprint: str | None = None) -> dict[str, Tensor]:
     """Read a safetensors file; raises ``DocumentError`` if it is damaged or says another ``fingerprint`` than asked for."""
+    with documents.opened(path, documents.MAXIMUM_TENSORS_BYTES):
+        pass  # the library would wait for a pipe, and read a device for ever
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             found = (file.metadata() or {}).get("fingerprint")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise DocumentError(f"{path}: no such file") from error
     except Exception as error:  # the library raises a bare exception type of its own
         raise DocumentError(f"{path}: not a whole safetensors file: {error}") from error
     if fingerprint is not None and found != fingerprint:
@@ -63,6 +61,14 @@ def load_tensors(path: Path, fingerprint: str | None = None) -> dict[str, Tensor
 def one_line(error: Exception) -> str:
     """What ``error`` says, of torch's long lists of tensors only the first."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+class _Document(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON of a checkpoint."""
+
+    sha256: dict[str, str]
+    state: Any
+    is_end: bool = True
 
 
 class Checkpoints:
@@ -171,12 +177,19 @@ class Checkpoints:
     def _load(self, path: Path) -> tuple[bool, Any]:
         """Whether it is from the end of an epoch, and its state."""
         data = documents.check_schema(documents.parse_json(documents.read_text(path), str(path)), "checkpoint", 2, str(path))
+        document = documents.convert(data, _Document, str(path))
         tensors = path.with_suffix(".safetensors")
-        loaded = load_tensors(tensors)
-        found = {"state": documents.digest(data.get("state")), "tensors": sha256_of(tensors)}
-        if data.get("sha256") != found:
+        found = {"state": documents.digest(document.state), "tensors": sha256_of(tensors)}
+        if document.sha256 != found:
             raise DocumentError(f"{path}: it or its safetensors file has changed since it was written (SHA-256)")
-        return bool(data.get("is_end", True)), _join(data["state"], loaded)
+        loaded = load_tensors(tensors)
+        for name, tensor in loaded.items():
+            if not bool(tensor.isfinite().all()):
+                raise DocumentError(f"{tensors}: {name} holds numbers that are not finite")
+        try:
+            return document.is_end, _join(document.state, loaded)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DocumentError(f"{path}: does not fit its safetensors file ({one_line(error)})") from error
 
     def _numbers(self) -> list[int]:
         return sorted(int(path.stem) for path in self._folder.glob("[0-9]" * 6 + ".json"))

@@ -62,10 +62,8 @@ def at_speed(table: LatencyTable, factor: float) -> LatencyTable:
         session_ms=factor * table.card.session_ms,
         spaces={key: msgspec.structs.replace(c, scale=slowed(c.scale, factor)) for key, c in table.card.spaces.items()},
     )
-    networks = tuple(
-        msgspec.structs.replace(n, kernel_sum_ms=factor * n.kernel_sum_ms, measured_ms=factor * n.measured_ms)
-        for n in table.networks
-    )
+    times = ("kernel_sum_ms", "measured_ms", "low_ms", "high_ms")
+    networks = tuple(msgspec.structs.replace(n, **{t: factor * getattr(n, t) for t in times}) for n in table.networks)
     return replace(table, card=card, rows={k: row.times(factor) for k, row in table.rows.items()}, networks=networks)
 
 
@@ -144,6 +142,10 @@ class TestKernelModel(LatencyModelContract):
             card=msgspec.structs.replace(self.whole.card, spaces=cards),
             rows={k: r for k, r in self.whole.rows.items() if k not in make_table(self.space).rows},
             workload_costs={},
+            networks=tuple(
+                msgspec.structs.replace(n, architecture=msgspec.structs.replace(n.architecture, space=MOBILE_NETWORKS))
+                for n in self.whole.networks
+            ),
         )
         learnt = copy(self.learnt)
         learnt.learnt_from_ = mobile.digest

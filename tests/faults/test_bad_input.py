@@ -122,7 +122,7 @@ BAD_TABLES: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
         ("'rows' stands twice", "7"),
     ),
     "6 newer": (lambda t: edit_card(t, lambda c: c.update(schema="mobilenas/latency-table@9")), 3, ("upgrade",)),
-    "7 huge": (lambda t: os.truncate(t / "card.json", 300 * 2**20), 3, ("larger than 256 MiB",)),
+    "7 huge": (lambda t: os.truncate(t / "card.json", 300 * 2**20), 3, ("larger than 64 MiB",)),
     "7 deep": (lambda t: (t / "card.json").write_text("[" * 100_000), 3, ("card.json",)),
     "8 another device": (lambda t: edit_card(t, lambda c: c["key"].update(device="phone")), 2, ("phone", "mobilenas profile")),
     "8 another number of threads": (lambda t: edit_card(t, lambda c: c["key"].update(threads=4)), 2, ("threads",)),

@@ -43,7 +43,8 @@ def test_saving_again_changes_no_byte(folder: Path, tmp_path: Path) -> None:
 
 def test_numbers_keep_every_digit(tmp_path: Path) -> None:
     kernel, row = next(iter(TABLE.rows.items()))
-    odd = msgspec.structs.replace(row, value_ms=0.1 + 0.2, low_ms=1e-300, high_ms=1 / 3)
+    times = {"value_ms": 0.1 + 0.2, "low_ms": 1e-300, "high_ms": 1 / 3, "few_ms": 0.7, "many_ms": 0.7 + 6 * (0.1 + 0.2)}
+    odd = msgspec.structs.replace(row, **times)
     dataclasses.replace(TABLE, rows={kernel: odd}).save(tmp_path)
     assert LatencyTable.load(tmp_path).rows == {kernel: odd}
 
@@ -154,7 +155,7 @@ def test_a_wrong_cell_is_named(folder: Path, name: str, column: str, bad: str) -
 def test_a_kernel_may_cost_nothing_measurable(folder: Path) -> None:
     kernel, row = next(iter(TABLE.rows.items()))
     for value_ms in (0.0, 1e-9):
-        free = msgspec.structs.replace(row, value_ms=value_ms, low_ms=0.0)
+        free = msgspec.structs.replace(row, value_ms=value_ms, low_ms=0.0, many_ms=row.few_ms + 6 * value_ms)
         dataclasses.replace(TABLE, rows={kernel: free}).save(folder)
         assert LatencyTable.load(folder).rows == {kernel: free}
 

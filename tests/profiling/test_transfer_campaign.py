@@ -205,7 +205,8 @@ def exact_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_predictor_that_was_learnt_from_more_is_kept(done: Done, exact_host: Path) -> None:
     _, model = done
-    dataclasses.replace(model, card=msgspec.structs.replace(model.card, origin="measured")).save(exact_host)
+    learnt = msgspec.structs.replace(model.card, origin="measured", table="0123456789abcdef")
+    dataclasses.replace(model, card=learnt).save(exact_host)
     before = (exact_host / NETWORK_CARD).read_bytes()
     with pytest.raises(UsageError, match="learnt from more than a transfer"):
         transfer(config(measure_networks=10, output=str(exact_host)))

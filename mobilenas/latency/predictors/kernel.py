@@ -25,10 +25,12 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import GroupKFold
 
+from mobilenas.core import documents
 from mobilenas.core.run_directory import write_atomic
 from mobilenas.core.workload import Kernel
 from mobilenas.errors import DocumentError
 from mobilenas.latency.prediction import Prediction, conformal_factor
+from mobilenas.latency.predictors.kernel_checks import check_archive, check_predictor
 from mobilenas.latency.predictors.kernel_features import FEATURES, WORK_FEATURES, family_of, features_of, work_of
 from mobilenas.latency.table import LatencyTable, TableRow
 
@@ -200,8 +202,9 @@ class KernelPredictor(BaseEstimator):
         """
         from skops.io import get_untrusted_types, loads
 
+        content = documents.read_bytes(path, documents.MAXIMUM_BYTES)
         try:
-            content = path.read_bytes()
+            check_archive(content)
             unknown = sorted(set(get_untrusted_types(data=content)) - set(TRUSTED_TYPES))
             if unknown:
                 raise DocumentError(f"{path}: holds {', '.join(unknown)}, which no predictor is made of: not opened")
@@ -214,6 +217,10 @@ class KernelPredictor(BaseEstimator):
             raise DocumentError(f"{path}: holds {type(loaded).__name__}, not a predictor of kernels")
         if getattr(loaded, "learnt_from_", None) != table.digest or not hasattr(loaded, "common_width_"):
             raise DocumentError(f"{path}: learnt from another table than the one beside it: profile with --kernels again")
+        try:
+            check_predictor(loaded)
+        except Exception as error:  # whatever numpy and scikit-learn make of strange parts
+            raise DocumentError(f"{path}: damaged ({error}): profile with --kernels again") from error
         return loaded
 
 

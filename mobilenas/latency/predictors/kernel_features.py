@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -124,8 +123,7 @@ def _data(kernel: Kernel) -> list[TensorSpec]:
 
 
 def _attributes(kernel: Kernel) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(kernel.attributes)
-    return found
+    return kernel.attribute_values
 
 
 def _is_convolution(kernel: Kernel) -> bool:

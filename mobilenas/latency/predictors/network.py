@@ -15,6 +15,8 @@ import torch
 from sklearn.base import BaseEstimator, RegressorMixin
 from torch import Tensor
 
+from mobilenas.errors import DocumentError
+
 SHARED, SINGLE, REST, NOISE, LENGTH = range(5)
 """Positions of the logarithms of the hyper-parameters that the evidence chooses."""
 TYPICAL = (1.0, 0.3, 0.1, 0.03, 1.0)
@@ -87,11 +89,40 @@ class NetworkPredictor(RegressorMixin, BaseEstimator):
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> NetworkPredictor:
-        """The inverse of ``state``; raises ``KeyError`` where something is missing."""
+        """The inverse of ``state``; raises ``DocumentError`` for tensors that are no predictor's, by names, types, shapes and
+        numbers.
+        """
+        _check_state(state)
         made = cls()
-        for name in ("weights", "bias", "centres", "heights", "length", "least_ms"):
-            setattr(made, f"{name}_", state[name])
+        for name, tensor in state.items():
+            setattr(made, f"{name}_", tensor)
         return made
+
+
+_SHAPES = {"weights": "F", "bias": "", "centres": "NF", "heights": "N", "length": "", "least_ms": ""}
+"""Of each tensor that was learnt."""
+LARGEST = 1e9
+"""Of any number in them."""
+SHORTEST = 1e-9
+"""Of the bumps' width."""
+
+
+def _check_state(state: dict[str, Tensor]) -> None:
+    if state.keys() != _SHAPES.keys():
+        differing = ", ".join(sorted(state.keys() ^ _SHAPES.keys()))
+        raise DocumentError(f"the tensors of a network predictor are {', '.join(_SHAPES)}; missing or strange: {differing}")
+    sizes: dict[str, int] = {}
+    for name, axes in _SHAPES.items():
+        tensor = state[name]
+        if tensor.dtype != torch.float64:
+            raise DocumentError(f"{name} is of {tensor.dtype}; a network predictor's tensors are of torch.float64")
+        shape = tuple(sizes.setdefault(axis, size) for axis, size in zip(axes, tensor.shape, strict=False))
+        if tensor.dim() != len(axes) or tuple(tensor.shape) != shape:
+            raise DocumentError(f"{name} has the shape {tuple(tensor.shape)}, which the others do not fit")
+        if not bool((tensor.abs() <= LARGEST).all()):
+            raise DocumentError(f"{name} holds numbers that are not finite or larger than {LARGEST:g}")
+    if not float(state["length"]) >= SHORTEST or not float(state["least_ms"]) >= 0:
+        raise DocumentError(f"length is {float(state['length'])}, least_ms {float(state['least_ms'])}: both are above nothing")
 
 
 def _mean_square(rows: Tensor) -> float:

@@ -361,7 +361,8 @@ class TestNetworks:
 def test_rows_and_learnt_times_beside_another_table_are_brought_to_the_speed_of_the_networks(
     estimator: Estimator, tmp_path: Path
 ) -> None:
-    card = msgspec.structs.replace(TABLE.card, key=msgspec.structs.replace(TABLE.card.key, estimator=estimator))
+    key, plan = (msgspec.structs.replace(part, estimator=estimator) for part in (TABLE.card.key, TABLE.card.plan))
+    card = msgspec.structs.replace(TABLE.card, key=key, plan=plan)
     networks = replace(TABLE, card=card, rows={})
     slower = msgspec.structs.replace(card, sentinel_ms=1.1 * card.sentinel_ms, spaces={})
     others = LatencyTable(slower, TABLE.rows, {}, ())
