@@ -73,6 +73,10 @@ class Engine:
         """The model's one output for one input, both as bytes of float32 numbers."""
         raise NotImplementedError
 
+    def complaint(self, error):
+        """What an error says, in words."""
+        return "%s: %s" % (type(error).__name__, error)
+
     def lower(self, job, path):
         """Fields of the "graph" report: "nodes", and "path" of the graph if the engine has rewritten it."""
         raise NotImplementedError
@@ -272,5 +276,5 @@ def main(engine):
         except Unavailable as error:
             say(type="error", id=model["id"], message=str(error), unavailable=True)
         except Exception as error:  # one bad model must not end the others
-            say(type="error", id=model["id"], message="%s: %s" % (type(error).__name__, error))
+            say(type="error", id=model["id"], message=engine.complaint(error))
     say(type="bye", models=done)

@@ -6,6 +6,9 @@ Needs Python 3.8, numpy and onnxruntime, nothing of mobilenas.
 
 A job's "provider" is one, which then executes everything, or several with commas between, of which each takes what those before
 it leave. Left to itself ONNX Runtime falls back to its CPU provider without a word.
+
+On the CPU the memory of a model is limited: what the process uses once the engine is imported, four times the model with its
+weights and its largest input or output, and 2 GiB. MOBILENAS_RUNNER_MEMORY sets another limit of the process, in MiB, or "off".
 """
 
 import json
@@ -17,6 +20,15 @@ import numpy
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by the import: it would send data on its use
 import onnxruntime
 
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None
+
+MEMORY = "MOBILENAS_RUNNER_MEMORY"
+SPARE_BYTES = 2 * 2**30
+TIMES = 4
+NO_MEMORY = ("bad_alloc", "bad allocation", "ailed to allocate", "MemoryError", "Cannot allocate memory", "Unable to allocate")
 DTYPES = {
     "tensor(float)": numpy.float32,
     "tensor(float16)": numpy.float16,
@@ -49,6 +61,43 @@ COMPLAINTS = {
     "contains compiled nodes": "%s compiles the model as a whole and shows no kernels: networks by %s are "
     "measured whole, as profile --transfer --measure-networks 10 does",
 }
+
+
+def used_bytes():
+    """What counts toward the limit now, None where the system does not tell."""
+    for line in mobilenas_runner.read("/proc/self/status").splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+BASE_BYTES = used_bytes()
+
+
+def limit_memory(job, path, tensor_bytes=0):
+    """Limit what this process may allocate for a model, as far as the system can."""
+    asked = os.environ.get(MEMORY, "").strip()
+    if resource is None or BASE_BYTES is None or providers_of(job) != [CPU] or asked in ("0", "off"):
+        return
+    if asked and not asked.isdigit():
+        raise ValueError("%s is %r: it must be a number of MiB, or off" % (MEMORY, asked))
+    files = [path]
+    folder = job.get("model", {}).get("weights_folder")
+    if folder:
+        files += [os.path.join(folder, name) for name in os.listdir(folder)]
+    model_bytes = sum(os.path.getsize(file) for file in files if os.path.isfile(file))
+    limit = int(asked) * 2**20 if asked else BASE_BYTES + TIMES * (model_bytes + tensor_bytes) + SPARE_BYTES
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def largest_bytes(session, inputs):
+    """Of its inputs and outputs, as far as their shapes are known."""
+    sizes = [array.nbytes for _, array in inputs.values()]
+    for value in session.get_outputs():
+        if value.type in DTYPES and all(isinstance(size, int) for size in value.shape):
+            sizes.append(int(numpy.prod(value.shape, dtype=float)) * numpy.dtype(DTYPES[value.type]).itemsize)
+    return max(sizes or [0])
 
 
 def providers_of(job):
@@ -167,11 +216,28 @@ class OnnxRuntime(mobilenas_runner.Engine):
     providers = tuple(onnxruntime.get_available_providers())
 
     def load(self, job, path, optimise):
+        limit_memory(job, path)
         options = session_options(job, optimise)
         return session_of(job, source_of(job, path, options), options)
 
     def inputs(self, job, session):
-        return session, inputs_of(session, job.get("model", {}))
+        inputs = inputs_of(session, job.get("model", {}))
+        if "path" in job.get("model", {}):
+            limit_memory(job, job["model"]["path"], largest_bytes(session, inputs))
+        return session, inputs
+
+    def complaint(self, error):
+        words = super().complaint(error)
+        if resource is None or not any(part in words for part in NO_MEMORY):
+            return words
+        limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        if limit == resource.RLIM_INFINITY:
+            return words
+        return "it needs more than the %d MiB of memory that a runner may use here: set %s to more MiB, or to off (%s)" % (
+            limit // 2**20,
+            MEMORY,
+            words,
+        )
 
     def bind(self, session):
         session, inputs = session
@@ -204,6 +270,7 @@ class OnnxRuntime(mobilenas_runner.Engine):
 
     def lower(self, job, path):
         stem = os.path.splitext(path)[0]
+        limit_memory(job, path)
         options = session_options(job, True)
         options.optimized_model_filepath = stem + ".optimised.onnx"
         apart = stem + ".optimised.weights"

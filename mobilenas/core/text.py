@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable
 
-_MARKDOWN = re.compile(r"([\\`*_\[\]<>|#~&!$])")
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def printable(text: str) -> str:

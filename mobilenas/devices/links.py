@@ -18,7 +18,7 @@ import msgspec
 from mobilenas.core import documents
 from mobilenas.core.resources import shipped
 from mobilenas.devices.streams import stream
-from mobilenas.errors import CrashError, DeviceError, DeviceTimeoutError, LinkError
+from mobilenas.errors import CrashError, DeviceError, DeviceTimeoutError, LinkError, ResourceError
 
 CLOCK_PROGRAM, SYSTEM_FILES, CLOCK_TIMEOUT_S = "device_clock.py", "/sys", 20.0
 
@@ -169,7 +169,7 @@ class LocalLink(Link):
             try:
                 (self._directory / name).write_bytes(content)
             except OSError as error:
-                raise LinkError(f"cannot write {name} on this host: {error.strerror}") from error
+                raise ResourceError(f"{self._directory / name}: cannot be written: {error.strerror}") from error
 
     def pull(self, name: str) -> bytes:
         try:

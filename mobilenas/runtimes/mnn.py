@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 from mobilenas import onnx_model
 from mobilenas.core.workload import Kernel, TensorSpec
 from mobilenas.devices.links import Link
+from mobilenas.devices.streams import tail
 from mobilenas.errors import IncompatibleError, ResourceError
 from mobilenas.runtimes import mnn_convert, onnx_precisions
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime, telling_lines
@@ -158,20 +158,21 @@ class _Converter:
         with self._alone:
             begin = self._words.seek(0, os.SEEK_END)
             try:
-                result, complaint = self._ask(work.__name__, arguments)
-            except (EOFError, OSError, pickle.UnpicklingError):
-                result, complaint = None, f"its converter ended with exit code {self.end()}"
+                result, complaint, lack = self._ask(work.__name__, arguments)
+            except (EOFError, OSError, ValueError):
+                result, complaint, lack = None, f"its converter ended with exit code {self.end()}", None
             except BaseException:
                 self.end()  # its answer must not be taken for that to the next question
                 raise
+            if lack is not None:
+                raise ResourceError(f"the model is not converted to MNN: {lack}")
             if complaint is not None:
-                self._words.seek(begin)
-                last = telling_lines(self._words.read().decode(errors="replace"))
+                last = telling_lines(tail(self._words, begin))
                 raise IncompatibleError(f"the model cannot be converted to MNN: {complaint}: {last}")
             found: R = result
             return found
 
-    def _ask(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, str | None]:
+    def _ask(self, name: str, arguments: tuple[Any, ...]) -> list[Any]:
         if self._process is None or self._process.poll() is not None or self._owner != os.getpid():
             argv, self._folder = [sys.executable, mnn_convert.__file__], tempfile.mkdtemp(prefix="mobilenas-mnn-")
             own = {**os.environ, "TMPDIR": self._folder}  # what a crash leaves behind goes with it
@@ -183,9 +184,10 @@ class _Converter:
         patience = threading.Timer(CONVERSION_TIMEOUT_S, self._process.kill)
         patience.start()
         try:
-            pickle.dump((name, arguments), given)
-            given.flush()
-            answer: tuple[Any, str | None] = pickle.load(made)
+            mnn_convert.send(given, [name, arguments])
+            answer = mnn_convert.receive(made)
+            if not isinstance(answer, list) or len(answer) != 3:
+                raise ValueError("an answer that is none")
             return answer
         finally:
             patience.cancel()

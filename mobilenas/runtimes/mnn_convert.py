@@ -1,6 +1,7 @@
 """MNN's converter in a process of its own, since it prints to the standard output and may end the process it is called in.
 
-Run as a program this file serves: pickled ``(name of a function, arguments)`` in, pickled ``(result, complaint)`` out.
+Run as a program this file serves: ``[name of a function, arguments]`` in, ``[result, complaint, system's complaint]`` out.
+Each message is a line of JSON, which names bytes and arrays by their sizes, and then these: nothing that is read can run code.
 Nothing of mobilenas is imported here. The ``mnnconvert`` command is not used: it sends data on its use to a server.
 """
 
@@ -8,15 +9,20 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 WEIGHTS = ".weight"
 """Added to a model's name: its weights, in a file of their own."""
 METHOD = "ADMM"
+MAXIMUM_LINE_BYTES = 2**30
+MAXIMUM_PART_BYTES = 2**34
+DTYPES = ("bool", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+"""Of arrays that travel."""
 
 
 def model_from_onnx(onnx: bytes) -> tuple[bytes, bytes]:
@@ -35,7 +41,6 @@ def integers_from_onnx(onnx: bytes, names: list[str], calls: list[list[Any]]) ->
     Ranges are those of MNN's own tool by its method ADMM. Raises ``ValueError`` if MNN cannot convert it.
     """
     import _tools
-    import numpy as np
 
     with tempfile.TemporaryDirectory(prefix="mobilenas-mnn-") as folder:
         given, whole, made = (Path(folder) / name for name in ("model.onnx", "whole.mnn", "model.mnn"))
@@ -92,7 +97,6 @@ def graph_of(model: bytes, weights: bytes) -> tuple[dict[str, Any], dict[str, tu
 
 def _facts(tensor: Any) -> tuple[list[int], list[int] | None]:
     import MNN
-    import numpy as np
 
     shape = tuple(tensor.getShape())
     if tensor.getDataType() != MNN.Halide_Type_Int:
@@ -110,20 +114,72 @@ def _convert(kind: str, given: Path, option: str, made: Path, *more: str) -> Non
         raise ValueError(f"MNN's converter refuses the model ({kind})")
 
 
+def send(stream: IO[bytes], value: Any) -> None:
+    """Write one message: JSON values, bytes and arrays; tuples arrive as lists."""
+    parts: list[bytes] = []
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            parts.append(value)
+            return {"bytes": len(value)}
+        if isinstance(value, np.ndarray):
+            parts.append(np.ascontiguousarray(value).tobytes())
+            return {"bytes": len(parts[-1]), "dtype": str(value.dtype), "shape": list(value.shape)}
+        if isinstance(value, list | tuple):
+            return [plain(inside) for inside in value]
+        if isinstance(value, dict):
+            return {"object": {key: plain(inside) for key, inside in value.items()}}
+        return value
+
+    stream.write(json.dumps(plain(value)).encode() + b"\n")
+    for part in parts:
+        stream.write(part)
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> Any:
+    """Read one message. Raises ``EOFError`` where it is not whole, ``ValueError`` for anything that ``send`` does not write."""
+    line = stream.readline(MAXIMUM_LINE_BYTES)
+    if not line.endswith(b"\n"):
+        raise EOFError
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, list):
+            return [whole(inside) for inside in value]
+        if not isinstance(value, dict):
+            return value
+        if value.keys() == {"object"}:
+            return {key: whole(inside) for key, inside in value["object"].items()}
+        size, dtype = value["bytes"], value.get("dtype", "bytes")
+        if not isinstance(size, int) or not 0 <= size <= MAXIMUM_PART_BYTES or dtype not in ("bytes", *DTYPES):
+            raise ValueError(f"a part of {size!r} bytes of {dtype!r}")
+        part = stream.read(size)
+        if len(part) < size:
+            raise EOFError
+        return part if dtype == "bytes" else np.frombuffer(part, dtype).reshape(value["shape"])
+
+    try:
+        return whole(json.loads(line))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"a message that is none: {error!r}") from error
+
+
 def _serve() -> None:
+    works = {work.__name__: work for work in (model_from_onnx, integers_from_onnx, model_from_graph, graph_of)}
     with os.fdopen(os.dup(1), "wb") as answers:
         os.dup2(2, 1)
         while True:
             try:
-                name, arguments = pickle.load(sys.stdin.buffer)
+                name, arguments = receive(sys.stdin.buffer)
             except EOFError:
                 return
             try:
-                answer: tuple[Any, str | None] = (globals()[name](*arguments), None)
+                answer: list[Any] = [works[name](*arguments), None, None]
             except ValueError as error:
-                answer = None, str(error)
-            pickle.dump(answer, answers)
-            answers.flush()
+                answer = [None, str(error), None]
+            except (OSError, MemoryError) as error:
+                answer = [None, None, str(error) or type(error).__name__]
+            send(answers, answer)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 
 from mobilenas import onnx_model
 from mobilenas.core.workload import Kernel, TensorSpec
+from mobilenas.devices.streams import answer
 from mobilenas.errors import IncompatibleError, ResourceError, RunnerError
 from mobilenas.runtimes import onnx_precisions
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime, telling_lines
@@ -167,16 +167,13 @@ def _converted(onnx: bytes, shapes: Sequence[tuple[int, ...]]) -> tuple[str, byt
     with tempfile.TemporaryDirectory(prefix="mobilenas-pnnx-") as folder:
         (Path(folder) / "model.onnx").write_bytes(onnx)
         argv = [pnnx.EXEC_PATH, "model.onnx", f"inputshape={sizes}", "fp16=0"]
-        try:
-            done = subprocess.run(
-                argv, cwd=folder, capture_output=True, text=True, errors="replace", check=False, timeout=CONVERSION_TIMEOUT_S
-            )
-        except subprocess.TimeoutExpired:
-            raise IncompatibleError(f"pnnx did not convert the model to ncnn within {CONVERSION_TIMEOUT_S:.0f} s") from None
+        code, printed, said = answer(argv, timeout_s=CONVERSION_TIMEOUT_S, directory=Path(folder))
+        if code is None:
+            raise IncompatibleError(f"pnnx did not convert the model to ncnn within {CONVERSION_TIMEOUT_S:.0f} s")
         param, weights = Path(folder) / "model.ncnn.param", Path(folder) / "model.ncnn.bin"
-        if done.returncode != 0 or not param.exists() or not weights.exists():
-            last = telling_lines(re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr))
-            raise IncompatibleError(f"pnnx cannot convert the model to ncnn (exit code {done.returncode}): {last}")
+        if code != 0 or not param.exists() or not weights.exists():
+            last = telling_lines(re.sub(r"\x1b\[[0-9;]*m", "", printed.decode(errors="replace") + said))
+            raise IncompatibleError(f"pnnx cannot convert the model to ncnn (exit code {code}): {last}")
         return param.read_text(), weights.read_bytes()
 
 

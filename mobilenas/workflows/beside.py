@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from mobilenas.config import SearchConfig, TrainConfig
+from mobilenas.core.system import resource_error
 from mobilenas.errors import MobileNASError
 from mobilenas.workflows.run_search import search
 from mobilenas.workflows.run_train import train
@@ -22,11 +23,14 @@ def main() -> None:
             search(msgspec.convert(job["config"], SearchConfig), folder)
         else:
             train(folder, msgspec.convert(job["config"], TrainConfig))
-    except MobileNASError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        known = error if isinstance(error, MobileNASError) else resource_error(error)
+        if known is None:
+            raise
+        print(known, file=sys.stderr)
+        sys.exit(known.exit_code)
 
 
 if __name__ == "__main__":

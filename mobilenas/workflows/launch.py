@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from mobilenas.config import ComputeConfig, SearchConfig, TrainConfig
 from mobilenas.core.run_directory import RunDirectory
+from mobilenas.devices.streams import tail
 from mobilenas.errors import LostProcessError, MobileNASError, UsageError
 from mobilenas.search.processes import Processes
 from mobilenas.workflows.naming import run_environment, uses_gpus
@@ -155,8 +156,7 @@ class _Other:
         code = self.process.poll()
         if not code:
             return None
-        self._words.seek(0)
-        last = [line for line in self._words.read().decode(errors="replace").splitlines() if line.strip()][-1:]
+        last = [line for line in tail(self._words).splitlines() if line.strip()][-1:]
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         return f"{self.name} {how}{''.join(f': {line}' for line in last)}"
 

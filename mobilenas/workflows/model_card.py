@@ -11,6 +11,7 @@ from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.environment import Environment
 from mobilenas.core.measurement import Measurement
+from mobilenas.core.text import markdown, printable
 from mobilenas.data import ImageData
 from mobilenas.export.verify import Agreement
 from mobilenas.results import BudgetOutcome, EngineExport, ExportResult
@@ -37,7 +38,7 @@ def model_card(
         fence += "`"
     onnx = ["ONNX", "fp32", f"`{Path(result.model).name}`", *_agreement_words(result.agreement)]
     parts = [
-        f"# A network of the space {architecture.space}, {result.fingerprint}",
+        f"# A network of the space {markdown(architecture.space)}, {result.fingerprint}",
         f"Made by mobilenas {version('mobilenas')}. The same facts as JSON: `report.json`; the architecture alone: "
         "`architecture.json`.",
         "## The network",
@@ -48,12 +49,12 @@ def model_card(
                 ("Classes", str(space.options["classes"])),
                 ("Parameters", f"{result.params:,}"),
                 ("Multiply-adds", f"{result.madds:,}"),
-                ("Data set", data.name if data else "none"),
+                ("Data set", markdown(data.name) if data else "none"),
                 ("Test accuracy", "untrained" if result.test_accuracy is None else f"{result.test_accuracy:.2%}"),
-                *((f"Option {name}", str(value)) for name, value in sorted(space.options.items())),
+                *((f"Option {markdown(name)}", markdown(str(value))) for name, value in sorted(space.options.items())),
             ],
         ),
-        _table(("Decision", "Choice"), sorted(architecture.choices.items())),
+        _table(("Decision", "Choice"), [tuple(map(markdown, choice)) for choice in sorted(architecture.choices.items())]),
         "## What each engine makes of it",
         _table(
             (
@@ -78,7 +79,7 @@ def model_card(
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(printable, line)) + " |" for line in lines)
 
 
 def _preprocessing_words(data: ImageData | None) -> str:
@@ -90,9 +91,9 @@ def _preprocessing_words(data: ImageData | None) -> str:
 
 def _engine_row(engine: EngineExport) -> list[str]:
     named = ", ".join(f"`{Path(file).name}`" for file in engine.files)
-    head = [f"{engine.runtime} {engine.engine_version}", engine.settings.precision, named]
+    head = [markdown(f"{engine.runtime} {engine.engine_version}"), markdown(engine.settings.precision), named]
     if engine.agreement is None:
-        return [*head, f"not run: {engine.not_run}", "", "", ""]
+        return [*head, f"not run: {markdown(str(engine.not_run))}", "", "", ""]
     return [*head, *_agreement_words(engine.agreement)]
 
 
@@ -105,7 +106,7 @@ def _agreement_words(found: Agreement) -> list[str]:
 def _budget_words(budget: BudgetOutcome | None, device: DeviceConfig) -> list[str]:
     if budget is None:
         return ["The network was not searched for a budget."]
-    target = f"{device.name}, {device.runtime} {device.precision}, {device.threads} threads, batch {device.batch}"
+    target = markdown(f"{device.name}, {device.runtime} {device.precision}, {device.threads} threads, batch {device.batch}")
     return [
         f"Budget: {budget.target_ms:.4g} ms ({budget.statistic}) on {target}. Predicted for that by the {budget.model}: "
         f"{budget.table_ms:.4g} ms ({budget.table_low_ms:.4g} to {budget.table_high_ms:.4g}, which holds "
@@ -118,10 +119,11 @@ def _latency(result: ExportResult) -> list[str]:
     if not timed or result.device is None:
         return ["The exported model was not measured."]
     rows = [_latency_row(engine, measured) for engine, measured, _ in timed]
-    engines = [f"{engine.runtime}: {_state_words(environment)}." for engine, _, environment in timed if environment]
+    engines = [f"{markdown(engine.runtime)}: {_state_words(environment)}." for engine, _, environment in timed if environment]
     return [
-        f"Device: {result.device['name']}, {result.device['cpu_model']}, {result.device['cpu_count']} cores, "
-        f"{result.device['system']}.",
+        "Device: "
+        + ", ".join(markdown(str(words)) for words in (result.device["name"], result.device["cpu_model"]))
+        + f", {result.device['cpu_count']} cores, {markdown(str(result.device['system']))}.",
         _table(
             ("Engine", "By", "Precision", "Threads", "Batch", "Measured", "Repeats within", "First run", "Peak memory"), rows
         ),
@@ -132,8 +134,8 @@ def _latency(result: ExportResult) -> list[str]:
 def _latency_row(engine: EngineExport, measured: Measurement) -> list[str]:
     asked, memory = engine.settings, measured.peak_memory_mib
     return [
-        f"{engine.runtime} {engine.engine_version}",
-        asked.provider,
+        markdown(f"{engine.runtime} {engine.engine_version}"),
+        markdown(asked.provider),
         asked.precision,
         str(asked.threads),
         str(asked.batch),
@@ -147,7 +149,7 @@ def _latency_row(engine: EngineExport, measured: Measurement) -> list[str]:
 def _state_words(state: Environment) -> str:
     clocks, heat = state.frequencies_mhz, state.temperatures_celsius
     known = [
-        f"governor {state.governor or 'unknown'}",
+        f"governor {markdown(state.governor or 'unknown')}",
         f"clocks {min(clocks):.0f} to {max(clocks):.0f} MHz" if clocks else "clocks unknown",
         f"{max(heat):.0f} degrees Celsius at the warmest" if heat else "temperature unknown",
         f"load {state.load_average[0]:.2f}",

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from mobilenas import config
 from mobilenas.config import DataSetConfig, SearchConfig, SweepConfig, TrainConfig, flat, load_config, load_preset, same_data
 from mobilenas.core import documents
-from mobilenas.core.run_directory import RunDirectory, locked, write_atomic
+from mobilenas.core.run_directory import RunDirectory, locked, read_status, status_kept, write_atomic
+from mobilenas.core.signals import catch_terminations, handlers_kept
+from mobilenas.core.system import resource_error
 from mobilenas.core.units import parse_latency_target
 from mobilenas.errors import MobileNASError, ResourceError, UsageError
 from mobilenas.methods import METHODS
@@ -36,6 +40,8 @@ OF_TRAINED = ("method_options.", "switches.", "derivation")
 """Settings of a search that random search has no use for."""
 RESULT_FILE, FRONT_FILE = "sweep.json", "front.svg"
 WAIT_S, CONNECT_S = 1.0, 5.0
+ONLY_HERE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Variable by which a Ray of this sweep's own listens at 127.0.0.1 only, on any system."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -44,6 +50,13 @@ class Job(msgspec.Struct, frozen=True):
     name: str
     search: SearchConfig
     train: TrainConfig
+
+
+class Failure(NamedTuple):
+    """Why a trial failed, in one line; ``is_lack`` where disk, memory or a package was lacking."""
+
+    reason: str
+    is_lack: bool
 
 
 def jobs_of(cfg: SweepConfig) -> list[Job]:
@@ -84,74 +97,102 @@ def _search_config(cfg: SweepConfig, method: str, own: Mapping[str, Any]) -> Sea
 def sweep(cfg: SweepConfig, output: Path, listener: Listener | None = None) -> SweepResult:
     """Run what is not finished yet of a sweep, and write what all trials have found into ``output``.
 
-    A trial that fails is listed with its reason. Interrupted, the same command goes on. Raises ``ResourceError`` without Ray.
+    A trial that fails is listed with its reason. Interrupted, the same command goes on. Raises ``ResourceError`` without Ray,
+    and where a trial lacked disk or memory, when all others are done.
     """
     told = listener or Silent()
     begin = time.monotonic()
     jobs = jobs_of(cfg)
-    with locked(output):
+    with locked(output), status_kept(output):
         write_atomic(output / "config.toml", config.dump_config(cfg))
         folders = {job.name: output / "trials" / job.name for job in jobs}
         waiting = [job for job in jobs if not _is_done(folders[job.name])]
-        reasons = _run_on_ray(waiting, folders, cfg, told, len(jobs)) if waiting else {}
-        trials = tuple(_trial(job, folders[job.name], reasons.get(job.name)) for job in jobs)
-        groups = _groups(trials)
-        result = SweepResult(str(output), trials, groups, None, time.monotonic() - begin)
-        if groups:
-            points = [_point(group) for group in groups]
-            best = {point.name for point in front_of(points)}
-            marked = tuple(msgspec.structs.replace(g, is_on_front=p.name in best) for g, p in zip(groups, points, strict=True))
-            drawing = output / FRONT_FILE
-            write_atomic(drawing, draw_front(points, f"{len(trials)} trials of {cfg.seeds} seeds"))
-            result = msgspec.structs.replace(result, groups=marked, drawing=str(drawing))
-        write_atomic(
-            output / RESULT_FILE, documents.dump_json({"schema": "mobilenas/sweep-result@1", **msgspec.to_builtins(result)})
-        )
+        failures = _run_on_ray(waiting, folders, cfg, told, len(jobs)) if waiting else {}
+        lacking = [(name, failure) for name, failure in failures.items() if failure.is_lack]
+        result = None
+        with suppress(ResourceError) if lacking else nullcontext():  # what a trial lacked first is what is told
+            result = _collect(cfg, output, jobs, folders, failures, begin)
+        if lacking or result is None:
+            name, failure = lacking[0]
+            raise ResourceError(f"{len(lacking)} of {len(jobs)} trials stopped; first {name}: {failure.reason}")
     return result
 
 
-def run_trial(job: Job, folder: str) -> str | None:
-    """Search and train, each unless it is done; the reason where it fails."""
+def _collect(
+    cfg: SweepConfig,
+    output: Path,
+    jobs: Sequence[Job],
+    folders: Mapping[str, Path],
+    failures: Mapping[str, Failure],
+    begin: float,
+) -> SweepResult:
+    """Write what all trials have found."""
+    trials = tuple(_trial(job, folders[job.name], failures.get(job.name)) for job in jobs)
+    groups = _groups(trials)
+    result = SweepResult(str(output), trials, groups, None, time.monotonic() - begin)
+    if groups:
+        points = [_point(group) for group in groups]
+        best = {point.name for point in front_of(points)}
+        marked = tuple(msgspec.structs.replace(g, is_on_front=p.name in best) for g, p in zip(groups, points, strict=True))
+        drawing = output / FRONT_FILE
+        write_atomic(drawing, draw_front(points, f"{len(trials)} trials of {cfg.seeds} seeds"))
+        result = msgspec.structs.replace(result, groups=marked, drawing=str(drawing))
+    write_atomic(
+        output / RESULT_FILE, documents.dump_json({"schema": "mobilenas/sweep-result@1", **msgspec.to_builtins(result)})
+    )
+    return result
+
+
+def run_trial(job: Job, folder: str) -> Failure | None:
+    """Search and train, each unless it is done; why it fails where it does."""
+    catch_terminations()  # Ray's own handler ends a process on the spot
     run = Path(folder)
     try:
         if not RunDirectory(run).is_finished:
             search(job.search, run)
         if not RunDirectory(run / "train").is_finished:
             train(run, job.train)
-    except MobileNASError as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except Exception as error:
+        known = error if isinstance(error, MobileNASError) else resource_error(error)
+        if known is None:
+            raise
+        return Failure(f"{type(known).__name__}: {' '.join(str(known).split())}", isinstance(known, ResourceError))
     return None
 
 
 def _run_on_ray(
     jobs: Sequence[Job], folders: Mapping[str, Path], cfg: SweepConfig, told: Listener, total: int
-) -> dict[str, str]:
+) -> dict[str, Failure]:
     """Run trials on Ray, here or where ``cfg.address`` says; why those failed that did."""
+    _check_answers(cfg.address)
+    if cfg.address is None:
+        os.environ[ONLY_HERE] = "0"  # read when Ray is imported, and by the processes that it starts
     try:
         import ray
     except ImportError:
         raise ResourceError("a sweep runs on Ray, which is not installed here: pip install 'mobilenas[ray]'") from None
-    _check_answers(cfg.address)
     try:
-        ray.init(address=cfg.address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        with handlers_kept():
+            ray.init(address=cfg.address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(f"address is {cfg.address!r}, where Ray does not answer: {' '.join(str(error).split())}") from error
     try:
         remote: Any = ray.remote(num_cpus=cfg.cpus, num_gpus=cfg.gpus, max_retries=2)(run_trial)
         pending = {remote.remote(job, str(folders[job.name].absolute())): job for job in jobs}
-        reasons: dict[str, str] = {}
+        failures: dict[str, Failure] = {}
         while pending:
             told.progress("trials", total - len(pending), total)
             for reference in ray.wait(list(pending), num_returns=1, timeout=WAIT_S)[0]:
                 job = pending.pop(reference)
                 try:
-                    reason = ray.get(reference)
+                    failure = ray.get(reference)
                 except ray.exceptions.RayError as error:  # a bug, or a worker that was killed again and again
-                    reason = " ".join(str(error).strip().splitlines()[-1:])
-                if reason is not None:
-                    reasons[job.name] = reason
-                told.note(f"{job.name}: {reason or 'done'}")
-        return reasons
+                    lack = isinstance(error, ray.exceptions.OutOfMemoryError | ray.exceptions.OutOfDiskError)
+                    failure = Failure(" ".join(str(error).strip().splitlines()[-1:]), lack)
+                if failure is not None:
+                    failures[job.name] = failure
+                told.note(f"{job.name}: {failure.reason if failure else 'done'}")
+        return failures
     finally:
         ray.shutdown()
 
@@ -171,11 +212,13 @@ def _is_done(run: Path) -> bool:
     return RunDirectory(run).is_finished and RunDirectory(run / "train").is_finished
 
 
-def _trial(job: Job, run: Path, reason: str | None) -> SweepTrial:
+def _trial(job: Job, run: Path, failure: Failure | None) -> SweepTrial:
     cfg = job.search
     trial = SweepTrial(job.name, cfg.method, cfg.latency_budget or "none", cfg.device.name, cfg.seed, str(run))
     if not _is_done(run):
-        return msgspec.structs.replace(trial, reason=reason or "not finished")
+        status = read_status(run / "train") or read_status(run)
+        stands = f"{status.word}: {status.reason}".strip(": ") if status else "not begun"
+        return msgspec.structs.replace(trial, reason=failure.reason if failure else stands)
     searched, trained = (RunDirectory(path).read_document(RESULT) for path in (run, run / "train"))
     [budget] = searched["budgets"] or [{"measured_ms": None, "table_ms": None, "target_ms": None}]
     return msgspec.structs.replace(

@@ -28,6 +28,8 @@ class LoopbackAdb:
 
     def __init__(self, folder: Path, *, is_authorised: bool = True) -> None:
         self.folder, self.is_authorised, self.is_down = folder, is_authorised, False
+        self.login = "{}"
+        """What its shell does around a command."""
         self._sockets: list[socket.socket] = []
         self.children: list[subprocess.Popen[bytes]] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -135,7 +137,7 @@ class Shell:
         folder = self.connection.device.folder
         environment = device_environment(folder)
         self.child = subprocess.Popen(
-            ["sh", "-c", script.replace(DEVICE_FOLDER, environment["TMPDIR"])],
+            ["sh", "-c", self.connection.device.login.replace("{}", script.replace(DEVICE_FOLDER, environment["TMPDIR"]))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

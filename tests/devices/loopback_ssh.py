@@ -28,6 +28,9 @@ class LoopbackSsh:
         self.folder = folder
         self.connections: list[asyncssh.SSHServerConnection] = []
         self.is_down = False
+        self.login = "{}"
+        """What its login shell does around a command."""
+        self.temporary = "tmp"
         self.children: list[subprocess.Popen[bytes]] = []
         self.key, self.host_key = folder / "id", asyncssh.generate_private_key("ssh-ed25519")
         key = asyncssh.generate_private_key("ssh-ed25519")
@@ -112,12 +115,12 @@ class LoopbackSsh:
 
     async def _run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         child = subprocess.Popen(
-            ["sh", "-c", process.command or "true"],
+            ["sh", "-c", self.login.replace("{}", process.command or "true")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env=device_environment(self.folder),
+            env=device_environment(self.folder, self.temporary),
             start_new_session=True,
         )
         self.children.append(child)
@@ -164,8 +167,8 @@ def write_all(pipe: IO[bytes], content: bytes) -> None:
             view = view[pipe.write(view) :]
 
 
-def device_environment(folder: Path) -> dict[str, str]:
+def device_environment(folder: Path, temporary: str = "tmp") -> dict[str, str]:
     """What a command on the device sees: this interpreter first, its own folder for temporary files."""
-    (folder / "tmp").mkdir(exist_ok=True)
+    (folder / temporary).mkdir(exist_ok=True)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {"PATH": path, "TMPDIR": str(folder / "tmp"), "HOME": str(folder), "LANG": "C.UTF-8"}
+    return {"PATH": path, "TMPDIR": str(folder / temporary), "HOME": str(folder), "LANG": "C.UTF-8"}

@@ -55,6 +55,31 @@ def check_last_line(opened: Link) -> None:
     assert lines == ["a", "b"]
 
 
+LOGINS = {
+    "greeting": "echo Welcome; printf 'no end'; echo on stderr >&2; {}",
+    "goodbye": "({}); echo logged out; echo logged out >&2; exit 3",
+    "echo": "set -v -x; {}",
+}
+
+
+def check_talkative(opened: Link, folder: Path) -> None:
+    lines: list[str] = []
+    content = bytes(range(256)) * 300
+    with opened as link:
+        link.push({"file": content})
+        assert link.pull("file") == content
+        script = r"print('a\n\nb\n'); import sys; sys.stdout.write('end')"
+        link.run([link.python, "-c", script], timeout_s=60, on_line=lines.append)
+        with pytest.raises(RunnerError, match=r"exit code 7.*\nit broke$"):
+            link.run(
+                [link.python, "-c", "import sys; sys.exit(sys.stderr.write('it broke') and 7)"], timeout_s=60, on_line=print
+            )
+        with pytest.raises(LinkError):
+            link.pull("none")
+    assert lines == ["a", "", "b", "", "end"]
+    assert not list(folder.iterdir())
+
+
 @needs_ssh
 class TestSsh:
     @pytest.fixture(autouse=True)
@@ -163,6 +188,21 @@ class TestSsh:
         with self.link() as link, pytest.raises(RunnerError, match="signal 11"):
             link.run([link.python, "-c", "import os; os.kill(os.getpid(), 11)"], timeout_s=60, on_line=print)
 
+    @pytest.mark.parametrize("login", LOGINS.values(), ids=LOGINS)
+    def test_what_a_login_shell_prints_is_ignored(self, login: str) -> None:
+        self.server.login = login
+        check_talkative(self.link(), self.server.folder / "tmp")
+
+    def test_a_folder_for_temporary_files_may_have_any_name(self) -> None:
+        self.server.temporary = "a 'b' $HOME; c"
+        check_talkative(self.link(), self.server.folder / self.server.temporary)
+
+    def test_an_endless_answer_of_a_shell_ends_with_4(self) -> None:
+        self.server.login = 'timeout 20 yes aaaaaaaa | tr -d "\\n"'
+        with pytest.raises(LinkError, match="printed more than 16 MiB") as caught, self.link():
+            pass
+        assert caught.value.exit_code == 4
+
     def test_nothing_stays_on_the_device(self) -> None:
         with self.link() as link:
             link.push({"x": b"x"})
@@ -187,6 +227,11 @@ class TestAdb:
     def test_a_device_that_has_not_allowed_debugging(self) -> None:
         self.device.is_authorised = False
         assert "confirm the question on its screen" in str(refused(self.link()))
+
+    @pytest.mark.parametrize("login", LOGINS.values(), ids=LOGINS)
+    def test_what_a_shell_prints_is_ignored(self, login: str) -> None:
+        self.device.login = login
+        check_talkative(self.link(), self.device.folder / "tmp")
 
     def test_a_device_that_is_not_there(self) -> None:
         error = refused(AdbLink("adb:0123456789ABCDEF", pauses_s=QUICK_S))

@@ -254,7 +254,7 @@ def test_an_answer_that_was_not_waited_for_is_not_taken_for_the_next(monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mobilenas.runtimes.mnn.pickle.load", interrupted)
+        patch.setattr("mobilenas.runtimes.mnn_convert.receive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             Mnn().prepare(sized(16), SETTINGS)
     assert len(Mnn().prepare(sized(24), SETTINGS).weights or b"") == weights_of(24)
