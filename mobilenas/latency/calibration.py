@@ -12,7 +12,7 @@ ROOM = math.log(1.25)
 """How far beyond the smallest and the largest measured network, as a logarithm, still counts as within their range."""
 OTHER_KIND = math.log(1.2)
 """Half-width, as a logarithm, that nine networks in ten need beside the interval of a scale that comes from another kind of
-network (docs/decisions/0032).
+network (docs/decisions/0037).
 """
 PER_E = 0.05
 """The same for each factor of e between a network and the range of those that the scale comes from."""
@@ -66,11 +66,8 @@ class Calibration:
         known = math.log(self.card.interval_factor)
         if self.is_within(kernel_sum_ms):
             return known
-        other_kind = (
-            0.0
-            if self.is_of_its_kind
-            else math.hypot(OTHER_KIND, math.log(max(kernel_sum_ms, TINY_MS) / max(plain_sum_ms, TINY_MS)))
-        )
+        context = math.log(max(kernel_sum_ms, TINY_MS) / max(plain_sum_ms, TINY_MS))
+        other_kind = 0.0 if self.is_of_its_kind else math.hypot(OTHER_KIND, context)
         return math.hypot(known, other_kind, PER_E * self.distance(kernel_sum_ms))
 
 

@@ -180,7 +180,7 @@ class MobileNetworks(NetworkSource):
 
     name = MOBILE_NETWORKS
     may_lack_kernels = True
-    lowering_s, kernel_sweep_s = 0.5, 0.06
+    lowering_s, kernel_sweep_s = 1.2, 0.09
 
     def __init__(self, batch: int = 1) -> None:
         self.options: dict[str, OptionValue] = {"batch": batch, "generator": GENERATOR}

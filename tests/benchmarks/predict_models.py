@@ -1,111 +1,124 @@
-"""How well ``mobilenas predict`` does on networks that nobody here wrote: torchvision's mobile families, the onnx wheel's zoo.
+"""How well ``mobilenas predict`` does on networks that nobody here wrote (tests/benchmarks/foreign_models.py).
 
-``OMP_NUM_THREADS=1 python tests/benchmarks/predict_models.py --output runs/predict`` exports the models, predicts each from
-learnt kernels alone (``mobilenas profile --kernels 1500`` must have run), measures all kernels that are lacking in one campaign
-and all models in another, predicts each from rows, and prints the tables of docs/benchmarks/predict.md.
+``OMP_NUM_THREADS=1 python tests/benchmarks/predict_models.py --output runs/predict [--wheels DIR]`` measures all models whole,
+then the kernels that the default campaign lacks (``mobilenas profile --kernels --plan quick`` must have run), and predicts each
+
+(a) from the quickstart's table (``mobilenas profile --data digits --plan quick``) with ``--profile-missing``: rows of all
+    kernels; those of the default campaign count as measured for this, without what its networks tell;
+(b) from the default campaign only, without measuring anything.
+
+It prints the tables of docs/benchmarks/predict.md; with ``--json FILE`` one object for each model and arm.
 """
 
 from __future__ import annotations
 
 import argparse
-import warnings
+import json
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnx
-import torch
-import torchvision
+from foreign_models import COVERED, foreign_models
 
-from mobilenas import MobileNASError, onnx_model, workflows
-from mobilenas.config import DeviceConfig, PredictConfig
+from mobilenas import MobileNASError, onnx_model
+from mobilenas.config import DataSetConfig, DeviceConfig, SpaceConfig
 from mobilenas.core.measurement import Measurement, MeasurementPlan, plan_named
 from mobilenas.core.run_directory import Journal
+from mobilenas.core.workload import Kernel
 from mobilenas.devices.links import Link
-from mobilenas.latency.kernels import TargetKernels
-from mobilenas.latency.store import single_kernels_folder, table_folder, target_tables
+from mobilenas.latency.kernels import NetworkPrediction, TargetKernels
+from mobilenas.latency.store import FoundTables, single_kernels_folder, table_folder, target_tables
 from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, TableKey
-from mobilenas.network import initialise_for_timing
 from mobilenas.profiling.kernels import keep_kernels
 from mobilenas.runtimes.measure import measure
 from mobilenas.workflows import Target
-
-MOBILE = (
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "mobilenet_v3_large",
-    "mnasnet0_5",
-    "mnasnet0_75",
-    "mnasnet1_0",
-    "mnasnet1_3",
-    "shufflenet_v2_x0_5",
-    "shufflenet_v2_x1_0",
-    "shufflenet_v2_x1_5",
-    "shufflenet_v2_x2_0",
-    "squeezenet1_0",
-    "squeezenet1_1",
-    "efficientnet_b0",
-    "efficientnet_b1",
-    "regnet_x_400mf",
-    "regnet_x_800mf",
-    "regnet_y_400mf",
-    "regnet_y_800mf",
-)
-ZOO = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+from mobilenas.workflows.naming import data_set_from_config, space_from_config
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--plan", default="standard")
+    parser.add_argument("--wheels", type=Path)
+    parser.add_argument("--plan", default="quick")
     parser.add_argument("--models", nargs="+", help="Only these.")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    models = [path for path in _models(arguments.output) if not arguments.models or path.stem in arguments.models]
+    models = foreign_models(arguments.output / "models", arguments.wheels)
+    models = [path for path in models if not arguments.models or path.stem in arguments.models]
     target, plan = Target.from_config(DeviceConfig()), plan_named(arguments.plan)
-    mobile_table = table_folder(target.table_key, MOBILE_NETWORKS)
-    learnt = [_predicted(model, PredictConfig(extrapolate=True, table=str(mobile_table))) for model in models]
-    measured = _measured(models, target, plan, arguments.output)
-    rows = [_predicted(model, PredictConfig(profile_missing=True, plan=arguments.plan)) for model in models]
-    slower = np.median([m.sentinel_ms for m in measured]) / LatencyTable.load(mobile_table).card.sentinel_ms
-    print(f"the sentinel took {slower:.3f} times as long beside these models as beside the table's networks\n")
-    columns = "model | measured ms | repeatable within | from rows ms | off | from learnt kernels ms | off | share learnt"
-    print(f"| {columns} |\n|{'---|' * 8}")
-    for model, m, row, guess in zip(models, measured, rows, learnt, strict=True):
-        repeats = f"{m.repeatability_fraction:.1%}{'' if m.converged else ', not converged'}"
-        print(
-            f"| {model.stem} | {m.value_ms:.3f} | {repeats} | {_cells(row, m.value_ms)} | {_cells(guess, m.value_ms)} "
-            f"| {_share(guess)} |"
-        )
-    for name, found in (("rows", rows), ("learnt kernels", learnt)):
-        known = [(p.prediction, m.value_ms) for p, m in zip(found, measured, strict=True) if p is not None]
-        inside = sum(p.low_ms <= ms <= p.high_ms for p, ms in known)
-        for speed, factor in (("as measured", 1.0), ("at the speed of the table", slower)):
-            errors = np.array([abs(p.ms * factor / ms - 1) for p, ms in known])
-            within = ", ".join(f"{(errors <= limit).sum()} within {limit:.0%}" for limit in (0.05, 0.1))
-            spread = f"median {np.median(errors):.1%}, worst {errors.max():.1%}"
-            print(f"\n{name}, {speed}: {within} of {len(models)}, {spread}")
-        print(f"{inside} of {len(known)} inside their intervals")
-
-
-def _measured(models: list[Path], target: Target, plan: MeasurementPlan, folder: Path) -> list[Measurement]:
-    """All models whole, after the kernels of all that no table has, which ``predict`` then finds."""
-    contents = {model.stem: onnx_model.read_model(model).content for model in models}
     with target.device.open() as link:
         key = _key(target, link)
-        kernels = sum(target.runtime.kernels(list(contents.values()), link, target.settings), Counter())
-        missing = TargetKernels.of(target_tables(key)).missing(kernels)
-        if missing:
-            print(f"measuring {len(missing)} of {len(kernels)} kernels", flush=True)
-            place = single_kernels_folder(key)
-            refused = keep_kernels(missing, place, folder, target.device, link, target.runtime, target.settings, plan)
-            print(f"the engine refuses to run {len(refused)} of them alone", flush=True)
-        print(f"measuring {len(models)} models", flush=True)
-        prepared = {name: target.runtime.prepare(content, target.settings) for name, content in contents.items()}
-        journal = Journal(folder / "models.jsonl")
-        measurements, _ = measure(prepared, link, target.runtime, target.settings, plan, journal=journal)
-    return [measurements[model.stem] for model in models]
+        kernels, refused = _lowered(models, target, link)
+        for path, words in refused.items():
+            print(f"{path.stem}: not lowered: {words}")
+        models = [path for path in models if path not in refused]
+        measured = _measured(models, target, link, plan, arguments.output)
+        _measure_missing(kernels, target, link, plan, key, arguments.output)
+    found = target_tables(key).tables
+    default = [t for t in found if MOBILE_NETWORKS in t[1].card.spaces]
+    quickstart = table_folder(key, _quickstart_space_key())
+    own = [t for t in found if t[0] == quickstart]
+    kept = [t for t in found if t[0].parent == single_kernels_folder(key)]
+    arms = {
+        "(b) the default campaign only": default[:1],
+        "(a) the quickstart's table and rows of all kernels": [*own, *kept, *map(_rows_only, default[:1])],
+    }
+    records = []
+    for arm, tables in arms.items():
+        if not tables:
+            print(f"{arm}: no such table")
+            continue
+        predictions = [_predicted(path, kernels[path], FoundTables(tuple(tables))) for path in models]
+        _print(arm, models, measured, predictions)
+        records += [_record(arm, *one) for one in zip(models, measured, predictions, strict=True)]
+    if arguments.json:
+        arguments.json.write_text(json.dumps(records, indent=1))
+
+
+def _quickstart_space_key() -> str:
+    return space_from_config(SpaceConfig(), data_set_from_config(DataSetConfig(name="digits")), 1).key
+
+
+def _rows_only(found: tuple[Path, LatencyTable]) -> tuple[Path, LatencyTable]:
+    """The table as if its kernels had been measured one by one."""
+    path, table = found
+    rows = {kernel: msgspec.structs.replace(row, network_factor=1.0) for kernel, row in table.rows.items()}
+    return path / "rows", replace(table, card=msgspec.structs.replace(table.card, spaces={}), rows=rows, networks=())
+
+
+def _lowered(models: Sequence[Path], target: Target, link: Link) -> tuple[dict[Path, Counter[Kernel]], dict[Path, str]]:
+    found, refused = {}, {}
+    for path in models:
+        try:
+            [found[path]] = target.runtime.kernels([onnx_model.read_model(path).content], link, target.settings)
+        except MobileNASError as error:
+            refused[path] = str(error)
+    return found, refused
+
+
+def _measured(models: Sequence[Path], target: Target, link: Link, plan: MeasurementPlan, folder: Path) -> list[Measurement]:
+    print(f"measuring {len(models)} models", flush=True)
+    prepared = {path.stem: target.runtime.prepare(onnx_model.read_model(path).content, target.settings) for path in models}
+    journal = Journal(folder / "models.jsonl")
+    measurements, _ = measure(prepared, link, target.runtime, target.settings, plan, journal=journal)
+    return [measurements[path.stem] for path in models]
+
+
+def _measure_missing(
+    networks: dict[Path, Counter[Kernel]], target: Target, link: Link, plan: MeasurementPlan, key: TableKey, folder: Path
+) -> None:
+    """All kernels that no table has, which ``predict --profile-missing`` would measure model by model."""
+    kernels = sum(networks.values(), Counter[Kernel]())
+    missing = TargetKernels.of(target_tables(key)).missing(kernels)
+    print(f"measuring {len(missing)} of {len(kernels)} kernels", flush=True)
+    if missing:
+        place = single_kernels_folder(key)
+        refused = keep_kernels(missing, place, folder, target.device, link, target.runtime, target.settings, plan)
+        print(f"the engine refuses to run {len(refused)} of them alone", flush=True)
 
 
 def _key(target: Target, link: Link) -> TableKey:
@@ -113,39 +126,49 @@ def _key(target: Target, link: Link) -> TableKey:
     return msgspec.structs.replace(target.table_key, runtime_version=version)
 
 
-def _models(folder: Path) -> list[Path]:
-    found = []
-    for name in MOBILE:
-        path = folder / f"{name}.onnx"
-        if not path.exists():
-            torch.manual_seed(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                module = torchvision.models.get_model(name, weights=None)
-            initialise_for_timing(module, (1, 3, 224, 224))
-            exported = onnx_model.slim(onnx_model.onnx_from_module(module, [torch.zeros(1, 3, 224, 224)]))
-            path.write_bytes(exported.SerializeToString())
-        found.append(path)
-    return [*found, *sorted(ZOO.glob("*.onnx"))]
-
-
-def _predicted(model: Path, cfg: PredictConfig):
+def _predicted(path: Path, kernels: Counter[Kernel], found: FoundTables) -> NetworkPrediction | None:
     try:
-        return workflows.predict(model, cfg).predicted
+        return TargetKernels.nearest(found, kernels).predict(kernels)
     except MobileNASError as error:
-        print(f"{model.stem}: {error}", flush=True)
+        print(f"{path.stem}: {error}", flush=True)
         return None
 
 
-def _cells(found, measured_ms: float) -> str:
-    if found is None:
-        return "- | -"
-    ms = found.prediction
-    return f"{ms.ms:.3f} ({ms.low_ms:.3f} to {ms.high_ms:.3f}) | {ms.ms / measured_ms - 1:+.1%}"
+def _print(
+    arm: str, models: Sequence[Path], measured: Sequence[Measurement], predictions: Sequence[NetworkPrediction | None]
+) -> None:
+    print(f"\n{arm}\n")
+    columns = ("model", "measured ms", "repeats within", "predicted ms", "off", "inside", "sum ms", "measured, estimated share")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    errors, widths, inside, covered = [], [], 0, []
+    for path, m, found in zip(models, measured, predictions, strict=True):
+        repeats = f"{m.repeatability_fraction:.1%}{'' if m.converged else ', not converged'}"
+        if found is None:
+            print(f"| {path.stem} | {m.value_ms:.3f} | {repeats} | refused | | | | |")
+            continue
+        ms, off = found.prediction, found.prediction.ms / m.value_ms - 1
+        is_inside = ms.low_ms <= m.value_ms <= ms.high_ms
+        inside += is_inside
+        errors.append(abs(off))
+        widths.append(ms.high_ms / ms.low_ms)
+        covered += [abs(off)] if path.stem in COVERED else []
+        shares = f"{1 - found.predicted_share_fraction:.0%}, {found.estimated_share_fraction:.0%}"
+        print(
+            f"| {path.stem} | {m.value_ms:.3f} | {repeats} | {ms.ms:.3f} ({ms.low_ms:.3f} to {ms.high_ms:.3f}) | {off:+.1%} "
+            f"| {'yes' if is_inside else 'no'} | {found.kernel_sum_ms:.3f} | {shares} |"
+        )
+    print(
+        f"\n{inside} of {len(models)} inside their intervals, {len(models) - len(errors)} refused; high over low: median "
+        f"{np.median(widths):.2f}, largest {max(widths):.2f}; off by {np.median(errors):.1%} at the median, "
+        f"{(np.array(errors) <= 0.1).sum()} within 10 %, worst {max(errors):.1%}; of the {len(covered)} covered networks "
+        f"{sum(e <= 0.1 for e in covered)} within 10 %"
+    )
 
 
-def _share(found) -> str:
-    return "-" if found is None else f"{found.predicted_share_fraction:.0%}"
+def _record(arm: str, path: Path, m: Measurement, found: NetworkPrediction | None) -> dict[str, object]:
+    prediction = None if found is None else msgspec.to_builtins(found.prediction)
+    extra = {} if found is None else {"kernel_sum_ms": found.kernel_sum_ms, "rests_on": found.rests_on}
+    return {"arm": arm, "model": path.stem, "measured_ms": m.value_ms, "prediction": prediction, **extra}
 
 
 if __name__ == "__main__":

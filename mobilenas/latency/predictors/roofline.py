@@ -14,15 +14,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import least_squares, nnls
 
 from mobilenas.core.workload import Kernel
 from mobilenas.latency.prediction import Prediction, conformal_quantile
 from mobilenas.latency.predictors.kernel_features import family_of, work_of
 from mobilenas.latency.table import TableRow
 
-LEAST_MS = 1e-5
-"""Rows below are noise around nothing; their kernels count as this."""
+LEAST_MS = 2e-4
+"""What a call of any kernel takes at least; rows below count as this."""
 LEAST_FACTOR, FACTOR_WITHOUT_EVIDENCE = 2.0, 8.0
 """By how much an estimate may be wrong at least; and where too few families were measured to tell."""
 FEWEST_FAMILIES = 4
@@ -71,14 +71,17 @@ def _times_ms(rows: Sequence[TableRow]) -> np.ndarray:
 
 
 def _fit(families: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Prices ``(4,)`` by least squares of relative errors, all families with the same weight, scaled to the median."""
+    """Return prices ``(4,)`` by robust least squares of log errors, in which all families have the same weight."""
     work, times_ms = (np.concatenate(column) for column in zip(*families, strict=True))
     weights = np.concatenate([np.full(len(part[1]), 1 / math.sqrt(len(part[1]))) for part in families])
     unit = np.maximum(work.max(axis=0), 1.0)
-    prices, _ = nnls(work / unit * (weights / times_ms)[:, None], weights)
-    prices = prices / unit
-    medians = [float(np.median(np.log(part_ms / _predict(part, prices)))) for part, part_ms in families]
-    return np.asarray(prices * math.exp(float(np.median(medians))))
+    start, _ = nnls(work / unit * (weights / times_ms)[:, None], weights)
+
+    def errors(log_prices: np.ndarray) -> np.ndarray:
+        return np.asarray(weights * np.log(_predict(work / unit, np.exp(log_prices)) / times_ms))
+
+    found = least_squares(errors, np.log(np.maximum(start, LEAST_MS)), loss="soft_l1", f_scale=0.3)
+    return np.asarray(np.exp(found.x) / unit)
 
 
 def _predict(work: np.ndarray, prices: np.ndarray) -> np.ndarray:
