@@ -10,12 +10,14 @@ from mobilenas.latency.table import MOBILE_NETWORKS, TINY_MS, LatencyTable, Spac
 
 ROOM = math.log(1.25)
 """How far beyond the smallest and the largest measured network, as a logarithm, still counts as within their range."""
-OTHER_KIND = math.log(1.2)
-"""Half-width, as a logarithm, that nine networks in ten need beside the interval of a scale that comes from another kind of
-network (docs/decisions/0037).
+OTHER_KIND = math.log(1.12)
+"""Half-width, as a logarithm, that nine networks in ten need where the scale comes from another kind of network
+(docs/decisions/0037-predictions-beyond-what-was-measured.md).
 """
-PER_E = 0.05
-"""The same for each factor of e between a network and the range of those that the scale comes from."""
+PER_E_ABOVE, PER_E_BELOW = 0.05, 0.2
+"""The same for each factor of e between a network and the range of those that the scale comes from. Calls of kernels take more of
+a small network than of a large one, which a scale of large ones does not tell.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,20 @@ class Calibration:
         return self.is_of_its_kind and self.distance(kernel_sum_ms) == 0
 
     def network_ms(self, kernel_sum_ms: float) -> float:
-        """Return the latency in milliseconds. Beyond the measured networks the scale is that of the nearest one."""
+        """Return the latency in milliseconds.
+
+        Beyond the measured networks the scale is held at that of the nearest one. What that takes over the sum of its kernels
+        may grow with the network or stay what it is: of a larger one the result lies between the two.
+        """
+        least, most = self._bounds_ms(kernel_sum_ms)
+        return math.sqrt(least * most)
+
+    def _bounds_ms(self, kernel_sum_ms: float) -> tuple[float, float]:
+        """Latencies if what a network takes over its kernels is that of the nearest measured one, as a time and as a share."""
         nearest_ms = min(max(kernel_sum_ms, self.from_ms), self.to_ms)
-        return kernel_sum_ms * float(self.card.scale.network_ms(nearest_ms)) / nearest_ms
+        excess_ms = float(self.card.scale.network_ms(nearest_ms)) - nearest_ms
+        as_share_ms = kernel_sum_ms * (1 + excess_ms / nearest_ms)
+        return (kernel_sum_ms + excess_ms if kernel_sum_ms > nearest_ms else as_share_ms), as_share_ms
 
     def half_width(self, kernel_sum_ms: float, plain_sum_ms: float) -> float:
         """Return half the width of the interval, as a logarithm, of a network whose kernels all have exact rows.
@@ -68,7 +81,9 @@ class Calibration:
             return known
         context = math.log(max(kernel_sum_ms, TINY_MS) / max(plain_sum_ms, TINY_MS))
         other_kind = 0.0 if self.is_of_its_kind else math.hypot(OTHER_KIND, context)
-        return math.hypot(known, other_kind, PER_E * self.distance(kernel_sum_ms))
+        least, most = sorted(self._bounds_ms(kernel_sum_ms))
+        per_e = PER_E_BELOW if kernel_sum_ms < self.from_ms else PER_E_ABOVE
+        return math.hypot(known, other_kind, per_e * self.distance(kernel_sum_ms), math.log(most / least) / 2)
 
 
 def nearest(tables: Iterable[LatencyTable], kernel_sum_ms: float) -> LatencyTable | None:

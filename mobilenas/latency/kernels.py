@@ -29,10 +29,14 @@ LISTED = 5
 """Kernels that an error names."""
 ESTIMATED_AT_MOST = 1 / 3
 """Share of a network's time in kernels that are only estimated, above which nothing is predicted."""
+EXTRAPOLATED_AT_MOST = math.log(100)
+"""How far beyond the shapes that were learnt from a family still tells what a kernel takes."""
 
 
-Source = Literal["measured", "predicted", "estimated"]
-"""Where a kernel's time is from: its row; a predictor that was learnt from kernels like it; the speed of the device."""
+Source = Literal["measured", "predicted", "extrapolated", "estimated"]
+"""Where a kernel's time is from: its row; a predictor that was learnt from kernels like it; the same beyond their shapes; the
+speed of the device, for a kind of kernel that was never measured or lies far beyond.
+"""
 
 
 class KernelShare(msgspec.Struct, frozen=True):
@@ -83,7 +87,7 @@ class NetworkPrediction(msgspec.Struct, frozen=True):
     nearest of them, and the interval is wider.
     """
     predicted_share_fraction: float
-    """Of kernels without a row, predicted or estimated."""
+    """Of kernels without a row: predicted, extrapolated or estimated."""
     estimated_share_fraction: float
     """Of kernels that are like none that was measured."""
     not_converged_share_fraction: float
@@ -201,7 +205,7 @@ class TargetKernels:
         def part(*sources: Source) -> float:
             return math.fsum(share.ms for share in shares if share.source in sources) / total_ms
 
-        learnt = part("predicted")
+        learnt = part("predicted", "extrapolated")
         ms = calibration.network_ms(total_ms)
         down, up = network_interval(
             calibration=calibration.half_width(total_ms, plain_ms),
@@ -212,7 +216,16 @@ class TargetKernels:
         return NetworkPrediction(
             prediction=Prediction(ms, ms * math.exp(-down), ms * math.exp(up)),
             kernel_sum_ms=plain_ms,
-            rests_on=_rests_on(part("measured") + card.session_ms / total_ms, learnt, part("estimated"), calibration, total_ms),
+            rests_on=_rests_on(
+                {
+                    "measured kernels": part("measured") + card.session_ms / total_ms,
+                    "kernels predicted from similar ones": part("predicted"),
+                    "kernels extrapolated beyond similar ones": part("extrapolated"),
+                    "kernels estimated from the speed of the device": part("estimated"),
+                },
+                calibration,
+                total_ms,
+            ),
             session_ms=card.session_ms,
             scale=calibration.card.scale,
             sentinel_ms=card.sentinel_ms,
@@ -220,7 +233,7 @@ class TargetKernels:
             calibrated_from_ms=calibration.from_ms,
             calibrated_to_ms=calibration.to_ms,
             is_within_calibration=calibration.is_within(total_ms),
-            predicted_share_fraction=part("predicted", "estimated"),
+            predicted_share_fraction=part("predicted", "extrapolated", "estimated"),
             estimated_share_fraction=part("estimated"),
             not_converged_share_fraction=math.fsum(s.ms for s in shares if s.converged is False) / total_ms,
             left_out=self.left_out,
@@ -233,12 +246,13 @@ class TargetKernels:
         if not missing:
             return {}
         known = [k for k in missing if self.predictor and self.predictor.knows(k)]
-        others = sorted(set(missing) - set(known))
-        if others and not self.rows:
-            raise MissingKernelError(f"no kernel of this target was measured, and nothing tells what {others[0].key} takes")
         found: dict[Kernel, tuple[Prediction, Source]] = {}
         for kernel, learnt in zip(known, self.predictor.predict(known) if self.predictor else (), strict=True):
-            found[kernel] = (learnt.prediction, "predicted" if learnt.is_seen else "estimated")
+            if learnt.distance <= EXTRAPOLATED_AT_MOST:
+                found[kernel] = (learnt.prediction, "predicted" if learnt.is_seen else "extrapolated")
+        others = [kernel for kernel in missing if kernel not in found]
+        if others and not self.rows:
+            raise MissingKernelError(f"no kernel of this target was measured, and nothing tells what {others[0].key} takes")
         for kernel, estimate in zip(others, self.roofline.predict(others) if others else (), strict=True):
             found[kernel] = (estimate, "estimated")
         return found
@@ -266,10 +280,8 @@ class TargetKernels:
         )
 
 
-def _rests_on(measured: float, predicted: float, estimated: float, calibration: Calibration, total_ms: float) -> str:
-    """Say in one line what a prediction rests on; the first three are shares of the time."""
-    parts = {"measured kernels": measured, "kernels predicted from similar ones": predicted}
-    parts["kernels estimated from the speed of the device"] = estimated
+def _rests_on(parts: Mapping[str, float], calibration: Calibration, total_ms: float) -> str:
+    """Say in one line what a prediction rests on; ``parts`` are shares of the time."""
     shares = ", ".join(f"{share:.0%} {what}" for what, share in parts.items() if share > 0.0005)
     known = f"{calibration.from_ms:.3g} to {calibration.to_ms:.3g} ms"
     beyond = ""

@@ -37,6 +37,11 @@ from mobilenas.runtimes.measure import measure
 from mobilenas.workflows import Target
 from mobilenas.workflows.naming import data_set_from_config, space_from_config
 
+ARMS = {
+    "b": "(b) the default campaign only",
+    "a": "(a) the quickstart's table and rows of all kernels",
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,6 +49,7 @@ def main() -> None:
     parser.add_argument("--wheels", type=Path)
     parser.add_argument("--plan", default="quick")
     parser.add_argument("--models", nargs="+", help="Only these.")
+    parser.add_argument("--arms", default="ba", choices=("b", "a", "ba"), help="b measures no kernels.")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -57,26 +63,25 @@ def main() -> None:
             print(f"{path.stem}: not lowered: {words}")
         models = [path for path in models if path not in refused]
         measured = _measured(models, target, link, plan, arguments.output)
-        _measure_missing(kernels, target, link, plan, key, arguments.output)
-    found = target_tables(key).tables
-    default = [t for t in found if MOBILE_NETWORKS in t[1].card.spaces]
-    quickstart = table_folder(key, _quickstart_space_key())
-    own = [t for t in found if t[0] == quickstart]
-    kept = [t for t in found if t[0].parent == single_kernels_folder(key)]
-    arms = {
-        "(b) the default campaign only": default[:1],
-        "(a) the quickstart's table and rows of all kernels": [*own, *kept, *map(_rows_only, default[:1])],
-    }
-    records = []
-    for arm, tables in arms.items():
-        if not tables:
-            print(f"{arm}: no such table")
-            continue
-        predictions = [_predicted(path, kernels[path], FoundTables(tuple(tables))) for path in models]
-        _print(arm, models, measured, predictions)
-        records += [_record(arm, *one) for one in zip(models, measured, predictions, strict=True)]
+        records = []
+        for arm in arguments.arms:
+            if arm == "a":
+                _measure_missing(kernels, target, link, plan, key, arguments.output)
+            predictions = [_predicted(path, kernels[path], _tables(arm, key)) for path in models]
+            _print(ARMS[arm], models, measured, predictions)
+            records += [_record(arm, *one) for one in zip(models, measured, predictions, strict=True)]
     if arguments.json:
         arguments.json.write_text(json.dumps(records, indent=1))
+
+
+def _tables(arm: str, key: TableKey) -> FoundTables:
+    found = target_tables(key).tables
+    default = [t for t in found if MOBILE_NETWORKS in t[1].card.spaces][:1]
+    if arm == "b":
+        return FoundTables(tuple(default))
+    quickstart = table_folder(key, _quickstart_space_key())
+    kept = [t for t in found if t[0] == quickstart or t[0].parent == single_kernels_folder(key)]
+    return FoundTables((*kept, *map(_rows_only, default)))
 
 
 def _quickstart_space_key() -> str:

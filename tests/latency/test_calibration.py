@@ -35,7 +35,13 @@ def test_within_its_range_the_fitted_scale_counts(sum_ms: float) -> None:
 @pytest.mark.parametrize(("sum_ms", "edge_ms"), [(0.01, 1.0), (40.0, 4.0), (4000.0, 4.0)])
 def test_beyond_its_range_the_scale_is_that_of_the_edge(sum_ms: float, edge_ms: float) -> None:
     edge = float(CALIBRATION.card.scale.network_ms(edge_ms)) / edge_ms
-    assert CALIBRATION.network_ms(sum_ms) == pytest.approx(sum_ms * edge)
+    as_share_ms, as_time_ms = sum_ms * edge, sum_ms + (edge - 1) * edge_ms
+    if sum_ms < edge_ms:
+        assert CALIBRATION.network_ms(sum_ms) == pytest.approx(as_share_ms)
+    else:
+        assert CALIBRATION.network_ms(sum_ms) == pytest.approx(math.sqrt(as_share_ms * as_time_ms))
+        reach = math.exp(CALIBRATION.half_width(sum_ms, sum_ms))
+        assert CALIBRATION.network_ms(sum_ms) / reach <= as_time_ms < as_share_ms <= CALIBRATION.network_ms(sum_ms) * reach
 
 
 def test_the_interval_grows_with_the_distance() -> None:

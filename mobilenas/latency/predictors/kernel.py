@@ -46,6 +46,10 @@ NOTHING_KNOWN = 1e6
 FOLDS = 5
 BEYOND = math.log(1.25)
 """How far over the largest work seen, and under the least, still counts as seen."""
+BEYOND_FACTOR, BEYOND_PER_E = 2.0, 0.25
+"""By how much a time beyond the shapes that were learnt from may be wrong, at least; and the half-width, as a logarithm, that
+is added in quadrature for each factor of e.
+"""
 TRUSTED_TYPES = [
     "mobilenas.latency.predictors.kernel.FamilyPredictor",
     "mobilenas.latency.predictors.kernel.KernelPredictor",
@@ -103,10 +107,16 @@ class FamilyPredictor(RegressorMixin, BaseEstimator):
 
     def has_seen(self, X: np.ndarray) -> np.ndarray:
         """Whether kernels lie where there were some to learn from, ``(N,)`` of bool."""
-        features = X[:, : len(FEATURES)]
-        room = np.where(np.arange(len(FEATURES)) < len(WORK_FEATURES), BEYOND, 0.0)
-        inside = ((features >= self.lowest_ - room) & (features <= self.highest_ + room)).all(axis=1)
-        return np.asarray(inside & np.isin(features[:, ACTIVATION], self.activations_))
+        features = X[:, len(WORK_FEATURES) : len(FEATURES)]
+        low, high = self.lowest_[len(WORK_FEATURES) :], self.highest_[len(WORK_FEATURES) :]
+        inside = ((features >= low) & (features <= high)).all(axis=1)
+        return np.asarray(inside & np.isin(X[:, ACTIVATION], self.activations_) & (self.distance(X) <= BEYOND))
+
+    def distance(self, X: np.ndarray) -> np.ndarray:
+        """How far the work of kernels lies beyond that of all that were learnt from, as a logarithm, ``(N,)``."""
+        work = X[:, : len(WORK_FEATURES)]
+        low, high = self.lowest_[: len(WORK_FEATURES)], self.highest_[: len(WORK_FEATURES)]
+        return np.asarray(np.maximum(0.0, np.maximum(low - work, work - high)).max(axis=1))
 
     def _roof(self, work: np.ndarray) -> np.ndarray:
         return np.asarray(np.log(np.maximum(work @ self.roofline_, LEAST_MS)))
@@ -116,10 +126,12 @@ class FamilyPredictor(RegressorMixin, BaseEstimator):
 
 
 class LearntTime(msgspec.Struct, frozen=True):
-    """What a kernel is predicted to take, and whether it lies where there were others to learn from."""
+    """What a kernel is predicted to take, and whether it lies where there were others to learn from, or how far beyond."""
 
     prediction: Prediction
     is_seen: bool
+    distance: float
+    """As a logarithm, of its work beyond that of the others; 0 within."""
 
 
 class KernelPredictor(BaseEstimator):
@@ -174,8 +186,8 @@ class KernelPredictor(BaseEstimator):
     def predict(self, kernels: Sequence[Kernel]) -> list[LearntTime]:
         """Times of kernels whose families are known, with 90 % intervals.
 
-        A kernel beyond the shapes that were learnt from may be wrong by the square of its family's factor: nothing tells how
-        wrong it is, and so it counts as twice as uncertain.
+        A kernel beyond the shapes that were learnt from may be wrong by the square of its family's factor, by ``BEYOND_FACTOR``
+        at least, and by more the farther it lies beyond (docs/decisions/0037).
         """
         found: dict[int, LearntTime] = {}
         members: dict[str, list[int]] = defaultdict(list)
@@ -184,9 +196,11 @@ class KernelPredictor(BaseEstimator):
         for family, indices in members.items():
             x = _inputs([kernels[index] for index in indices])
             learnt, factor = self.families_[family], self.factors_[family]
-            for index, log_ms, is_seen in zip(indices, learnt.predict(x), learnt.has_seen(x), strict=True):
-                within = Prediction.within(self.slowness * float(np.exp(log_ms)), factor if is_seen else factor**2)
-                found[index] = LearntTime(within, bool(is_seen))
+            columns = zip(indices, learnt.predict(x), learnt.has_seen(x), learnt.distance(x).tolist(), strict=True)
+            for index, log_ms, is_seen, distance in columns:
+                beyond = math.hypot(math.log(max(factor**2, BEYOND_FACTOR)), BEYOND_PER_E * distance)
+                within = Prediction.within(self.slowness * float(np.exp(log_ms)), factor if is_seen else math.exp(beyond))
+                found[index] = LearntTime(within, bool(is_seen), distance)
         return [found[index] for index in range(len(kernels))]
 
     def save(self, path: Path) -> None:

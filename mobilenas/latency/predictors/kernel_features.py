@@ -30,6 +30,8 @@ FEATURES = (
     "inputs",
     "inner_axis_moves",
 )
+RECURRENT = ("LSTM", "GRU", "RNN")
+"""Operators that use all their weights at each of the steps that their first input begins with."""
 Context = Literal["computing", "depthwise", "moving"]
 WORK_FEATURES = FEATURES[:8]
 """Those that grow with a kernel: beyond the largest seen lies extrapolation."""
@@ -53,6 +55,9 @@ def work_of(kernel: Kernel) -> Work:
         madds = positions[0] * math.prod(positions[2:]) * _elements(_weight(kernel))
     elif is_product(kernel):
         madds = _elements(kernel.outputs[0]) * _contracted(kernel)
+    elif kernel.operator in RECURRENT and kernel.inputs[0] is not None:
+        steps, batch, *_ = kernel.inputs[0].shape
+        madds = steps * batch * sum(map(_elements, kernel.weights))
     return Work(madds, *(sum(map(_elements, specs)) for specs in (_data(kernel), kernel.outputs, kernel.weights)))
 
 
