@@ -15,8 +15,8 @@ OTHER_KIND = math.log(1.12)
 (docs/decisions/0037-predictions-beyond-what-was-measured.md).
 """
 PER_E_ABOVE, PER_E_BELOW = 0.05, 0.2
-"""The same for each factor of e between a network and the range of those that the scale comes from. Calls of kernels take more of
-a small network than of a large one, which a scale of large ones does not tell.
+"""The same for each factor of e between a network and the range of those that the scale comes from. Calls of kernels take
+more of a small network than of a large one, which a scale of large ones does not tell.
 """
 
 
