@@ -338,6 +338,21 @@ class PredictConfig(Strict):
     plan: str = "quick"
 
 
+class MeasureConfig(Strict):
+    """``mobilenas measure``."""
+
+    device: DeviceConfig = DeviceConfig()
+    runtimes: tuple[str, ...] = ()
+    """Engines, one after the other; ``device.runtime`` where none is named."""
+    budget: str | None = None
+    """As 5ms: what each model may take."""
+    shapes: dict[str, tuple[Count, ...]] = {}
+    """Of inputs with open dimensions, by name."""
+    inputs: dict[str, str] = {}
+    """NumPy files with the values of inputs, by name; all others are drawn at random."""
+    plan: str = "quick"
+
+
 def load_preset(method: str, name: str) -> dict[str, Any]:
     """The settings of the preset ``name`` of a search method; raises ``UnknownNameError`` with those that it has."""
     return _preset(Path(__file__).with_name("presets"), f"{method}-", name, f"preset of {method}")

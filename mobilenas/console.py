@@ -96,3 +96,18 @@ def percent(fraction: float) -> str:
     """A fraction as ``1.2 %``, two digits or, from a hundred on, whole."""
     value = 100 * fraction
     return f"{value:.0f} %" if abs(value) >= 99.5 else f"{value:.2g} %"
+
+
+def print_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under a header on stdout: a drawn table on a terminal, aligned plain columns elsewhere."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    console = Console(highlight=False)
+    if console.is_terminal:
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

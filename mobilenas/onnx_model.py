@@ -169,17 +169,17 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], wher
     named: dict[str, int] = {}
     for name, shape in shapes.items():
         if name not in values:
-            raise UsageError(f"--shape {name}: {where} has no such input, only {', '.join(values)}")
+            raise UsageError(f"{where} has no input {name!r}, only {', '.join(values)}")
         tensor = values[name].type.tensor_type
         dims = list(tensor.shape.dim) if tensor.HasField("shape") else [onnx.TensorShapeProto.Dimension() for _ in shape]
         known = [_size(dim) for dim in dims]
-        said = _flag(name, shape)
+        said = f"{','.join(map(str, shape))} is given"
         if len(known) != len(shape):
-            raise UsageError(f"{said}: the input {name} of {where} has {len(known)} dimensions, {_dims_words(dims)}")
+            raise UsageError(f"{said}, and the input {name} of {where} has {len(known)} dimensions, {_dims_words(dims)}")
         for position, (dim, size) in enumerate(zip(dims, shape, strict=True)):
             if dim.WhichOneof("value") == "dim_value" and known[position] not in (None, size):
                 raise UsageError(
-                    f"{said}: the dimension {position} of the input {name} of {where} is {known[position]}, not {size}; "
+                    f"{said}, and the dimension {position} of the input {name} of {where} is {known[position]}, not {size}; "
                     f"its shape is {_dims_words(dims)}, of which only what is open can be given"
                 )
             if dim.dim_param and named.setdefault(dim.dim_param, size) != size:

@@ -106,6 +106,8 @@ class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rounds of candidates that were measured."""
     coverage_fraction: float = 0.9
     """Share of networks that the interval from ``table_low_ms`` to ``table_high_ms`` promises to hold."""
+    agrees: bool | None = None
+    """Whether the measured interval and the table's have anything in common; ``None`` where nothing was measured."""
 
 
 class SearchPlan(msgspec.Struct, frozen=True):
@@ -293,6 +295,8 @@ class VerifyResult(msgspec.Struct, frozen=True):
     """The device while it was measured."""
     within_interval: bool | None
     budget_met: bool | None
+    agrees: bool | None = None
+    """Whether the measured interval and the table's have anything in common."""
 
 
 class PredictResult(msgspec.Struct, frozen=True):
@@ -309,6 +313,101 @@ class PredictResult(msgspec.Struct, frozen=True):
     measured: Measurement | None
     data_dependent: tuple[str, ...] = ()
     """Operators, with their nodes, whose outputs depend on the numbers that the model is given: the time is for random ones."""
+    agrees: bool | None = None
+    """Whether the measured interval and the predicted one have anything in common; ``None`` where nothing was measured."""
+
+
+class MeasuredTimes(msgspec.Struct, frozen=True):
+    """What a model took on a device, in milliseconds; a later measurement lies between ``low_ms`` and ``high_ms``."""
+
+    estimator: Statistic
+    """What ``value_ms`` is: the floor, or the median on an idle device of one's own."""
+    value_ms: PositiveMilliseconds
+    low_ms: PositiveMilliseconds
+    high_ms: PositiveMilliseconds
+    repeatability_fraction: float
+    """How far two halves of these sweeps are apart."""
+    p50_ms: PositiveMilliseconds
+    """Of all runs."""
+    p90_ms: PositiveMilliseconds
+    first_ms: PositiveMilliseconds
+    """The first run of a new process."""
+    load_ms: PositiveMilliseconds
+    """Loading the model into the engine."""
+    peak_memory_mib: float | None
+    """Of the whole process."""
+    throughput_per_s: float
+    """Runs in a second, one after the other, at the median."""
+    load: Fraction | None
+    """Share of the device's processors that others took meanwhile; ``None`` where the system does not tell."""
+    sentinel_ms: float
+    """What a small model beside it took: how fast the device was."""
+    sweeps: int
+    samples: int
+    converged: bool
+    """Whether the value repeats as well as the plan wants."""
+
+    @classmethod
+    def of(cls, found: Measurement) -> MeasuredTimes:
+        """The same with the names of the report."""
+        return cls(
+            estimator=found.estimator,
+            value_ms=found.value_ms,
+            low_ms=found.low_ms,
+            high_ms=found.high_ms,
+            repeatability_fraction=found.repeatability_fraction,
+            p50_ms=found.wall_median_ms,
+            p90_ms=found.wall_p90_ms,
+            first_ms=found.first_ms,
+            load_ms=found.load_ms,
+            peak_memory_mib=found.peak_memory_mib,
+            throughput_per_s=1e3 / found.wall_median_ms,
+            load=found.load_fraction,
+            sentinel_ms=found.sentinel_ms,
+            sweeps=found.sweeps,
+            samples=found.samples,
+            converged=found.converged,
+        )
+
+
+class KernelTime(msgspec.Struct, frozen=True):
+    """Kernels of one kind in a model, as the engine's own profile has them."""
+
+    kernel: str
+    """Operator and shapes."""
+    operator: str
+    count: int
+    ms: Milliseconds
+    """Of all of them, in one run."""
+    share_fraction: Fraction
+    """Of the sum of all kernels."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a model was not measured."""
+
+    exit_code: int
+    message: str
+
+
+class MeasureResult(msgspec.Struct, frozen=True):
+    """What one model took by one engine, or why it was not measured."""
+
+    model: str
+    device: str
+    runtime: str
+    engine_version: str | None
+    settings: RunSettings
+    measured: MeasuredTimes | None
+    kernels: tuple[KernelTime, ...]
+    """The dearest first, from a run of their own; empty where the engine has no profile of them."""
+    data_dependent: tuple[str, ...]
+    """Operators, with their nodes, whose outputs depend on the numbers that the model is given."""
+    budget_ms: float | None = None
+    budget_met: bool | None = None
+    environment: Environment | None = None
+    """The device while it was measured."""
+    failure: Failure | None = None
 
 
 class EngineExport(msgspec.Struct, frozen=True):
@@ -350,3 +449,5 @@ class ExportResult(msgspec.Struct, frozen=True):
     budget_met: bool | None
     """Whether the exported model, as measured here, is within the budget."""
     device: dict[str, Any] | None
+    agrees: bool | None = None
+    """Whether the measured interval and the table's have anything in common."""

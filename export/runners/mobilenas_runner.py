@@ -144,6 +144,37 @@ def peak_memory_mib():
     return None
 
 
+def cpu_times_s():
+    """Of all processors together the time since the start, and how much of it was spent on anything, other guests of the host
+    included; None where the system does not tell.
+    """
+    words = read("/proc/stat").partition("\n")[0].split()
+    if len(words) < 8 or words[0] != "cpu":
+        return None
+    user, nice, system, idle, waiting, interrupts, soft, *stolen = (int(word) for word in words[1:9])
+    busy = user + nice + system + interrupts + soft + sum(stolen)
+    hertz = float(os.sysconf("SC_CLK_TCK"))
+    return (busy + idle + waiting) / hertz, busy / hertz
+
+
+class Load:
+    """Which share of all processors others take, from here on."""
+
+    def __init__(self):
+        self.begin, self.own_s = cpu_times_s(), time.process_time()
+
+    def fraction(self):
+        """None before a tenth of a second has gone by, as the system counts in hundredths, or where it does not tell."""
+        end, own_s = cpu_times_s(), time.process_time() - self.own_s
+        if self.begin is None or end is None or end[0] - self.begin[0] < 0.1 * (os.cpu_count() or 1):
+            return None
+        whole_s = end[0] - self.begin[0]
+        return min(1.0, max(0.0, (end[1] - self.begin[1] - own_s) / whole_s))
+
+
+SINCE_START = Load()
+
+
 def warm_up(job, run):
     """Run until the times have settled; False if they have not when the job's patience ends.
 
@@ -200,6 +231,7 @@ def time_sentinel(run):
 
 def time_model(engine, job, model, run_sentinel):
     reset_peak_memory()
+    load = Load()
     session, run, load_ms, first_ms = open_model(engine, job, model["path"], model["optimise"])
     is_warm = warm_up(job, run)
 
@@ -221,6 +253,7 @@ def time_model(engine, job, model, run_sentinel):
         since_ns += wall_ns[-1]
         between += 1
     sentinel_ms.append(time_sentinel(run_sentinel))
+    load_fraction = load.fraction()
     say(
         type="timing",
         id=model["id"],
@@ -231,6 +264,7 @@ def time_model(engine, job, model, run_sentinel):
         load_ms=load_ms,
         peak_memory_mib=peak_memory_mib(),
         is_warm=is_warm,
+        load_fraction=SINCE_START.fraction() if load_fraction is None else load_fraction,
         provider=engine.provider(session),
     )
 

@@ -11,6 +11,7 @@ import typer
 
 from mobilenas.cli import jobs, looks
 from mobilenas.cli.devices import devices
+from mobilenas.cli.measuring import measure
 from mobilenas.cli.sweeps import sweep
 from mobilenas.console import print_error
 from mobilenas.core.documents import is_unicode
@@ -34,6 +35,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     jobs.export,
     jobs.verify,
     jobs.predict,
+    measure,
     sweep,
     looks.describe,
     looks.report,

@@ -36,7 +36,9 @@ from mobilenas.cli.output import (
     agreement_words,
     budget_rows,
     coverage_words,
+    disagreement_rows,
     flag_words,
+    interval_words,
     moved_words,
     proxy_row,
     repeats_of,
@@ -64,7 +66,7 @@ from mobilenas.config import (
     same_data,
 )
 from mobilenas.console import percent
-from mobilenas.errors import BudgetError
+from mobilenas.errors import BudgetError, MeasurementError
 
 if TYPE_CHECKING:
     from mobilenas.results import ProfileResult, SearchPlan, TransferResult
@@ -296,6 +298,7 @@ def search(
     result = with_listener(quiet or json, lambda told: workflows.search(cfg, folder, told), after_stop)
     rows = [
         *(budget_rows(result.budgets[0]) if result.budgets else [("budget", "none")]),
+        *disagreement_rows(result.budgets[0].agrees if result.budgets else None),
         *(
             [("doubt", "the search collapsed" + "; this is where it stood before" * result.restored)]
             if result.collapsed
@@ -425,6 +428,7 @@ def export(
             rows.append(("  measured", f"{engine.measured.value_ms:.4g} ms, {repeats_of(engine.measured)}{verdict}"))
         verdict = ""  # the budget is that of the first one, the search's own
     rows += [
+        *disagreement_rows(result.agrees),
         ("parameters", f"{result.params:,}"),
         ("MAdds", f"{result.madds:,}"),
         ("test accuracy", "untrained" if result.test_accuracy is None else f"{result.test_accuracy:.2%}"),
@@ -478,6 +482,7 @@ def verify(
     rows += [
         ("measured now", f"{result.measured.value_ms:.4g} ms, {repeats_of(result.measured)}{within}{speed}"),
         ("model", "the exported one" if result.exported else "of the architecture, untrained"),
+        *disagreement_rows(result.agrees),
         ("device", result.device),
         ("record", result.record),
     ]
@@ -551,3 +556,9 @@ def predict(
         for share in found.kernels[:top]
     ]
     show(result, json, f"predict {model}", rows)
+    if result.measured and result.agrees is False:
+        raise MeasurementError(
+            f"measured {interval_words(result.measured)}, predicted {ms.ms:.4g} ms ({ms.low_ms:.4g} to {ms.high_ms:.4g}): the "
+            "two intervals have nothing in common, so one of them is wrong. Measure again on an idle device; if it stays so, "
+            "say --profile-missing, or profile anew"
+        )

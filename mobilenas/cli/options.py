@@ -51,14 +51,25 @@ Shapes = Annotated[
 def shapes_from_options(texts: list[str] | None) -> dict[str, list[int]] | None:
     """``NAME=1,3,224,224`` as name -> sizes; raises ``UsageError`` for a size that is no whole number above 0."""
     found = {}
-    for text in texts or ():
-        name, equals, sizes = text.rpartition("=")
-        if not (name and equals):
-            raise UsageError(f"--shape {text}: say the input's name and its sizes, as --shape images=1,3,224,224")
+    for name, sizes in (named_values("--shape", texts, "images=1,3,224,224") or {}).items():
+        text = f"{name}={sizes}"
         for size in sizes.split(","):
             if not (size.isascii() and size.isdigit() and int(size) > 0):
                 raise UsageError(
                     f"--shape {text}: {size or 'nothing'!r} is no whole number above 0: put the size that you use there"
                 )
         found[name] = [int(size) for size in sizes.split(",")]
+    return found or None
+
+
+def named_values(flag: str, texts: list[str] | None, example: str) -> dict[str, str] | None:
+    """``NAME=VALUE`` texts by name, ``None`` for none; a name may hold ``=``, a value may not. Raises ``UsageError``."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.rpartition("=")
+        if not (name and equals and value):
+            raise UsageError(f"{flag} {text}: say the input's name and its value, as {flag} {example}")
+        if name in found:
+            raise UsageError(f"{flag} {text}: {name} was given already, as {found[name]}")
+        found[name] = value
     return found or None

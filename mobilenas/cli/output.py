@@ -79,6 +79,17 @@ def _gap(ms: float, budget: BudgetOutcome) -> str:
     return f"{ms / budget.target_ms - 1:+.1%} of the budget"
 
 
+def interval_words(measured: Measurement) -> str:
+    """A measured value and the interval in which a later measurement lies."""
+    return f"{measured.value_ms:.4g} ms ({measured.low_ms:.4g} to {measured.high_ms:.4g})"
+
+
+def disagreement_rows(agrees: bool | None) -> list[tuple[str, str]]:
+    """A doubt where the measured interval and the predicted one have nothing in common."""
+    said = "what was measured and what was predicted have nothing in common, with their intervals: one of them is wrong"
+    return [("doubt", said)] if agrees is False else []
+
+
 def coverage_words(fraction: float) -> str:
     """What an interval promises, where it is less than the nine networks in ten that are meant."""
     from mobilenas.latency.prediction import COVERAGE_FRACTION

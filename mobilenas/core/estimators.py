@@ -74,10 +74,10 @@ def measurement_from_records(
     if sentinel_ms is None:
         sentinel_ms = usual_sentinel_ms(beside)
     if estimator == "median":
-        sweeps = len(records)
+        sweeps, each = len(records), np.asarray(medians)
         value, low, high, converged = median, median_low, median_high, median_converged
     else:
-        floors = np.minimum(wall_floors, cpu_floors) if use_cpu_clock else wall_floors
+        floors = each = np.minimum(wall_floors, cpu_floors) if use_cpu_clock else wall_floors
         limit = 1 + drift_fraction
         quiet = floors[(beside <= sentinel_ms * limit) & (beside >= sentinel_ms / limit)]
         sweeps = len(quiet) or len(records)
@@ -87,6 +87,7 @@ def measurement_from_records(
         converged = len(quiet) >= max(2, fewest_sweeps) and repeatability <= tolerance_fraction
     all_wall = np.concatenate(walls)
     all_cpu = np.concatenate(cpus) if any(cpu.size for cpu in cpus) else all_wall
+    loads = [record.load_fraction for record in records if record.load_fraction is not None]
     memory = [record.peak_memory_mib for record in records if record.peak_memory_mib is not None]
     return Measurement(
         estimator=estimator,
@@ -113,6 +114,8 @@ def measurement_from_records(
         clocks_agree=bool(abs(wall_floors.min() - cpu_seen) <= 0.1 * value + CLOCK_READING_MS),
         converged=bool(converged),
         median_converged=median_converged,
+        load_fraction=float(np.mean(loads)) if loads else None,
+        spread_fraction=float(each.max() / each.min() - 1),
     )
 
 

@@ -78,6 +78,14 @@ def plan_named(name: str) -> MeasurementPlan:
     return PLANS[name]
 
 
+IDLE_FRACTION, IDLE_LOAD = 0.05, 0.03
+"""How far two floors of one model, minutes apart, may differ either way on an idle device: one that others use so little."""
+SLOWED_BY_LOAD, MOST_SLOWED, MORE_BY_LOAD = 1.8, 1.1, 0.15
+"""By how much longer a model may take than undisturbed, as a multiple of the share of the processors that others take and at
+most; and how much more it may take at another moment of the same load.
+"""
+
+
 PositiveMs = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
 """What took no time was not run."""
 
@@ -95,6 +103,8 @@ class SweepRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     peak_memory_mib: Annotated[float, msgspec.Meta(gt=0, le=1e12)] | None
     is_warm: bool | None = None
     """Whether the run times had settled before they were timed; ``None`` where a runner does not say."""
+    load_fraction: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    """Share of all processors that others took meanwhile; ``None`` where the system does not tell."""
 
     def __post_init__(self) -> None:
         if len(self.wall_ms) != len(self.cpu_ms):
@@ -151,11 +161,41 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether ``value_ms`` is known as well as the plan wants."""
     median_converged: bool = False
     """The same of ``wall_median_ms``."""
+    load_fraction: float | None = None
+    """Share of all processors that others took while it ran, a mean over sweeps; ``None`` where the system does not tell."""
+    spread_fraction: float = 0.0
+    """How far the slowest sweep's value is above the quickest's, be they counted or not."""
+    own_repeatability_fraction: float | None = None
+    """How the value repeats, where the interval is wider than that."""
 
     @property
     def repeatability_fraction(self) -> float:
-        """Width of the interval above the value, relative to it."""
+        """How far the value repeats: the width of the interval above it, unless that holds more."""
+        if self.own_repeatability_fraction is not None:
+            return self.own_repeatability_fraction
         return self.high_ms / self.value_ms - 1
+
+    def lasting(self) -> Measurement:
+        """The same with the interval in which a later measurement lies, on the device idle or as busy as it was.
+
+        Sweeps that agree with each other tell nothing of what disturbed them all. So the interval is never narrower than two
+        measurements of an idle device differ, reaches further down the more of the processors others took, and further up the
+        further the sweeps were apart.
+        """
+        load = max(0.0, (self.load_fraction or 0.0) - IDLE_LOAD)
+        repeats = self.repeatability_fraction
+        down = max(repeats, min(MOST_SLOWED, IDLE_FRACTION + SLOWED_BY_LOAD * load))
+        up = max(repeats, IDLE_FRACTION + MORE_BY_LOAD * load, self.spread_fraction / 2)
+        return msgspec.structs.replace(
+            self,
+            low_ms=self.value_ms / (1 + down),
+            high_ms=self.value_ms * (1 + up),
+            own_repeatability_fraction=repeats,
+        )
+
+    def agrees_with(self, low_ms: float, high_ms: float) -> bool:
+        """Whether the interval has anything in common with another one."""
+        return self.low_ms <= high_ms and self.high_ms >= low_ms
 
     def is_within(self, target_ms: float) -> bool:
         """Whether a budget is met: by the value, or exceeded by no more than it repeats, where it has converged."""
@@ -177,6 +217,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 low_ms=self.wall_floor_ms,
                 high_ms=self.wall_median_high_ms,
                 converged=self.median_converged,
+                own_repeatability_fraction=None,
             )
         if statistic == "floor":
             raise IncompatibleError(
@@ -188,7 +229,9 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
         bound_ms = self.wall_p90_bound_ms
         low_ms = min(bound_ms, self.wall_p90_ms)
-        return msgspec.structs.replace(self, estimator=statistic, value_ms=bound_ms, low_ms=low_ms, high_ms=bound_ms)
+        return msgspec.structs.replace(
+            self, estimator=statistic, value_ms=bound_ms, low_ms=low_ms, high_ms=bound_ms, own_repeatability_fraction=None
+        )
 
 
 class SlowDown(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -112,6 +112,8 @@ class Runtime(ABC):
     """Whether the copies of a kernel in one model read the same weights."""
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     """Of the files of a prepared model."""
+    tells_node_times: ClassVar[bool] = False
+    """Whether the runner profiles the nodes of a model that it lowers several times."""
 
     @abstractmethod
     def prepare(self, onnx: bytes, settings: RunSettings, calibration: np.ndarray | None = None) -> PreparedModel:

@@ -169,6 +169,7 @@ def measure(
     journal: Journal | None = None,
     seed: int = 0,
     compared: Collection[str] = (),
+    refused: dict[str, str] | None = None,
     progress: Callable[[MeasureProgress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -179,8 +180,9 @@ def measure(
     Models whose value does not repeat get more sweeps, up to ``plan.maximum_sweeps``, after which their measurement says
     ``converged: False``. Those that are to be ``compared`` with each other share their sweeps until nearly all have
     converged: what the sentinel does not see of the device, as how much of its memory's speed others take, is then the same
-    for all. What is in ``journal`` already is not measured again. Raises ``DeviceError`` kinds, and ``MeasurementError`` if a
-    model ends without a record.
+    for all. Where ``refused`` is given, each model runs in a process of its own, and what the engine says against one is noted
+    there, while the others go on. What is in ``journal`` already is not measured again. Raises ``DeviceError`` kinds, and
+    ``MeasurementError`` if a model ends without a record.
     """
     log = SweepLog.resume(journal)
     use_cpu_clock = settings.threads == 1
@@ -206,8 +208,14 @@ def measure(
             log.add(JournalEntry(sweep, name, record, time.time()))
             progress(MeasureProgress(sweep, plan.sweeps, done, total))
 
-        chosen = {name: models[name] for name in missing}
-        runtime.time_models(chosen, link, settings, plan, on_record, log.greet)
+        for names in [missing] if refused is None else [[name] for name in missing]:
+            try:
+                runtime.time_models({name: models[name] for name in names}, link, settings, plan, on_record, log.greet)
+            except RunnerError as error:
+                if refused is None or not error.refused:
+                    raise
+                refused |= error.refused
+        models = {name: model for name, model in models.items() if name not in (refused or ())}
     measurements = log.measurements(models, plan, use_cpu_clock)
     without = [name for name in models if name not in measurements]
     if without:

@@ -63,6 +63,7 @@ class OnnxRuntime(Runtime):
     name: ClassVar[str] = "onnxruntime"
     precisions: ClassVar[tuple[str, ...]] = ("fp32", "fp16", "int8")
     runner: ClassVar[str] = "onnxruntime_runner.py"
+    tells_node_times: ClassVar[bool] = True
 
     def knows_provider(self, provider: str) -> bool:
         """Any that a build may have, or several with commas between: each takes what those before it leave."""

@@ -13,6 +13,7 @@ from mobilenas.workflows.naming import (
 from mobilenas.workflows.run_describe import describe, draw, find_network, make_run, run_of
 from mobilenas.workflows.run_evaluate import evaluate
 from mobilenas.workflows.run_export import export
+from mobilenas.workflows.run_measure import measure
 from mobilenas.workflows.run_predict import predict
 from mobilenas.workflows.run_profile import campaign_from_config, profile
 from mobilenas.workflows.run_search import latency_model, method_from_config, search, search_plan, supernet_size
@@ -35,6 +36,7 @@ __all__ = [
     "find_network",
     "latency_model",
     "make_run",
+    "measure",
     "method_from_config",
     "predict",
     "profile",

@@ -109,7 +109,7 @@ class Target:
     ) -> tuple[Measurement, Environment]:
         """Measure a model, given as ONNX or in the engine's form, on the device, by the path of all numbers.
 
-        The state of the device is that in the last sweep.
+        The interval is that in which a later measurement lies. The state of the device is that in the last sweep.
         """
         if isinstance(model, ModelFile):
             model = self.runtime.prepare_file(model, self.settings)
@@ -117,7 +117,7 @@ class Target:
         with self.device.open() as link:
             models = {name: prepared}
             found, log = measure(models, link, self.runtime, self.settings, plan, progress=lambda p: tell_sweep(told, stage, p))
-        return found[name], log.environment
+        return found[name].lasting(), log.environment
 
 
 def space_from_config(cfg: SpaceConfig, data: ImageData | None, batch: int) -> SearchSpace:
@@ -270,6 +270,15 @@ def sgd_settings(cfg: config.WeightsConfig) -> SgdSettings:
 def tell_sweep(told: Listener, stage: str, p: MeasureProgress) -> None:
     """Pass on how far a measurement is."""
     told.progress(f"{stage}, {p.text}", p.done, p.total)
+
+
+def tell_data_dependent(operators: Sequence[str], told: Listener, model: Path | None = None) -> None:
+    """Name the operators whose outputs depend on the numbers that a model is given."""
+    if operators:
+        told.note(
+            f"{f'{model}: ' if model else ''}what {', '.join(operators)} put out, and what reads it, depends on the numbers "
+            "that the model is given: the time is that for random inputs, unless --input gives others"
+        )
 
 
 def budget_of(run: Path) -> BudgetOutcome | None:

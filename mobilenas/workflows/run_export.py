@@ -181,6 +181,7 @@ class _Export:
             budget=budget,
             measured=measured,
             budget_met=measured.is_within(budget.target_ms) if budget and measured else None,
+            agrees=measured.agrees_with(budget.table_low_ms, budget.table_high_ms) if budget and measured else None,
             device=msgspec.to_builtins(self.targets[0].device.card) if self.cfg.device else None,
         )
 

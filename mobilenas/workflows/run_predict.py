@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from mobilenas.onnx_model import ModelFile
 from mobilenas.profiling.kernels import keep_kernels
 from mobilenas.results import PredictResult
 from mobilenas.runtimes.base import Lowered
-from mobilenas.workflows.naming import Listener, Silent, Target, tell_sweep
+from mobilenas.workflows.naming import Listener, Silent, Target, tell_data_dependent, tell_sweep
 
 
 def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -> PredictResult:
@@ -62,15 +61,19 @@ def predict(model: Path, cfg: PredictConfig, listener: Listener | None = None) -
                 told.note(f"{target.runtime.name} refuses to run {len(refused)} of them alone")
             tried = dict.fromkeys(missing, "") | refused
             known = _known(cfg, key, kernels)
+    predicted = known.predict(kernels, tried=tried)
+    interval = predicted.prediction.low_ms, predicted.prediction.high_ms
+    measured = target.measure("model", file, plan, told, "measuring the model")[0] if cfg.measure else None
     newly_measured = sum(not complaint for complaint in tried.values())
     return PredictResult(
         model=str(model),
         device=target.device.card.name,
         runtime=target.runtime.name,
-        predicted=known.predict(kernels, tried=tried),
+        predicted=predicted,
         newly_measured=newly_measured,
         table=str(folder) if newly_measured else None,
-        measured=target.measure("model", file, plan, told, "measuring the model")[0] if cfg.measure else None,
+        measured=measured,
+        agrees=measured.agrees_with(*interval) if measured else None,
         data_dependent=lowered.data_dependent,
     )
 
@@ -81,15 +84,6 @@ def tell_batch(file: ModelFile, target: Target, told: Listener) -> None:
         told.note(
             f"the first dimension of the model's inputs is {file.batch}: its kernels are looked up as they are, in the tables "
             f"of batch {target.settings.batch} (device.batch)"
-        )
-
-
-def tell_data_dependent(operators: Sequence[str], told: Listener) -> None:
-    """Name the operators whose time depends on what the model is given."""
-    if operators:
-        told.note(
-            f"what {', '.join(operators)} put out, and what reads it, depends on the numbers that the model is given: the time "
-            "is that for random inputs"
         )
 
 

@@ -478,4 +478,5 @@ def _outcome(
         measured_gap_fraction=verdict.value_ms / budget.target_ms - 1 if verdict else None,
         rounds=len(selection.rounds),
         coverage_fraction=promised_coverage(budget.model.error.networks),
+        agrees=verdict.lasting().agrees_with(selection.table_low_ms, selection.table_high_ms) if verdict else None,
     )

@@ -53,6 +53,7 @@ def verify(run: Path, cfg: VerifyConfig, listener: Listener | None = None) -> Ve
         environment=environment,
         within_interval=budget.table_low_ms <= measured.value_ms <= budget.table_high_ms if budget else None,
         budget_met=measured.is_within(budget.target_ms) if budget else None,
+        agrees=measured.agrees_with(budget.table_low_ms, budget.table_high_ms) if budget else None,
     )
     write_atomic(record, documents.dump_json({"schema": "mobilenas/verification@1", **msgspec.to_builtins(result)}))
     return result

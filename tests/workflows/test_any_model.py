@@ -242,7 +242,7 @@ def test_one_size_fills_a_dimension_wherever_its_name_stands(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("shapes", "said"),
     [
-        ({"z": (1, 4)}, "no such input, only x"),
+        ({"z": (1, 4)}, "no input 'z', only x"),
         ({"x": (1, 2, 3)}, "has 2 dimensions"),
         ({"x": (1, 5)}, "the dimension 1 of the input x .* is 4, not 5"),
     ],
@@ -306,7 +306,7 @@ class TestLargeModels:
     def test_weights_outside_the_folder_are_refused(self, path: Path) -> None:
         (path.parent / "m.bin").rename(path.parent.parent / "elsewhere.bin")
         (path.parent / "m.bin").symlink_to(path.parent.parent / "elsewhere.bin")
-        with pytest.raises(DocumentError, match=r"'m\.bin', which is no file in the folder"):
+        with pytest.raises(DocumentError, match=r"'m\.bin'.*outside the model's folder"):
             onnx_model.read_model(path)
 
     def test_engines_that_cannot_read_them_say_so(self, path: Path) -> None:

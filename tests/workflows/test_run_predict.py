@@ -77,7 +77,9 @@ def table_of(kernels: Iterable[Kernel], ms: float, created: str = "2026-01-01", 
     """Whole networks of a space, and a row of ``ms`` for each kernel."""
     known = make_table(SPACE, networks=10)
     rows = {k: TableRow(k, ms, 0.9 * ms, 1.1 * ms, 0.01 + 2 * ms, 0.01 + 8 * ms, 4, True) for k in kernels}
-    card = msgspec.structs.replace(known.card, key=key(version), created=created, sentinel_ms=sentinel_ms(), plan=TINY)
+    card = msgspec.structs.replace(
+        known.card, key=key(version), created=f"{created}T00:00:00+00:00", sentinel_ms=sentinel_ms(), plan=TINY
+    )
     return LatencyTable(card, {**known.rows, **rows}, known.workload_costs, known.networks)
 
 
