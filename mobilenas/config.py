@@ -29,6 +29,7 @@ Positive = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 BelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -61,14 +62,21 @@ class DeviceConfig(Strict):
     """What stands for a model's latency: the floor over sweeps on a shared host, the median on an idle device of one's own."""
 
 
-class DataSetConfig(Strict):
+class DataPlace(Strict):
+    """Where a data set is."""
+
+    root: str | None = None
+    """Folder of data sets; the user's data directory by default."""
+
+
+class DataSetConfig(DataPlace):
     """Which data set: all that gives a space its image size, image channels and classes."""
 
     name: str = "digits"
-    root: str | None = None
-    """Folder of data sets; the user's data directory by default."""
     image_size: Count | None = None
     """Pixels; for image folders only, where it is 224 by default."""
+    split: Share | None = None
+    """Of an image folder that has class folders only: the share of each class that is for validation, drawn by the seed."""
 
 
 class DataConfig(DataSetConfig):
@@ -218,7 +226,7 @@ class SearchConfig(Strict):
     plan: str = "quick"
     """How candidates are measured."""
     measure: bool = True
-    validation_fraction: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.5
+    validation_fraction: Share = 0.5
     """Share of the training images that the architecture is judged on."""
     derivation: Literal["logits", "perturbation"] = "logits"
     """What networks are chosen by: the likelihood of their options, or what the supernet loses without each (DARTS-PT)."""
@@ -292,6 +300,8 @@ class ExportConfig(Strict):
     precision: str | None = None
     """That of the search by default."""
     plan: str = "quick"
+    data: DataPlace = DataPlace()
+    """Where the data set of the search is now, if it was moved since."""
     tolerance: Fraction | None = None
     """Largest difference of any logit between torch and an engine, relative to the largest logit; by the precision."""
 
@@ -300,16 +310,16 @@ class DescribeConfig(Strict):
     """``mobilenas describe`` of a space."""
 
     space: SpaceConfig = SpaceConfig()
-    data: str | None = None
-    """Data set that gives image size, image channels and classes."""
+    data: DataSetConfig = DataSetConfig(name="")
+    """Data set that gives image size, image channels and classes; without a name the space's options do."""
     batch: Count = 1
 
 
 class EvaluateConfig(Strict):
     """``mobilenas evaluate``."""
 
-    data: str | None = None
-    """Data set; the one that the network was trained on by default."""
+    data: DataSetConfig = DataSetConfig(name="")
+    """Data set; by default the one that the network was trained on, where it was. What is set here stands instead."""
     batch: Count = 256
     compute: ComputeConfig = ComputeConfig()
 
@@ -499,7 +509,13 @@ D = TypeVar("D", bound=DataSetConfig)
 
 def same_data(kind: D, data: DataSetConfig) -> D:
     """``kind`` with the data set of ``data``."""
-    return msgspec.structs.replace(kind, name=data.name, root=data.root, image_size=data.image_size)
+    return msgspec.structs.replace(kind, name=data.name, root=data.root, image_size=data.image_size, split=data.split)
+
+
+def overridden(kind: D, data: DataPlace) -> D:
+    """``kind`` with what ``data`` sets: a name that is not empty, and what is not ``None``."""
+    given = {name: value for name, value in msgspec.structs.asdict(data).items() if value not in (None, "")}
+    return msgspec.structs.replace(kind, **given)
 
 
 def command_line(verb: str, config: msgspec.Struct, *arguments: str) -> str:
@@ -510,7 +526,7 @@ def command_line(verb: str, config: msgspec.Struct, *arguments: str) -> str:
     said = flat(msgspec.to_builtins(config))
     words = ["mobilenas", verb, *arguments]
     for key, value in said.items():
-        if value == defaults.get(key) and (key != "data.name" or "kernels" in said):
+        if value == defaults.get(key) and (key != "data.name" or not value or "kernels" in said):
             continue
         text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
         words += [_FLAGS[key], text] if key in _FLAGS else ["--set", f"{key}={text}"]

@@ -75,6 +75,20 @@ class TransferResult(msgspec.Struct, frozen=True):
     duration_s: float
 
 
+class DataFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The data set that a command used."""
+
+    name: str
+    train_images: int
+    test_images: int
+    digest: str
+    """Of the list of images with their classes, training and test apart; of small data sets of their pixels."""
+    split: float | None
+    """Share of each class's images that was drawn for testing; ``None`` where the data set says which are."""
+    notes: tuple[str, ...]
+    """What was not read."""
+
+
 class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One budget and the four numbers that stand beside it, in milliseconds."""
 
@@ -160,6 +174,7 @@ class SearchResult(msgspec.Struct, frozen=True):
     """Whether in any stage most operators that the search chose were skips or none, although no budget asks for that."""
     restored: bool = False
     """Whether the network is of an epoch before the collapse (``watch = "restore"``)."""
+    data: DataFacts | None = None
 
 
 class TrainResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -175,6 +190,7 @@ class TrainResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     duration_s: float
     top_5_accuracy: Fraction | None = None
     """``None`` for fewer than six classes."""
+    data: DataFacts | None = None
 
 
 class SweepTrial(msgspec.Struct, frozen=True):
@@ -278,6 +294,7 @@ class EvaluateResult(msgspec.Struct, frozen=True):
     cross_entropy: float
     worst_class: str
     worst_class_accuracy: float
+    data_set: DataFacts | None = None
 
 
 class VerifyResult(msgspec.Struct, frozen=True):
@@ -451,3 +468,5 @@ class ExportResult(msgspec.Struct, frozen=True):
     device: dict[str, Any] | None
     agrees: bool | None = None
     """Whether the measured interval and the table's have anything in common."""
+    data: DataFacts | None = None
+    """``None`` for a network of no data set."""

@@ -449,7 +449,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Test the trained network on the test images of its data set, or of another one of the same shape."""
-    cfg = load_config(EvaluateConfig, config, sets, {"data": data})
+    cfg = load_config(EvaluateConfig, config, sets, {"data.name": data})
     from mobilenas import workflows
 
     result = with_listener(quiet or json, lambda told: workflows.evaluate(run, cfg, told), BEGINS_ANEW)

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from mobilenas.cli.options import Channels, DataName, Json, Layers, Sets, SpaceName
 from mobilenas.cli.output import moved_words, proxy_row, scale_words, show, slow_down_words
-from mobilenas.config import DescribeConfig, load_config
+from mobilenas.config import DescribeConfig, TrainConfig, command_line, load_config, same_data
 from mobilenas.console import percent
 from mobilenas.core.text import shell_command
 from mobilenas.errors import UsageError
@@ -84,7 +85,7 @@ def describe(
         "space.options.classes": classes,
         "space.options.image_size": image_size,
         "space.options.stem": stem,
-        "data": data,
+        "data.name": data,
     }
     cfg = load_config(DescribeConfig, None, sets, flags)
     if target is None and (drawing or output):
@@ -113,9 +114,9 @@ def describe(
             rows.append(("drawing", str(drawing)))
         if output is not None and target is not None:
             workflows.make_run(target, cfg, output)
-            rows.append(
-                ("run", f"{output}: {shell_command(['mobilenas', 'train', str(output), '--data', cfg.data or 'DATA'])}")
-            )
+            named = cfg.data if cfg.data.name else msgspec.structs.replace(cfg.data, name="DATA")
+            command = command_line("train", TrainConfig(data=same_data(TrainConfig().data, named)), str(output))
+            rows.append(("run", f"{output}: {command}"))
     else:
         rows += [("decisions", str(len(found.decisions))), ("workloads", str(found.workloads))]
         rows += [(decision.name, ", ".join(decision.options)) for decision in found.decisions]

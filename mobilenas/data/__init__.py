@@ -1,8 +1,19 @@
 """Data sets: images and their preprocessing facts, halves for a bilevel search, persistent loaders."""
 
-from mobilenas.data.images import Cutout, ImageData, Images, ImageSource, InFiles, InMemory, Preprocessing, Shift, Subset
+from mobilenas.data.images import (
+    Cutout,
+    DataRequest,
+    ImageData,
+    Images,
+    ImageSource,
+    InFiles,
+    InMemory,
+    Preprocessing,
+    Shift,
+    Subset,
+)
 from mobilenas.data.loader import CyclingLoader, DeviceLoader, check_batch, loader_of
-from mobilenas.data.sets import DATA, DataRequest, load_data, synthetic_data
+from mobilenas.data.sets import DATA, load_data, synthetic_data
 
 __all__ = [
     "DATA",

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from mobilenas.errors import DocumentError, UsageError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from mobilenas.data.pictures import read_rgb
+from mobilenas.errors import UsageError
 
 
 class Preprocessing(msgspec.Struct, frozen=True):
@@ -32,6 +29,19 @@ class Preprocessing(msgspec.Struct, frozen=True):
     std: tuple[float, ...]
     colour: str
     """``"grey"`` or ``"RGB"``."""
+
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What a loader is asked for: where the data set lies, and what the data set leaves open."""
+
+    root: Path
+    image_size: int | None = None
+    """Pixels."""
+    split: float | None = None
+    """Share of each class's images that is for validation, of a data set that is not divided; above 0 and below 1."""
+    seed: int = 0
+    """Of what is drawn by chance."""
 
 
 class ImageSource(Protocol):
@@ -47,6 +57,11 @@ class ImageSource(Protocol):
         """Hexadecimal digits that change when the images or labels do."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out while the images were listed, a sentence each; nothing where all was read."""
+        ...
+
 
 @dataclass(frozen=True)
 class InMemory:
@@ -54,6 +69,7 @@ class InMemory:
 
     pixels: Tensor
     labels: Tensor
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,36 +81,19 @@ class InMemory:
         return _sha256(self.pixels.contiguous().numpy().data, self.labels.contiguous().numpy().data)
 
 
-@contextmanager
-def opened(path: str) -> Iterator[Image]:
-    """The image in a file; raises ``DocumentError`` naming the file if it is no image, not whole, or far too large."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DocumentError(f"{path}: not a whole image: {error}") from error
-
-
 @dataclass(frozen=True)
 class InFiles:
     """RGB images of any size, decoded when they are read."""
 
     paths: tuple[str, ...]
     labels: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> tuple[Tensor, int]:
-        from torchvision.transforms.v2.functional import pil_to_tensor
-
-        with opened(self.paths[index]) as image:
-            if image.mode.startswith("I"):  # 16 bits: Pillow would cut them off at 255 where 65535 is white
-                grey = torch.as_tensor(np.asarray(image, dtype=np.int32) // 257).clamp(0, 255).to(torch.uint8)
-                return grey.expand(3, -1, -1).contiguous(), self.labels[index]
-            return pil_to_tensor(image.convert("RGB")), self.labels[index]
+        return read_rgb(self.paths[index]), self.labels[index]
 
     def digest(self) -> str:
         """Of the files' names, sizes and labels: their contents are not read."""
@@ -179,6 +178,10 @@ class ImageData:
     augment: tuple[Callable[[Tensor], Tensor], ...] | Shift
     fit: tuple[Callable[[Tensor], Tensor], ...] = ()
     cutout_size: int = 0
+    split: float | None = None
+    """Share of each class's images that was put aside for ``test``, where the data set does not say which are."""
+    reading: str = ""
+    """How files became pixels, in words; nothing where there are no files of images."""
 
     @cached_property
     def _sources(self) -> tuple[ImageSource, ImageSource]:
@@ -213,8 +216,17 @@ class ImageData:
 
         return transform
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out of the data set, a sentence each."""
+        return tuple(note for source in self._sources for note in source.notes)
+
     def digest(self) -> str:
         """Hexadecimal digits that change when any image or label does (of files: their names, sizes and labels)."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return _sha256(*(source.digest().encode() for source in self._sources))[:16]
 
     def _transform(self, first: tuple[Callable[[Tensor], Tensor], ...]) -> Callable[[Tensor], Tensor]:
@@ -270,6 +282,10 @@ class Subset:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.source.notes
 
     def read(self, index: int) -> tuple[Tensor, int]:
         return self.source.read(int(self.indices[index]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mobilenas.data.images import Images, in_memory
+from mobilenas.data.images import Images, Subset, in_memory
 from mobilenas.errors import DocumentError, IncompatibleError, UsageError
 
 
@@ -19,13 +19,42 @@ def check_batch(images: Images, batch_size: int, processes: int = 1) -> None:
 
     Each of several ``processes`` takes as many of every batch.
     """
-    if not 2 * processes <= batch_size <= len(images):
+    fewest, count = 2 * processes, len(images)
+    if count < fewest:
         raise UsageError(
-            f"data.batch is {batch_size}; it must be at least {2 * processes}, for BatchNorm, and at most {len(images)}, the "
-            "number of images here"
+            f"data.batch is {batch_size}; no batch is possible: {_counted(images)}, and BatchNorm needs {fewest}. "
+            f"{_more_images(images, fewest)}"
+        )
+    if not fewest <= batch_size <= count:
+        nearest = min(max(batch_size, fewest), count)
+        raise UsageError(
+            f"data.batch is {batch_size}; it must be at least {fewest}, for BatchNorm, and at most {count}, as "
+            f"{_counted(images)}. Say --set data.batch={nearest - nearest % processes}"
         )
     if batch_size % processes:
         raise UsageError(f"data.batch is {batch_size}; {processes} processes cannot share it equally")
+
+
+def _counted(images: Images) -> str:
+    """How many images there are, and what left no more."""
+    source, count = images.source, len(images)
+    drawn = len(source)
+    whole = len(source.source) if isinstance(source, Subset) else drawn
+    steps = [f"of {whole:,} training images"]
+    if drawn < whole:
+        steps.append(f"data.train_fraction leaves {drawn:,}")
+    if count < drawn:
+        steps.append(f"{count:,} are in this part (validation_fraction divides them between weights and architecture)")
+    return ", ".join(steps) if len(steps) > 1 else f"there are {whole:,} training images"
+
+
+def _more_images(images: Images, fewest: int) -> str:
+    """What to say so that a batch is possible."""
+    source = images.source
+    if isinstance(source, Subset) and len(images) * len(source.source) >= fewest * len(source):
+        part = len(images) * len(source.source) // len(source)
+        return f"Say --set data.train_fraction=1 --set data.batch={part - part % fewest or fewest}"
+    return "Add images, or name another data set with --data"
 
 
 class CyclingLoader:

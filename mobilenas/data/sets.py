@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mobilenas.core.documents import is_unicode
 from mobilenas.core.registry import Registry
 from mobilenas.core.resources import user_data_directory
-from mobilenas.data.images import ImageData, ImageSource, InFiles, InMemory, Preprocessing, Shift, opened
-from mobilenas.errors import DocumentError, MissingDataError, UsageError
-
-
-@dataclass(frozen=True)
-class DataRequest:
-    """What a loader is asked for: where the data set lies, and the image size where the data set leaves it open."""
-
-    root: Path
-    image_size: int | None = None
+from mobilenas.data.folders import load_image_folder
+from mobilenas.data.images import DataRequest, ImageData, ImageSource, InMemory, Preprocessing, Shift
+from mobilenas.errors import MissingDataError, UsageError
 
 
 def load_digits(request: DataRequest) -> ImageData:
@@ -147,40 +136,6 @@ def _damaged(folder: Path, kind: Any) -> list[str]:
     return [name for name, md5 in listed if (folder / name).exists() and not check_integrity(str(folder / name), md5)]
 
 
-def load_image_folder(request: DataRequest) -> ImageData:
-    """Images in ``root/train/CLASS/`` and ``root/val/CLASS/`` (or ``test``), one folder per class, as ImageNet has them.
-
-    Statistics are ImageNet's; training images get a random resized crop and a flip, test images are resized to 8/7 of the
-    image size and cropped in the middle.
-    """
-    from PIL import Image
-    from torchvision.transforms import v2
-
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # large photographs; far larger is an error
-    size = request.image_size or 224
-    train_folder = request.root / "train"
-    test_folder = next((request.root / n for n in ("val", "test") if (request.root / n).is_dir()), request.root / "val")
-    class_names = _class_folders(train_folder)
-
-    def read() -> tuple[ImageSource, ImageSource]:
-        if _class_folders(test_folder) != class_names:
-            raise DocumentError(
-                f"{test_folder} has other class folders than {train_folder}: {_difference(test_folder, class_names)}"
-            )
-        train, test = (_image_files(folder, class_names) for folder in (train_folder, test_folder))
-        return train, test
-
-    return ImageData(
-        name="image-folder",
-        preprocessing=Preprocessing(size, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "RGB"),
-        class_names=class_names,
-        read=read,
-        augment=(v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()),
-        fit=(v2.Resize(round(size * 8 / 7), antialias=True), v2.CenterCrop(size)),
-        cutout_size=size // 2,
-    )
-
-
 def synthetic_data(image_shape: tuple[int, int, int, int], classes: int, images: int) -> ImageData:
     """Noise of the image size of ``image_shape`` ``(B, C, H, W)``, flipped as images are, in random classes.
 
@@ -209,59 +164,6 @@ def synthetic_data(image_shape: tuple[int, int, int, int], classes: int, images:
     )
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    found = folder.iterdir() if folder.is_dir() else ()
-    names = tuple(sorted(path.name for path in found if path.is_dir() and not path.name.startswith(".")))
-    for name in names:
-        if not is_unicode(name):
-            raise DocumentError(f"{folder}: the name of the class folder {name!r} is not UTF-8 text: rename it")
-    if len(names) < 2:
-        raise MissingDataError(
-            f"{folder} {'has fewer than two class folders' if folder.is_dir() else 'is not a folder'}: an image folder holds "
-            "train/CLASS/*.jpg and val/CLASS/*.jpg; name it with --set data.root=..."
-        )
-    return names
-
-
-def _difference(folder: Path, class_names: tuple[str, ...]) -> str:
-    found = set(_class_folders(folder))
-    lacking, extra = sorted(set(class_names) - found), sorted(found - set(class_names))
-    return "; ".join(f"{word} {', '.join(names[:5])}" for word, names in (("without", lacking), ("with", extra)) if names)
-
-
-def _image_files(folder: Path, class_names: tuple[str, ...]) -> InFiles:
-    """Every image below ``folder``; its header is read, so that what is no image at all is named before any training.
-
-    An image that is cut off is found, and named, when it is decoded.
-    """
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    paths, labels = [], []
-    for label, name in enumerate(class_names):
-        found = sorted(str(p) for p in (folder / name).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-        if not found:
-            raise MissingDataError(f"{folder / name} holds no image ({', '.join(IMG_EXTENSIONS)})")
-        paths += found
-        labels += [label] * len(found)
-    with ThreadPoolExecutor(16) as pool:
-        damaged = [damage for damage in pool.map(_damage, paths) if damage]
-    if damaged:
-        raise DocumentError(
-            f"{len(damaged)} of {len(paths)} files in {folder} are not images: {'; '.join(damaged[:5])}"
-            f"{'; ...' if len(damaged) > 5 else ''}; remove or replace them"
-        )
-    return InFiles(tuple(paths), tuple(labels))
-
-
-def _damage(path: str) -> str | None:
-    """Why a file is no image, as far as its header tells."""
-    try:
-        with opened(path):
-            return None
-    except DocumentError as error:
-        return str(error)
-
-
 _CIFAR100_NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar
 cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl
@@ -283,16 +185,21 @@ DATA: Registry[Callable[[DataRequest], ImageData]] = Registry(
 )
 
 
-def load_data(name: str, root: Path | None = None, image_size: int | None = None) -> ImageData:
+def load_data(
+    name: str, root: Path | None = None, image_size: int | None = None, split: float | None = None, seed: int = 0
+) -> ImageData:
     """The data set called ``name``; its images are read when first asked for. Raises ``UnknownNameError`` and, where a
     data set's facts lie in its files, ``MissingDataError`` (how to get it).
 
-    ``root`` is where data sets lie; ``MOBILENAS_DATA``, else the user's data directory, by default.
+    ``root`` is where data sets lie; ``MOBILENAS_DATA``, else the user's data directory, by default. ``split`` is the share for
+    validation, drawn by ``seed``, of a data set that is not divided into training and test images.
     """
     folder = root or Path(os.environ.get("MOBILENAS_DATA", user_data_directory() / "data"))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"data.root is {folder}, which is a file; name the folder of data sets")
-    data = DATA.get(name)(DataRequest(folder, image_size))
+    data = DATA.get(name)(DataRequest(folder, image_size, split, seed))
     if image_size not in (None, data.preprocessing.image_size):
         raise UsageError(f"data.image_size is {image_size}; {name} has images of {data.preprocessing.image_size} pixels")
+    if split != data.split:
+        raise UsageError(f"data.split is {split}; {name} has test images of its own: leave data.split out")
     return data

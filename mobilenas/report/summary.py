@@ -104,7 +104,9 @@ def _train_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _export_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [("exported", f"{result['model']}, largest difference from torch {result['agreement']['maximum_difference']:.2g}")]
+    difference = result["agreement"]["maximum_difference"]
+    off = "logits that are no numbers" if difference is None else f"largest difference from torch {difference:.2g}"
+    rows = [("exported", f"{result['model']}, {off}")]
     for engine in result["engines"]:
         if engine["measured"] is not None:
             rows.append(("measured, exported", f"{engine['measured']['value_ms']:.4g} ms by {engine['runtime']}"))

@@ -58,6 +58,11 @@ def load_tensors(path: Path, fingerprint: str | None = None) -> dict[str, Tensor
     return tensors
 
 
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that hold a number which is not finite."""
+    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+
+
 def one_line(error: Exception) -> str:
     """What ``error`` says, of torch's long lists of tensors only the first."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

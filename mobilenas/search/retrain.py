@@ -281,18 +281,25 @@ def evaluate(
     processes: Processes | None = None,
     batch_size: int = EVALUATION_BATCH,
 ) -> Tested:
-    """``model`` in eval mode on all test images, of which several processes take parts; its mode is restored."""
+    """``model`` in eval mode on all test images, of which several processes take parts; its mode is restored.
+
+    Raises ``DivergedError``, in each process, where a logit is not finite: then there is no accuracy.
+    """
     together, images = processes or Processes(), data.test
     own = images.subset(torch.arange(len(images))[together.part_of(len(images))])
     guesses = [1, GUESSES] if len(data.class_names) > GUESSES else [1]
     was_training = model.training
     model.eval()
-    correct = [0] * len(guesses)
+    correct, without = [0] * len(guesses), 0
     with torch.no_grad():
         for batch, labels in DataLoader(own, batch_size):
             batch, labels = fabric.to_device((batch, labels))
             logits = model(batch)
             correct = [count + task.correct(logits, labels, n) for count, n in zip(correct, guesses, strict=True)]
+            without += int((~logits.isfinite()).any(dim=1).sum())
     model.train(was_training)
-    shares = [sum(counts) / len(images) for counts in zip(*together.gather(correct), strict=True)]
+    *totals, without = map(sum, zip(*together.gather([*correct, without]), strict=True))
+    if without:
+        raise DivergedError(f"the network's logits are not finite for {without} of {len(images)} test images")
+    shares = [total / len(images) for total in totals]
     return Tested(shares[0], shares[1] if len(shares) > 1 else None)

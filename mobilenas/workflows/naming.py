@@ -30,11 +30,11 @@ from mobilenas.errors import DocumentError, IncompatibleError, UsageError, neare
 from mobilenas.latency.table import TableKey
 from mobilenas.network import Network, initialise_for_timing
 from mobilenas.onnx_model import ModelFile
-from mobilenas.results import BudgetOutcome, TrainResult
+from mobilenas.results import BudgetOutcome, DataFacts, TrainResult
 from mobilenas.runtimes import RUNTIMES
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, measure
-from mobilenas.search.checkpoints import load_tensors, one_line, sha256_of
+from mobilenas.search.checkpoints import load_tensors, not_finite, one_line, sha256_of
 from mobilenas.search.descent import SgdSettings
 from mobilenas.spaces import SPACES
 from mobilenas.spaces.base import SearchSpace
@@ -161,14 +161,25 @@ def check_options(what: str, given: Iterable[str], known: Sequence[str]) -> None
             raise UsageError(f"{what} has no option {name!r}: {hint}it has {', '.join(known) or 'none'}")
 
 
-def data_set_from_config(cfg: DataSetConfig) -> ImageData:
-    """The whole data set that a configuration names; its images are read when first asked for."""
-    return load_data(cfg.name, Path(cfg.root) if cfg.root else None, cfg.image_size)
+def data_set_from_config(cfg: DataSetConfig, seed: int = 0) -> ImageData:
+    """The whole data set that a configuration names; its images are read when first asked for.
+
+    ``seed`` draws the images for validation where the configuration asks for a share; it has no part in the facts.
+    """
+    return load_data(cfg.name, Path(cfg.root) if cfg.root else None, cfg.image_size, cfg.split, seed)
 
 
 def data_from_config(cfg: DataConfig, seed: int) -> ImageData:
     """The share of a data set that a configuration asks for; its images are read when first asked for."""
-    return data_set_from_config(cfg).reduced(cfg.train_fraction, seed)
+    return data_set_from_config(cfg, seed).reduced(cfg.train_fraction, seed)
+
+
+def facts_of(data: ImageData, told: Listener) -> DataFacts:
+    """Reads the list of images, and tells once what was left out of it."""
+    for note in data.notes:
+        told.note(f"note: {note}")
+    images = {"train_images": len(data.train), "test_images": len(data.test)}
+    return DataFacts(name=data.name, digest=data.digest(), split=data.split, notes=data.notes, **images)
 
 
 def space_of(architecture: Architecture) -> SearchSpace:
@@ -253,8 +264,14 @@ def network_of(run: Path, space: SearchSpace, architecture: Architecture) -> tup
     trained = documents.convert(document, TrainResult, path)
     if sha256_of(weights) != trained.sha256:
         raise DocumentError(f"{weights}: changed since it was trained (SHA-256 differs from {RESULT}'s): train it again")
+    tensors = load_tensors(weights, architecture.fingerprint)
+    if bad := not_finite(tensors):
+        raise DocumentError(
+            f"{weights}: {len(bad)} of {len(tensors)} tensors hold numbers that are not finite, the first one {bad[0]}: "
+            "train it again"
+        )
     try:
-        network.load_state_dict(load_tensors(weights, architecture.fingerprint))
+        network.load_state_dict(tensors)
     except RuntimeError as error:
         raise DocumentError(f"{weights}: other tensors than the network has ({one_line(error)}): train it again") from error
     return network.eval(), trained.test_accuracy

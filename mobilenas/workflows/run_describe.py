@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobilenas import config, ops
-from mobilenas.config import DataConfig, DescribeConfig, SearchConfig, SpaceConfig
+from mobilenas.config import DataConfig, DataSetConfig, DescribeConfig, SearchConfig, SpaceConfig, overridden, same_data
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory, check_is_new
-from mobilenas.data import load_data
 from mobilenas.errors import MissingDataError, UsageError
 from mobilenas.network import count_params
 from mobilenas.report.drawing import draw_cells, draw_layers
 from mobilenas.results import NetworkDescription, OperatorShare, SpaceDescription
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.published import PUBLISHED, Published
-from mobilenas.workflows.naming import ARCHITECTURE, RESULT, space_from_config, space_of
+from mobilenas.workflows.naming import ARCHITECTURE, RESULT, data_set_from_config, space_from_config, space_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def find_network(target: str, cfg: DescribeConfig) -> Found:
     ``cfg.space.options`` and ``cfg.data`` change its size, image and classes. Raises ``MissingDataError`` if there is nothing
     of that name.
     """
-    facts = load_data(cfg.data) if cfg.data else None
+    facts = data_set_from_config(cfg.data) if cfg.data.name else None
     shape = {}
     if facts is not None:
         shape = {"image_size": facts.preprocessing.image_size, "image_channels": facts.preprocessing.channels}
@@ -64,7 +63,8 @@ def describe(target: str | None, cfg: DescribeConfig) -> SpaceDescription | Netw
     """The network that ``target`` names, or the space that ``cfg`` describes."""
     if target is not None:
         return _network(find_network(target, cfg))
-    space = space_from_config(cfg.space, load_data(cfg.data or "digits"), cfg.batch)
+    data = cfg.data if cfg.data.name else overridden(DataSetConfig(), cfg.data)
+    space = space_from_config(cfg.space, data_set_from_config(data), cfg.batch)
     return SpaceDescription(
         space=space.name,
         key=space.key,
@@ -78,14 +78,14 @@ def describe(target: str | None, cfg: DescribeConfig) -> SpaceDescription | Netw
 def make_run(target: str, cfg: DescribeConfig, output: Path) -> None:
     """Write a run directory of the network, as a search without a budget leaves one, for ``train`` and ``export``.
 
-    Without ``cfg.data`` the run is of no data set; ``train`` wants one then.
+    Without a name in ``cfg.data`` the run is of no data set; ``train`` wants one then.
     Raises ``UsageError`` if there is something at ``output``.
     """
     found = find_network(target, cfg)
     check_is_new(output)
     run = RunDirectory(output)
     searched = SearchConfig(
-        space=SpaceConfig(name=found.space.name, options=dict(found.space.options)), data=DataConfig(name=cfg.data or "")
+        space=SpaceConfig(name=found.space.name, options=dict(found.space.options)), data=same_data(DataConfig(), cfg.data)
     )
     with run.running(config.dump_config(searched), {}, {}):
         run.write_document(ARCHITECTURE, documents.parse_json(found.architecture.to_json(), ARCHITECTURE))

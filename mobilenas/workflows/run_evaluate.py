@@ -13,7 +13,7 @@ from mobilenas.config import EvaluateConfig, TrainConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.text import shell_command
-from mobilenas.errors import MissingDataError
+from mobilenas.errors import MissingDataError, VerificationError
 from mobilenas.results import EvaluateResult
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
@@ -23,13 +23,16 @@ from mobilenas.workflows.naming import (
     check_data_fits,
     data_from_config,
     fabric_from_config,
+    facts_of,
     network_of,
     space_of,
 )
 
 
 def evaluate(run: Path, cfg: EvaluateConfig, listener: Listener | None = None) -> EvaluateResult:
-    """Test the weights of ``run/train``. Raises ``MissingDataError`` if the run was not trained."""
+    """Test the weights of ``run/train``. Raises ``MissingDataError`` if the run was not trained, and ``VerificationError``
+    where the network computes numbers that are not finite.
+    """
     told = listener or Silent()
     weights, trained_with = run / "train" / WEIGHTS, run / "train" / "config.toml"
     if not weights.exists():
@@ -39,13 +42,14 @@ def evaluate(run: Path, cfg: EvaluateConfig, listener: Listener | None = None) -
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
     documents.read_text(trained_with)
-    data_cfg = config.load_config(TrainConfig, trained_with, [], {"data.name": cfg.data}).data
-    data = data_from_config(data_cfg, 0)
+    trained = config.load_config(TrainConfig, trained_with, [], {})
+    data = data_from_config(config.overridden(trained.data, cfg.data), trained.seed)
+    facts = facts_of(data, told)
     check_data_fits(space, data)
     network, _ = network_of(run, space, architecture)
     fabric = fabric_from_config(cfg.compute)
     fabric.to_device(network)
-    loader = DataLoader(data.test, cfg.batch, num_workers=data_cfg.workers)
+    loader = DataLoader(data.test, cfg.batch, num_workers=trained.data.workers)
     logits, labels = [], []
     with torch.no_grad():
         for index, (images, some) in enumerate(loader):
@@ -53,10 +57,16 @@ def evaluate(run: Path, cfg: EvaluateConfig, listener: Listener | None = None) -
             logits.append(network(fabric.to_device(images)).cpu())
             labels.append(some)
     outputs, truth = torch.cat(logits), torch.cat(labels)
+    is_finite = outputs.isfinite().all(dim=1)
+    if not is_finite.all():
+        raise VerificationError(
+            f"{weights}: the network computes logits that are not finite for {int((~is_finite).sum())} of {len(truth)} test "
+            f"images of {data.name}, so it has no accuracy: train it again, with a lower weights.lr if that happens again"
+        )
     hits = outputs.argmax(1) == truth
-    by_class = [float(hits[truth == label].float().mean()) for label in range(len(data.class_names))]
-    worst = min(range(len(by_class)), key=lambda label: by_class[label])
-    top_5 = (outputs.topk(5).indices == truth[:, None]).any(1).float().mean() if len(by_class) > 5 else None
+    by_class = {label: float(hits[truth == label].float().mean()) for label in sorted(set(truth.tolist()))}
+    worst = min(by_class, key=lambda label: by_class[label])
+    top_5 = (outputs.topk(5).indices == truth[:, None]).any(1).float().mean() if len(data.class_names) > 5 else None
     return EvaluateResult(
         weights=str(weights),
         data=data.name,
@@ -66,4 +76,5 @@ def evaluate(run: Path, cfg: EvaluateConfig, listener: Listener | None = None) -
         cross_entropy=float(functional.cross_entropy(outputs, truth)),
         worst_class=data.class_names[worst],
         worst_class_accuracy=by_class[worst],
+        data_set=facts,
     )

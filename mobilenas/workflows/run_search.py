@@ -33,7 +33,7 @@ from mobilenas.methods import METHODS
 from mobilenas.methods.base import SearchMethod
 from mobilenas.profiling.kernels import measure_kernels
 from mobilenas.profiling.networks import network_for_timing
-from mobilenas.results import BudgetOutcome, SearchPlan, SearchResult
+from mobilenas.results import BudgetOutcome, DataFacts, SearchPlan, SearchResult
 from mobilenas.runtimes.measure import measure
 from mobilenas.search.checkpoints import save_tensors
 from mobilenas.search.descent import AdamSettings
@@ -56,6 +56,7 @@ from mobilenas.workflows.naming import (
     data_from_config,
     default_run,
     fabric_from_config,
+    facts_of,
     sgd_settings,
     space_from_config,
     tell_sweep,
@@ -114,6 +115,7 @@ class _Prepared:
     inputs: Mapping[str, str]
     budget: Budget | None
     bounds: LatencyRange | None
+    data: DataFacts
 
 
 @contextmanager
@@ -143,7 +145,8 @@ def _prepared(cfg: SearchConfig, directory: RunDirectory, told: Listener, proces
         )
     with target.device.open() as link:
         bounds, budget, model = None, None, None
-        inputs = {"data.root": data.digest()}
+        facts = facts_of(data, told)
+        inputs = {"data.root": facts.digest}
         if cfg.latency_budget is not None or (cfg.log_cost.weight and cfg.log_cost.unit == "ms"):
             model = latency_model(cfg, space, target, link)
             inputs["table"] = model.digest
@@ -165,7 +168,7 @@ def _prepared(cfg: SearchConfig, directory: RunDirectory, told: Listener, proces
             on_note=told.note,
         )
         engine.check()
-        yield _Prepared(engine, target, link, inputs, budget, bounds)
+        yield _Prepared(engine, target, link, inputs, budget, bounds, facts)
 
 
 def _search(cfg: SearchConfig, directory: RunDirectory, told: Listener, processes: Processes) -> SearchResult:
@@ -252,6 +255,7 @@ def _chosen(
         duration_s=time.monotonic() - begin,
         collapsed=engine.collapsed,
         restored=engine.restored,
+        data=prepared.data,
     )
     directory.write_document(ARCHITECTURE, documents.parse_json(architecture.to_json(), ARCHITECTURE))
     directory.write_document(RESULT, {"schema": "mobilenas/search-result@1", **msgspec.to_builtins(result)})

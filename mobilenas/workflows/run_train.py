@@ -13,8 +13,9 @@ from mobilenas.config import TrainConfig
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.data import check_batch, synthetic_data
+from mobilenas.errors import DivergedError
 from mobilenas.results import TrainPlan, TrainResult
-from mobilenas.search.checkpoints import save_tensors
+from mobilenas.search.checkpoints import not_finite, save_tensors
 from mobilenas.search.parts import check_parts, told_where_memory_runs_out
 from mobilenas.search.processes import Processes
 from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings
@@ -30,6 +31,7 @@ from mobilenas.workflows.naming import (
     data_from_config,
     default_run,
     fabric_from_config,
+    facts_of,
     sgd_settings,
     space_of,
 )
@@ -120,13 +122,19 @@ def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) ->
     with told_where_memory_runs_out():
         trainer = _trainer(architecture, run, cfg, told, processes)
     directory = trainer.directory
-    inputs = {"architecture": architecture.fingerprint, "data.root": trainer.data.digest()}
+    facts = facts_of(trainer.data, told)
+    inputs = {"architecture": architecture.fingerprint, "data.root": facts.digest}
     with writing(processes, directory, config.dump_config(cfg), inputs, MAY_DIFFER):
         with told_where_memory_runs_out():
             report = trainer.run()
         end_if_not_first(processes)
         weights = directory.path / WEIGHTS
         tensors = {k: v for k, v in trainer.trained.state_dict().items() if not k.startswith("auxiliary.")}
+        if bad := not_finite(tensors):
+            raise DivergedError(
+                f"after {cfg.epochs} epochs {len(bad)} tensors of the network hold numbers that are not finite, the first one "
+                f"{bad[0]}; they are not written: train again with a lower weights.lr, now {cfg.weights.lr:g}"
+            )
         sha256 = save_tensors(weights, tensors, {"fingerprint": architecture.fingerprint})
         result = TrainResult(
             weights=str(weights),
@@ -137,6 +145,7 @@ def _train(run: Path, cfg: TrainConfig, told: Listener, processes: Processes) ->
             train_accuracy=report.train_accuracy,
             epochs=cfg.epochs,
             duration_s=time.monotonic() - begin,
+            data=facts,
         )
         directory.write_document(RESULT, {"schema": "mobilenas/train-result@1", **msgspec.to_builtins(result)})
     return result
