@@ -90,7 +90,7 @@ class DataFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One budget and the four numbers that stand beside it, in milliseconds."""
+    """One budget and the latencies that stand beside it, in milliseconds."""
 
     text: str
     statistic: Statistic
@@ -442,6 +442,10 @@ class EngineExport(msgspec.Struct, frozen=True):
     """The device while it was measured."""
     not_run: str | None = None
     """Why it was not run."""
+    sha256: tuple[str, ...] = ()
+    """Of each file, by which a model is known again."""
+    measured_at: str | None = None
+    """Time in UTC; earlier than the report's own where an export that measured nothing kept it."""
 
 
 class ExportResult(msgspec.Struct, frozen=True):

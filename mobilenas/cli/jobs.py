@@ -425,7 +425,8 @@ def export(
         said = agreement_words(engine.agreement) if engine.agreement else f"not run: {engine.not_run}"
         rows.append((f"{engine.runtime} {engine.settings.precision}", f"{', '.join(engine.files)}; {said}"))
         if engine.measured is not None:
-            rows.append(("  measured", f"{engine.measured.value_ms:.4g} ms, {repeats_of(engine.measured)}{verdict}"))
+            when = f", at {engine.measured_at}" if cfg.device is None else ""
+            rows.append(("  measured", f"{engine.measured.value_ms:.4g} ms, {repeats_of(engine.measured)}{when}{verdict}"))
         verdict = ""  # the budget is that of the first one, the search's own
     rows += [
         *disagreement_rows(result.agrees),

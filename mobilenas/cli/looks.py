@@ -15,7 +15,6 @@ from mobilenas.cli.options import Channels, DataName, Json, Layers, Sets, SpaceN
 from mobilenas.cli.output import moved_words, proxy_row, scale_words, show, slow_down_words
 from mobilenas.config import DescribeConfig, TrainConfig, command_line, load_config, same_data
 from mobilenas.console import percent
-from mobilenas.core.text import shell_command
 from mobilenas.errors import UsageError
 
 if TYPE_CHECKING:

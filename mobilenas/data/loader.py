@@ -32,7 +32,10 @@ def check_batch(images: Images, batch_size: int, processes: int = 1) -> None:
             f"{_counted(images)}. Say --set data.batch={nearest - nearest % processes}"
         )
     if batch_size % processes:
-        raise UsageError(f"data.batch is {batch_size}; {processes} processes cannot share it equally")
+        raise UsageError(
+            f"data.batch is {batch_size}; {processes} processes cannot share it equally: say --set "
+            f"data.batch={batch_size - batch_size % processes}"
+        )
 
 
 def _counted(images: Images) -> str:

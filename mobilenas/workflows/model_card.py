@@ -14,7 +14,7 @@ from mobilenas.core.measurement import Measurement
 from mobilenas.core.text import markdown, printable
 from mobilenas.data import ImageData
 from mobilenas.export.verify import Agreement
-from mobilenas.results import BudgetOutcome, EngineExport, ExportResult
+from mobilenas.results import BudgetOutcome, DataFacts, EngineExport, ExportResult
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.workflows.naming import RESULT
 
@@ -49,7 +49,7 @@ def model_card(
                 ("Classes", str(space.options["classes"])),
                 ("Parameters", f"{result.params:,}"),
                 ("Multiply-adds", f"{result.madds:,}"),
-                ("Data set", markdown(data.name) if data else "none"),
+                *_data_rows(data, result.data),
                 ("Test accuracy", "untrained" if result.test_accuracy is None else f"{result.test_accuracy:.2%}"),
                 *((f"Option {markdown(name)}", markdown(str(value))) for name, value in sorted(space.options.items())),
             ],
@@ -75,6 +75,19 @@ def model_card(
         f"{fence}sh\n{commands}\n{fence}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _data_rows(data: ImageData | None, facts: DataFacts | None) -> list[tuple[str, str]]:
+    """The data set, how its files were read, and what was left out of it."""
+    if data is None or facts is None:
+        return [("Data set", "none")]
+    rows = [("Data set", f"{markdown(data.name)}, {facts.train_images:,} images for training, {facts.test_images:,} for testing")]
+    if facts.split is not None:
+        drawn = f"a share of {facts.split:g} of each class, drawn by the seed of the training"
+        rows.append(("Images for testing", f"{drawn}; digest of the lists {facts.digest}"))
+    if data.reading:
+        rows.append(("Pictures", data.reading))
+    return [*rows, *(("Left out", markdown(note)) for note in facts.notes)]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -119,7 +132,11 @@ def _latency(result: ExportResult) -> list[str]:
     if not timed or result.device is None:
         return ["The exported model was not measured."]
     rows = [_latency_row(engine, measured) for engine, measured, _ in timed]
-    engines = [f"{markdown(engine.runtime)}: {_state_words(environment)}." for engine, _, environment in timed if environment]
+    engines = [
+        f"{markdown(engine.runtime)}: {_state_words(environment)}; measured at {engine.measured_at or 'a time not noted'}."
+        for engine, _, environment in timed
+        if environment
+    ]
     return [
         "Device: "
         + ", ".join(markdown(str(words)) for words in (result.device["name"], result.device["cpu_model"]))

@@ -250,6 +250,12 @@ def search_config_of(run: Path) -> SearchConfig:
     return config.load_config(SearchConfig, path, [], {})
 
 
+def seed_of_test_images(run: Path, cfg: SearchConfig) -> int:
+    """The seed that drew the images which the network of ``run`` was not trained on: of its training, if it was trained."""
+    path = run / "train" / "config.toml"
+    return config.load_config(config.TrainConfig, path, [], {}).seed if path.exists() else cfg.seed
+
+
 def network_of(run: Path, space: SearchSpace, architecture: Architecture) -> tuple[Network, float | None]:
     """The network with its trained weights and their test accuracy, or untrained, the same each time, and ``None``."""
     with torch.random.fork_rng(devices=[]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import shutil
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from mobilenas import onnx_model
-from mobilenas.config import DeviceConfig, ExportConfig, SearchConfig
+from mobilenas.config import DeviceConfig, ExportConfig, SearchConfig, overridden
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import MeasurementPlan
@@ -34,9 +35,10 @@ from mobilenas.export.bundle import write_bundle
 from mobilenas.export.kits import Kit, kit_files, kit_named
 from mobilenas.export.verify import Agreement, compare, logits_of, onnx_logits_of
 from mobilenas.network import Network
-from mobilenas.results import BudgetOutcome, EngineExport, ExportResult
+from mobilenas.results import BudgetOutcome, DataFacts, EngineExport, ExportResult
 from mobilenas.runtimes.base import PreparedModel
 from mobilenas.spaces.base import SearchSpace
+from mobilenas.workflows.earlier_export import REPORT, SCHEMA, VERSION, now, report_of, set_aside, with_earlier
 from mobilenas.workflows.model_card import MODEL_CARD, model_card
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
@@ -46,8 +48,10 @@ from mobilenas.workflows.naming import (
     budget_of,
     check_data_fits,
     data_from_config,
+    facts_of,
     network_of,
     search_config_of,
+    seed_of_test_images,
     space_of,
 )
 
@@ -79,17 +83,19 @@ def export(run: Path, cfg: ExportConfig, listener: Listener | None = None) -> Ex
     """
     architecture = Architecture.load(run / ARCHITECTURE)
     space = space_of(architecture)
-    search_cfg = search_config_of(run)
-    data = data_from_config(search_cfg.data, search_cfg.seed) if search_cfg.data.name else None
-    if data is not None:
+    search_cfg, told = search_config_of(run), listener or Silent()
+    data, facts = None, None
+    if search_cfg.data.name:
+        data = data_from_config(overridden(search_cfg.data, cfg.data), seed_of_test_images(run, search_cfg))
         check_data_fits(space, data)
+        facts = facts_of(data, told)
     kits = {name: kit_named(name) for name in cfg.kits}
     targets = _targets(search_cfg.device, cfg, [kit.runtime for kit in kits.values()])
     budget = budget_of(run)
     if budget is not None and targets[0].settings.precision != search_cfg.device.precision:
         budget = msgspec.structs.replace(budget, table_sentinel_ms=None)  # the sentinel is one of its precision
     network, trained = network_of(run, space, architecture)
-    job = _Export(run, cfg, search_cfg, architecture, space, data, kits, targets, budget, listener or Silent())
+    job = _Export(run, cfg, search_cfg, architecture, space, data, facts, kits, targets, budget, told)
     plans = [target.plan(cfg.plan) for target in targets] if cfg.device else None
     with locked(run):
         return job.run(network, trained, plans)
@@ -105,6 +111,7 @@ class _Export:
     architecture: Architecture
     space: SearchSpace
     data: ImageData | None
+    facts: DataFacts | None
     kits: Mapping[str, Kit]
     targets: Sequence[Target]
     budget: BudgetOutcome | None
@@ -146,7 +153,10 @@ class _Export:
             models[target.runtime.name] = prepared
             files.update(named)
             engines.append(engine)
-        result = self._result(trained, agreement, engines)
+        before = report_of(self.folder, self.told)
+        kept, device = with_earlier(engines, before, self.told)
+        result = self._result(trained, agreement, kept, device)
+        set_aside(self.folder, before, kept)
         self._write(result, files)
         agreement.check("the ONNX model")
         for engine in engines:
@@ -161,9 +171,15 @@ class _Export:
         stage = f"measuring the exported model by {target.runtime.name}"
         timed, environment = target.measure(self.architecture.fingerprint, prepared, plan, self.told, stage)
         timed = timed.of_statistic(self.budget.statistic) if self.budget else timed
-        return msgspec.structs.replace(engine, measured=timed, environment=environment)
+        return msgspec.structs.replace(engine, measured=timed, environment=environment, measured_at=now())
 
-    def _result(self, trained: float | None, agreement: Agreement, engines: Sequence[EngineExport]) -> ExportResult:
+    def _result(
+        self,
+        trained: float | None,
+        agreement: Agreement,
+        engines: Sequence[EngineExport],
+        earlier_device: dict[str, Any] | None,
+    ) -> ExportResult:
         measured, budget = engines[0].measured, self.budget
         checked = [agreement, *(engine.agreement for engine in engines)]
         is_right = all(engine.files for engine in engines) and all(each.is_within for each in checked if each is not None)
@@ -182,14 +198,15 @@ class _Export:
             measured=measured,
             budget_met=measured.is_within(budget.target_ms) if budget and measured else None,
             agrees=measured.agrees_with(budget.table_low_ms, budget.table_high_ms) if budget and measured else None,
-            device=msgspec.to_builtins(self.targets[0].device.card) if self.cfg.device else None,
+            device=msgspec.to_builtins(self.targets[0].device.card) if self.cfg.device else earlier_device,
+            data=self.facts,
         )
 
     def _write(self, result: ExportResult, files: Mapping[str, str | bytes]) -> None:
-        report = documents.dump_json({"schema": "mobilenas/export-report@1", **msgspec.to_builtins(result)})
+        report = documents.dump_json({"schema": f"mobilenas/{SCHEMA}@{VERSION}", **msgspec.to_builtins(result)})
         card = model_card(self.source, result, self.space, self.architecture, self.data, self.search_cfg, self.cfg)
         shutil.rmtree(self.folder / "kits", ignore_errors=True)  # they hold what an export before this one made
-        texts = {ARCHITECTURE: self.architecture.to_json(), "report.json": report, MODEL_CARD: card}
+        texts = {ARCHITECTURE: self.architecture.to_json(), REPORT: report, MODEL_CARD: card}
         write_bundle(self.folder, {**files, **texts})
 
     def _fill_kits(self, result: ExportResult, models: Mapping[str, PreparedModel]) -> None:
@@ -258,7 +275,9 @@ def _engine_export(
         for suffix, content in zip(target.runtime.suffixes, prepared.files, strict=False)
     }
     paths = tuple(str(folder / name) for name in files)
-    return EngineExport(target.runtime.name, engine_version, target.settings, paths, agreement, None, not_run=not_run), files
+    digests = tuple(hashlib.sha256(content).hexdigest() for content in prepared.files)
+    made = EngineExport(target.runtime.name, engine_version, target.settings, paths, agreement, None, None, not_run, digests)
+    return made, files
 
 
 def _name(precision: str, suffix: str, agreement: Agreement | None) -> str:

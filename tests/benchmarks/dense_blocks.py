@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 
 from mobilenas import workflows
-from mobilenas.config import DescribeConfig, ExportConfig, ProfileConfig, SearchConfig, TrainConfig, load_config, load_preset
+from mobilenas.config import DataSetConfig, DescribeConfig, ExportConfig, ProfileConfig, SearchConfig, TrainConfig, load_config, load_preset
 from mobilenas.data import load_data
 from mobilenas.errors import MissingKernelError
 
@@ -78,7 +78,7 @@ def _draw(cfg: SearchConfig, target_ms: float, generator: random.Random, run: Pa
     if not run.exists():
         written = run.with_suffix(".json")
         written.write_text(architecture.to_json())
-        workflows.make_run(str(written), DescribeConfig(data=DATA), run)
+        workflows.make_run(str(written), DescribeConfig(data=DataSetConfig(name=DATA)), run)
     return table_ms
 
 

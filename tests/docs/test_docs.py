@@ -1,13 +1,22 @@
 """What the documentation shows is true: examples load, links resolve, commands exist."""
 
 import re
+import typing
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from mobilenas import cli
+from mobilenas.cli.jobs import search
 from mobilenas.config import SearchConfig, TrainConfig, load_config
+from mobilenas.core.registry import Registry
+from mobilenas.data import DATA
+from mobilenas.latency import LATENCY_MODELS
+from mobilenas.methods import METHODS
+from mobilenas.runtimes import RUNTIMES
+from mobilenas.spaces import SPACES
+from tests.docs.readme_status import README, shown, status
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
@@ -56,3 +65,25 @@ def test_how_tos_show_the_code_that_is_tested(page: Path) -> None:
         assert f"[{group}]\n{line.replace(chr(34), '')}" in known
     assert bool(points) == page.name.startswith("add-a-")
     assert bool(shown) == page.name.startswith(("add-a-", "write-a-"))
+
+
+def test_readme_tells_what_the_registries_hold() -> None:
+    assert shown(README.read_text(encoding="utf-8")) == status(), "run python -m tests.docs.readme_status"
+
+
+HELP = typing.get_type_hints(search, include_extras=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [("runtime", RUNTIMES), ("space", SPACES), ("data", DATA), ("method", METHODS), ("latency_model", LATENCY_MODELS)],
+)
+def test_help_names_all_that_there_is(option: str, names: Registry) -> None:
+    said = typing.get_args(HELP[option])[1].help
+    assert set(re.findall(r"[a-z][a-z0-9-]*", said)) >= set(names) - set(names.plug_ins)
+
+
+def test_help_of_device_names_every_kind_of_address() -> None:
+    said = typing.get_args(HELP["device"])[1].help
+    for kind in ("local", "ssh://user@host[:port]", "adb:SERIAL", "devices add"):
+        assert kind in said

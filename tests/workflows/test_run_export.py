@@ -9,7 +9,9 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
 
+from mobilenas.config import TrainConfig, dump_config
 from mobilenas.core import documents
 from mobilenas.core.measurement import PLANS
 from mobilenas.core.run_directory import locked
@@ -17,6 +19,7 @@ from mobilenas.errors import IncompatibleError, VerificationError
 from mobilenas.export.verify import compare
 from mobilenas.results import BudgetOutcome
 from mobilenas.runtimes.ncnn import Ncnn
+from mobilenas.search.checkpoints import load_tensors, save_tensors
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -203,3 +206,81 @@ def test_two_exports_of_a_run_do_not_write_at_once(run: Path, command: Command) 
     assert outcome.code == 2
     assert "another process works in this folder" in outcome.err
     assert {path.name: path.read_bytes() for path in (run / "export").iterdir()} == before
+
+
+@pytest.fixture
+def short_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = msgspec.structs.replace(PLANS["quick"], sweeps=2, maximum_sweeps=2, spread_s=0.0, drift_fraction=100.0)
+    monkeypatch.setitem(PLANS, "quick", short)
+
+
+def report(run: Path) -> dict:
+    return json.loads((run / "export" / "report.json").read_text())
+
+
+def test_an_export_that_measures_nothing_keeps_what_was_measured(run: Path, command: Command, short_plan: None) -> None:
+    assert command("export", str(run)).code == 0
+    first = report(run)
+    again = command("export", str(run), "--no-device", "--kit", "linux-onnxruntime")
+    assert again.code == 0, again.err
+    second = report(run)
+    assert second["measured"] == first["measured"]
+    assert second["device"] == first["device"]
+    for name in ("measured", "environment", "measured_at", "sha256"):
+        assert second["engines"][0][name] == first["engines"][0][name] is not None
+    assert f"measured at {first['engines'][0]['measured_at']}, which is kept" in " ".join(again.err.split())
+    assert f"measured at {first['engines'][0]['measured_at']}." in (run / "export" / "MODEL_CARD.md").read_text()
+    facts = msgspec.toml.decode((run / "export" / "kits" / "linux-onnxruntime" / "kit.toml").read_text())
+    assert facts["measured_ms"] == first["measured"]["value_ms"]
+    assert not (run / "export" / "earlier").exists(), "nothing was lost"
+
+    whole = (run / "export" / "report.json").read_bytes()
+    (run / "train" / "weights.safetensors").unlink()  # the network is untrained now: another model
+    other = command("export", str(run), "--no-device")
+    assert other.code == 0, other.err
+    assert "was another model" in " ".join(other.err.split())
+    third = report(run)
+    assert (third["measured"], third["device"], third["engines"][0]["measured_at"]) == (None, None, None)
+    [earlier] = (run / "export" / "earlier").iterdir()
+    assert earlier.read_bytes() == whole
+
+
+def test_a_report_that_cannot_be_read_does_not_stop_an_export(run: Path, command: Command) -> None:
+    (run / "export").mkdir()
+    (run / "export" / "report.json").write_text("{}")
+    outcome = command("export", str(run), "--no-device")
+    assert outcome.code == 0, outcome.err
+    assert "not taken into account" in outcome.err
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("json_flag", [(), ("--json",)])
+@pytest.mark.parametrize("verb", [("evaluate",), ("export", "--no-device")])
+def test_weights_that_are_not_finite_end_with_3(
+    verb: tuple, json_flag: tuple, value: float, run: Path, command: Command
+) -> None:
+    rewrite_weights(run, lambda name, tensor: tensor.fill_(value) if tensor.dim() == 4 else tensor)
+    outcome = command(verb[0], str(run), *verb[1:], *json_flag)
+    assert outcome.code == 3, outcome.err
+    assert "not finite" in outcome.err
+    assert "weights.safetensors" in outcome.err
+
+
+@pytest.mark.parametrize("json_flag", [(), ("--json",)])
+def test_logits_that_are_not_finite_end_with_7(json_flag: tuple, run: Path, command: Command) -> None:
+    rewrite_weights(run, lambda name, tensor: tensor.mul_(1e30) if tensor.is_floating_point() else tensor)
+    outcome = command("evaluate", str(run), *json_flag)
+    assert outcome.code == 7, outcome.err
+    assert "360 of 360 test images" in outcome.err
+    assert command("export", str(run), "--no-device").code == 7
+    assert "logits that are no numbers" in command("report", str(run)).out
+
+
+def rewrite_weights(run: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    """The weights of ``run``, each tensor changed, with the checksum that the run's own result then has."""
+    path, result = run / "train" / "weights.safetensors", run / "train" / "result.json"
+    tensors = {name: change(name, tensor) for name, tensor in load_tensors(path).items()}
+    fingerprint = json.loads(result.read_text())["fingerprint"]
+    document = {**json.loads(result.read_text()), "sha256": save_tensors(path, tensors, {"fingerprint": fingerprint})}
+    result.write_text(documents.dump_json(document))
+    (run / "train" / "config.toml").write_text(dump_config(TrainConfig()))
