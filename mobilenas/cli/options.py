@@ -13,7 +13,12 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML fi
 Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, as --set weights.lr=0.05.", metavar="KEY=VALUE")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout, nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
-DeviceName = Annotated[str | None, typer.Option("--device", help="Where to measure: local (this host), ssh://user@host[:port], adb:SERIAL, or a name given by devices add."),
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="Where to measure: local (this host), ssh://user@host[:port], adb:SERIAL, or a name given by devices add.",
+    ),
 ]
 RuntimeName = Annotated[str | None, typer.Option("--runtime", help="What runs the network: onnxruntime, ncnn, mnn, tensorrt.")]
 Precision = Annotated[

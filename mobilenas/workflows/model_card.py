@@ -81,7 +81,9 @@ def _data_rows(data: ImageData | None, facts: DataFacts | None) -> list[tuple[st
     """The data set, how its files were read, and what was left out of it."""
     if data is None or facts is None:
         return [("Data set", "none")]
-    rows = [("Data set", f"{markdown(data.name)}, {facts.train_images:,} images for training, {facts.test_images:,} for testing")]
+    rows = [
+        ("Data set", f"{markdown(data.name)}, {facts.train_images:,} images for training, {facts.test_images:,} for testing")
+    ]
     if facts.split is not None:
         drawn = f"a share of {facts.split:g} of each class, drawn by the seed of the training"
         rows.append(("Images for testing", f"{drawn}; digest of the lists {facts.digest}"))

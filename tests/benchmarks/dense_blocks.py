@@ -12,7 +12,16 @@ import random
 from pathlib import Path
 
 from mobilenas import workflows
-from mobilenas.config import DataSetConfig, DescribeConfig, ExportConfig, ProfileConfig, SearchConfig, TrainConfig, load_config, load_preset
+from mobilenas.config import (
+    DataSetConfig,
+    DescribeConfig,
+    ExportConfig,
+    ProfileConfig,
+    SearchConfig,
+    TrainConfig,
+    load_config,
+    load_preset,
+)
 from mobilenas.data import load_data
 from mobilenas.errors import MissingKernelError
 
