@@ -84,6 +84,8 @@ SLOWED_BY_LOAD, MOST_SLOWED, MORE_BY_LOAD = 1.8, 1.1, 0.15
 """By how much longer a model may take than undisturbed, as a multiple of the share of the processors that others take and at
 most; and how much more it may take at another moment of the same load.
 """
+MOST_BY_SPREAD = 0.09
+"""How far half the spread of the sweeps may widen the interval: a floor is of the quickest, and a later one is too."""
 
 
 PositiveMs = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
@@ -185,7 +187,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         load = max(0.0, (self.load_fraction or 0.0) - IDLE_LOAD)
         repeats = self.repeatability_fraction
         down = max(repeats, min(MOST_SLOWED, IDLE_FRACTION + SLOWED_BY_LOAD * load))
-        up = max(repeats, IDLE_FRACTION + MORE_BY_LOAD * load, self.spread_fraction / 2)
+        up = max(repeats, IDLE_FRACTION + MORE_BY_LOAD * load, min(MOST_BY_SPREAD, self.spread_fraction / 2))
         return msgspec.structs.replace(
             self,
             low_ms=self.value_ms / (1 + down),

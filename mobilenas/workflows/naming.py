@@ -300,7 +300,7 @@ def tell_data_dependent(operators: Sequence[str], told: Listener, model: Path | 
     if operators:
         told.note(
             f"{f'{model}: ' if model else ''}what {', '.join(operators)} put out, and what reads it, depends on the numbers "
-            "that the model is given: the time is that for random inputs, unless --input gives others"
+            "that the model is given: the time is that for these inputs, which are random unless they are given"
         )
 
 
