@@ -11,8 +11,9 @@ from lightning_fabric import Fabric
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.data import Subset, load_data
 from mobilenas.errors import DivergedError
+from mobilenas.search.checkpoints import not_finite
 from mobilenas.search.descent import SgdSettings
-from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings
+from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings, evaluate
 from mobilenas.search.task import Classification
 from mobilenas.spaces.cells import CellSpace
 
@@ -94,3 +95,12 @@ def test_training_interrupted_in_mid_epoch_saves_and_ends_bit_for_bit_the_same(t
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"weights\.lr"):
         trainer(tmp_path, weights=SgdSettings(1e30, 1e30, 0.9, 0.0, 1e30)).run()
+
+
+def test_a_network_whose_logits_are_not_finite_has_no_accuracy(tmp_path: Path) -> None:
+    trained = trainer(tmp_path)
+    with torch.no_grad():
+        next(p for p in trained.network.parameters() if p.dim() == 2).fill_(float("inf"))
+    with pytest.raises(DivergedError, match="not finite for 60 of 60 test images"):
+        evaluate(trained.network, trained.data, trained.task, trained.fabric)
+    assert not_finite({"whole": torch.ones(2), "count": torch.tensor(3), "bad": torch.tensor([1.0, float("nan")])}) == ["bad"]
