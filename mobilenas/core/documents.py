@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import itertools
@@ -20,10 +21,12 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from mobilenas.core.memory import free_memory_bytes
-from mobilenas.errors import DocumentError, nearest_hint
+from mobilenas.errors import DocumentError, ResourceError, nearest_hint
 
 T = TypeVar("T")
 
+LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Numbers of errors that tell of the machine, not of the file that was to be read."""
 MAXIMUM_BYTES = 64 * 2**20
 """Of a document: text that is read as a whole."""
 MAXIMUM_TENSORS_BYTES = 8 * 2**30
@@ -89,6 +92,8 @@ def opened(path: Path, maximum_bytes: int | None) -> Iterator[IO[bytes]]:
                 check_size(path, found.st_size, maximum_bytes)
             yield file
     except OSError as error:
+        if error.errno in LACKING:  # the file is not to blame
+            raise ResourceError(f"{path}: cannot be read: {error.strerror}") from error
         raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DocumentError(f"{path}: not UTF-8 text (byte {error.start})") from error

@@ -15,6 +15,7 @@ import onnx
 from onnx import helper
 
 from mobilenas import onnx_model
+from mobilenas.core.system import resource_error
 from mobilenas.errors import IncompatibleError
 
 PER_CHANNEL_OPSET = 13
@@ -72,6 +73,8 @@ def _refused_as(numbers: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # ONNX Runtime has a type for each of its complaints
+        if (lack := resource_error(error)) is not None:
+            raise lack from error
         words = " ".join(str(error).split()) or type(error).__name__
         raise IncompatibleError(f"the model cannot be turned into {numbers}: {words[:500]}") from error
 

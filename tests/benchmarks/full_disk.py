@@ -1,6 +1,6 @@
 """A profile, a search, a training and a sweep on a disk that fills while they run, and again after room was made.
 
-python -m tests.benchmarks.full_disk [FOLDER]
+python -m tests.benchmarks.full_disk [TABLE]
 
 Each command works on a disk of its own, a small tmpfs, which is filled once the command has begun to write. Where no disk may
 be mounted, the size of files is limited instead. The table says how the command ended, what it said, what STATUS says, and
@@ -11,17 +11,24 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from mobilenas import workflows
+from mobilenas.config import SearchConfig, SpaceConfig, dump_config
+from mobilenas.core import documents
+from mobilenas.data import load_data
+
 SMALL = ("--data", "digits", "--channels", "4", "--layers", "3")
-DISK_MIB = 24
+DISK_MIB = 32
 LIMIT_BYTES = 20_000
 """Of each file, where no disk may be mounted: less than a checkpoint or the records of a campaign."""
 PATIENCE_S = 240.0
@@ -96,70 +103,63 @@ def newest(folder: Path, pattern: str) -> Path:
     return max(folder.glob(pattern), key=lambda path: path.stat().st_mtime_ns, default=folder / "none")
 
 
-def main(folder: Path) -> list[Outcome]:
-    """All four commands; the table of the search is made on a disk with room."""
-    table = folder / "table"
-    quiet = ["-q"]
-    profile = ["profile", *SMALL, "--plan", "quick", *quiet]
-    subprocess.run([sys.executable, "-m", "mobilenas", *profile, "-o", str(table)], check=True)
+def make_run(folder: Path) -> None:
+    """A run directory of a small network that was not searched for."""
+    cfg = SearchConfig(space=SpaceConfig(options={"channels": 4, "layers": 3}))
+    space = workflows.space_from_config(cfg.space, load_data("digits"), 1)
+    folder.mkdir(parents=True)
+    (folder / "architecture.json").write_text(space.random_architecture(random.Random(0)).to_json())
+    (folder / "config.toml").write_text(dump_config(cfg))
+    (folder / "result.json").write_text(documents.dump_json({"schema": "mobilenas/search-result@1", "budgets": []}))
+
+
+def main(folder: Path, table: Path | None) -> Iterator[Outcome]:
+    """All four commands; the table of the search is made on a disk with room, unless one is given."""
+    profile = ["profile", *SMALL, "--plan", "quick", "-q"]
+    if table is None:
+        table = folder / "table"
+        subprocess.run([sys.executable, "-m", "mobilenas", *profile, "-o", str(table)], check=True, stdout=sys.stderr)
     disks = {name: folder / name for name in ("profile", "search", "train", "sweep")}
-    kinds = {name: "a full disk" if small_disk(disk) else "a limit of files" for name, disk in disks.items()}
-    print(f"by {', '.join(f'{name}: {kind}' for name, kind in kinds.items())}")
-    searched = ["--method", "darts", "--table", str(table), "--no-measure"]
-    outcomes = []
+    for name, disk in disks.items():
+        print(f"{name}: {'a full disk' if small_disk(disk) else 'a limit of files'}", file=sys.stderr)
+    small = {"supernet.channels": 2, "supernet.layers": 3, "measure": False, "table": str(table), "epochs": 6}
+    words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in small.items()}
     try:
-        home = disks["profile"] / "home"
-        outcomes.append(
-            fare(
-                "profile",
-                profile,
-                disks["profile"],
-                lambda: any(home.glob("campaigns/*/rows.jsonl")),
-                lambda: newest(home, "campaigns/*/STATUS"),
-                home,
-            )
-        )
         run = disks["search"] / "run"
-        search = ["search", *SMALL, *searched, "--latency-budget", "60%", "--epochs", "8", "-o", str(run), *quiet]
+        search = ["search", *SMALL, *(f"--set={key}={value}" for key, value in words.items())]
+        search += ["--latency-budget", "60%", "-o", str(run), "-q"]
         metrics = run / "metrics.jsonl"
-        outcomes.append(fare("search", search, disks["search"], metrics.exists, lambda: run / "STATUS", folder / "home"))
+        yield fare("search", search, disks["search"], metrics.exists, lambda: run / "STATUS", folder / "home")
         trained = disks["train"] / "run"
-        trained.mkdir()
-        for name in ("architecture.json", "config.toml", "result.json"):
-            (trained / name).write_bytes((run / name).read_bytes())
-        train = ["train", str(trained), "--data", "digits", "--epochs", "8", *quiet]
-        metrics = trained / "train" / "metrics.jsonl"
-        outcomes.append(
-            fare("train", train, disks["train"], metrics.exists, lambda: trained / "train" / "STATUS", folder / "home")
-        )
+        make_run(trained)
+        train = ["train", str(trained), "--data", "digits", "--epochs", "6", "-q"]
+        own = trained / "train"
+        yield fare("train", train, disks["train"], (own / "metrics.jsonl").exists, lambda: own / "STATUS", folder / "home")
         swept = disks["sweep"] / "sweep"
-        settings = {"table": str(table), "measure": False, "epochs": 4}
-        sets = [
-            f"--set=search.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()
-        ]
-        sweep = ["sweep", "-o", str(swept), "--method", "darts", "--latency-budget", "60%", "--seeds", "1", *SMALL, *sets]
-        sweep += ["--set=train.epochs=2", *quiet]
-        outcomes.append(
-            fare(
-                "sweep",
-                sweep,
-                disks["sweep"],
-                lambda: any(swept.glob("trials/*/metrics.jsonl")),
-                lambda: swept / "STATUS",
-                folder / "home",
-            )
-        )
+        sweep = ["sweep", "-o", str(swept), "--method", "darts", "--latency-budget", "60%", "--seeds", "1", *SMALL]
+        sweep += [*(f"--set=search.{key}={value}" for key, value in words.items()), "--set=train.epochs=2", "-q"]
+        has_begun = partial(has_file, swept, "trials/*/metrics.jsonl")
+        yield fare("sweep", sweep, disks["sweep"], has_begun, lambda: swept / "STATUS", folder / "home")
+        home = disks["profile"] / "home"
+        has_begun = partial(has_file, home, "campaigns/*/rows.jsonl")
+        yield fare("profile", profile, disks["profile"], has_begun, lambda: newest(home, "campaigns/*/STATUS"), home)
     finally:
         for disk in disks.values():
             if disk.is_mount():
                 subprocess.run(["umount", "-l", str(disk)], check=False)
-    return outcomes
+
+
+def has_file(folder: Path, pattern: str) -> bool:
+    """Whether there is a file of this pattern."""
+    return any(folder.glob(pattern))
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(prefix="full-disk-") as temporary:
-        found = main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(temporary))
+    are_right = True
     print("| command | ends with | says | STATUS | again |\n|---|---|---|---|---|")
-    for outcome in found:
-        print(f"| {outcome.command} | {outcome.full_code} | {outcome.said} | {outcome.status} | {outcome.again_code} |")
-    sys.exit(not all(outcome.is_right for outcome in found))
+    with tempfile.TemporaryDirectory(prefix="full-disk-") as temporary:
+        for outcome in main(Path(temporary), Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else None):
+            said = outcome.said.replace(temporary, "")
+            print(f"| {outcome.command} | {outcome.full_code} | {said} | {outcome.status} | {outcome.again_code} |", flush=True)
+            are_right &= outcome.is_right
+    sys.exit(not are_right)

@@ -343,3 +343,14 @@ def test_what_the_system_refuses_is_a_resource_error(error: Exception, said: str
 def test_other_errors_stay_what_they_are(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error)), locked(tmp_path):
         raise error
+
+
+def test_too_many_open_files_are_no_fault_of_the_document(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("{}")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match="Too many open files"):
+            documents.read_text(tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

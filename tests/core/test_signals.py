@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from mobilenas.core.signals import StopRequest
+from mobilenas.core.signals import StopRequest, catch_terminations, handlers_kept
 
 
 def test_a_first_signal_is_noted_and_raised_when_left() -> None:
@@ -36,3 +36,13 @@ def test_handlers_are_restored() -> None:
     with StopRequest():
         assert signal.getsignal(signal.SIGINT) != before[0]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_library_that_takes_the_signals_does_not_keep_them() -> None:
+    with handlers_kept():
+        catch_terminations()
+        with handlers_kept():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with pytest.raises(SystemExit) as ended:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.value.code == 143

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from mobilenas.core import documents
+from mobilenas.core.environment import Environment
 from mobilenas.latency.table import TableKey, _profile_command
+from mobilenas.workflows.model_card import _state_words
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -109,3 +111,10 @@ def test_the_recorded_command_of_an_odd_folder_does_nothing_else(command: Comman
     assert shlex.split((tmp_path / folder / "command.txt").read_text())[-1] == folder
     [shown] = [line for line in outcome.out.splitlines() if "mobilenas train" in line]
     assert shlex.split(shown[shown.index("mobilenas train") :])[2] == folder
+
+
+def test_a_model_card_shows_a_devices_words_as_they_are() -> None:
+    state = Environment("m", "s", "c", 1, "<b>|\n# forged\x1b[2K", (), (), (0.0, 0.0, 0.0), {})
+    words = _state_words(state)
+    assert words.startswith(r"governor \<b\>\|\\n# forged\\x1b\[2K")
+    assert words.isprintable()

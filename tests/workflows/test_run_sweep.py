@@ -1,23 +1,17 @@
 """A sweep on a real local Ray: every trial is an ordinary run; what is done is not done again."""
 
 import errno
-import importlib
 import json
 import os
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
 from mobilenas.config import SweepConfig, load_config
 from mobilenas.core.measurement import PLANS
-from mobilenas.core.run_directory import read_status
 from mobilenas.core.signals import handlers_kept
 from mobilenas.errors import UnknownNameError, UsageError
 from mobilenas.workflows.run_sweep import jobs_of, run_trial, sweep
@@ -148,41 +142,6 @@ def test_a_sweep_is_run_listed_and_goes_on(
     again = json.loads(command(*arguments).out)
     assert [(run / "STATUS").stat().st_mtime_ns for run in runs] == before, "what is done is not done again"
     assert again["groups"] == result["groups"]
-
-
-@pytest.mark.slow
-@pytest.mark.serial
-def test_a_terminated_sweep_ends_with_143_and_listens_here_only(valid_table: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    psutil: Any = importlib.import_module("psutil")  # Ray's own
-    settings = [f"--set=search.{key}={msgspec.json.encode(value).decode()}" for key, value in {**SMALL, "epochs": 400}.items()]
-    argv = [sys.executable, "-m", "mobilenas", "sweep", "-o", "sweep", "--method", "darts", "--latency-budget", "60%"]
-    argv += ["--seeds", "1", *settings, f"--set=search.table={valid_table}"]
-    process = subprocess.Popen(argv, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not any((tmp_path / "sweep" / "trials").glob("*/metrics.jsonl")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    addresses = {
-        connection.laddr.ip.removeprefix("::ffff:")
-        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for connection in one.net_connections()
-        if connection.status == psutil.CONN_LISTEN
-    }
-    process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    assert [line for line in said.splitlines() if not line.startswith("trials: ")] == [
-        "terminated; the same command goes on; trials that are done are not run again"
-    ]
-    assert addresses == {"127.0.0.1"}
-    status = read_status(tmp_path / "sweep")
-    assert status is not None
-    assert status.word == "interrupted"
-    for trial in (tmp_path / "sweep" / "trials").iterdir():
-        status = read_status(trial)
-        assert status is None or status.word in ("interrupted", "failed")
 
 
 def test_a_trial_that_lacks_room_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
