@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: quickstart test check arm64 clean
+.PHONY: quickstart test check arm64 mutants clean
 
 quickstart: .venv/installed
 	rm -rf $(RUN)
@@ -24,6 +24,9 @@ check: .venv/installed
 
 arm64: .venv/installed .arm64/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m arm64
+
+mutants: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/mutants.py --sample 200 --cpu-hours 3
 
 clean:
 	rm -rf .venv .arm64 runs dist build

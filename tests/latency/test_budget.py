@@ -70,3 +70,12 @@ def test_constraint_pushes_only_when_the_decoded_network_is_over() -> None:
     assert lagrangian.multiplier == pytest.approx(0.1)
     [gradient] = torch.autograd.grad(lagrangian.term(expected, 10.0), expected)
     assert gradient == pytest.approx((0.1 + 1.5 * 0.1) / 10)  # the penalty grew, the gap did not shrink
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "penalty", "expected_ms", "wanted"), [(0.0, 1.0, 0.5, 0.0), (2.0, 1.0, 1.5, 1.125), (2.0, 4.0, 0.25, -0.5)]
+)
+def test_the_term_has_the_value_of_its_formula(multiplier: float, penalty: float, expected_ms: float, wanted: float) -> None:
+    """Oracle: by hand, for a budget of 1 ms: met without a multiplier, exceeded, and met with much to spare."""
+    lagrangian = AugmentedLagrangian(multiplier=multiplier, penalty=penalty)
+    assert float(lagrangian.term(torch.tensor(expected_ms), 1.0)) == pytest.approx(wanted)

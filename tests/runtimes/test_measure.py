@@ -2,12 +2,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
+import onnx
 import pytest
 
 from mobilenas.core.measurement import PLANS, MeasurementPlan, SweepRecord
 from mobilenas.devices.links import Link
 from mobilenas.runtimes.base import PreparedModel, RunSettings
 from mobilenas.runtimes.measure import measure
+from mobilenas.runtimes.onnx_runtime import OnnxRuntime
 from mobilenas.testing.fake_devices import FakeLink, FakeRuntime
 
 PLAN = msgspec.structs.replace(PLANS["quick"], sweeps=2, maximum_sweeps=5, spread_s=0.0)
@@ -52,3 +54,11 @@ def sweeps_of(settled: int, compared: bool) -> tuple[int, set[int]]:
 )
 def test_models_that_are_compared_share_their_sweeps(settled: int, compared: bool, expected: set[int]) -> None:
     assert sweeps_of(settled, compared) == (5, expected)
+
+
+def test_the_sentinel_is_the_model_that_tables_were_measured_beside() -> None:
+    """Its times stand in tables and are compared with those of today: another model would be another speed."""
+    model = onnx.load_from_string(OnnxRuntime().sentinel_model(RunSettings()).content)
+    [image] = [value for value in model.graph.input if value.name not in {tensor.name for tensor in model.graph.initializer}]
+    assert [dimension.dim_value for dimension in image.type.tensor_type.shape.dim] == [1, 3, 32, 32]
+    assert [list(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) == 4] == [[48, 3, 3, 3]]

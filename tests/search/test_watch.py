@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from mobilenas.config import DescribeConfig
+from mobilenas.latency.budget import Budget
 from mobilenas.methods.base import Moved
 from mobilenas.methods.darts import Darts
+from mobilenas.search import engine as engine_module
 from mobilenas.search.collapse import Health, idle_share
 from mobilenas.search.engine import EpochReport, SearchEngine
 from mobilenas.search.task import Classification
@@ -20,6 +22,7 @@ from mobilenas.supernet import SKIP, ArchitectureParameters
 from mobilenas.workflows.run_describe import find_network
 from tests.conftest import Outcome
 from tests.search.engines import SPACE, small_engine
+from tests.search.test_engine_budget import wide_model
 
 EPOCHS = 4
 
@@ -91,6 +94,57 @@ def test_restoring_takes_the_most_accurate_epoch_before(tmp_path: Path) -> None:
 def test_of_epochs_as_accurate_the_later_is_restored(tmp_path: Path) -> None:
     _, parameters, _, logits, _ = searched(tmp_path / "run", "restore", right=(1, 3, 3, 4))
     assert [same(parameters, row) for row in logits] == [False, False, True, False]
+
+
+def test_only_a_network_far_below_its_budget_has_collapsed(tmp_path: Path) -> None:
+    """One of skips alone that takes more than 80 % of its budget is what the budget asks for."""
+    found, table_ms = [], 1e5
+    for share in (0.1, 0.75, 0.85):
+        reports: list[EpochReport] = []
+        budgets = [Budget(wide_model(), table_ms / share)]
+        engine = small_engine(
+            tmp_path / str(share), {"epochs": EPOCHS}, method=EndsInSkips(), budgets=budgets, on_epoch=reports.append
+        )
+        engine.run()
+        found.append(engine.collapsed)
+        assert reports[-1].budgets[0].table_ms is not None
+        table_ms = reports[-1].budgets[0].table_ms
+    assert found == [True, True, False]
+
+
+class Counted(Classification):
+    """Counts the images that are tried without being learnt from."""
+
+    tried = 0
+
+    def correct(self, output: Tensor, target: Tensor, guesses: int = 1) -> int:
+        self.tried += 0 if torch.is_grad_enabled() else len(target)
+        return super().correct(output, target, guesses)
+
+
+@pytest.mark.parametrize(("most", "tried"), [(1024, 8), (1, 4)])
+def test_the_network_is_tried_on_so_many_images_a_batch_at_least(
+    most: int, tried: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "WATCHED_IMAGES", most)
+    task = Counted()
+    small_engine(tmp_path / "run", task=task).run()
+    assert task.tried == tried
+
+
+def test_a_search_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """Oracle: the same search that never was."""
+    reports: list[EpochReport] = []
+
+    def stop(report: EpochReport) -> None:
+        raise KeyboardInterrupt
+
+    whole = small_engine(tmp_path / "whole", {"epochs": 2}).run()
+    with pytest.raises(KeyboardInterrupt):
+        small_engine(tmp_path / "run", {"epochs": 2}, on_epoch=stop).run()
+    rest = small_engine(tmp_path / "run", {"epochs": 2}, on_epoch=reports.append).run()
+    assert [report.epoch for report in reports] == [1]
+    assert same(rest, dict(whole.state_dict()))
 
 
 def test_nothing_is_looked_at_where_the_watch_is_off(tmp_path: Path) -> None:
