@@ -9,6 +9,10 @@ import msgspec
 from mobilenas.core.architecture import Architecture, Decision, OptionValue
 from mobilenas.core.environment import Environment
 from mobilenas.core.measurement import Measurement, SlowDown, Statistic
+from mobilenas.core.outcomes import BudgetOutcome as BudgetOutcome
+from mobilenas.core.outcomes import DataFacts as DataFacts
+from mobilenas.core.outcomes import Milliseconds, PositiveMilliseconds
+from mobilenas.core.outcomes import TrainResult as TrainResult
 from mobilenas.export.verify import Agreement
 from mobilenas.latency.diff import TableDifference
 from mobilenas.latency.kernels import NetworkPrediction
@@ -18,8 +22,6 @@ from mobilenas.runtimes.base import RunSettings
 from mobilenas.search.memory import MemoryEstimate
 from mobilenas.search.selection import Selection
 
-Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
-PositiveMilliseconds = Annotated[float, msgspec.Meta(gt=0, le=1e30)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -75,55 +77,6 @@ class TransferResult(msgspec.Struct, frozen=True):
     duration_s: float
 
 
-class DataFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The data set that a command used."""
-
-    name: str
-    train_images: int
-    test_images: int
-    digest: str
-    """Of the list of images with their classes, training and test apart; of small data sets of their pixels."""
-    split: float | None
-    """Share of each class's images that was drawn for testing; ``None`` where the data set says which are."""
-    notes: tuple[str, ...]
-    """What was not read."""
-
-
-class BudgetOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One budget and the latencies that stand beside it, in milliseconds."""
-
-    text: str
-    statistic: Statistic
-    target_ms: PositiveMilliseconds
-    lowest_ms: Milliseconds
-    highest_ms: Milliseconds
-    expected_ms: float
-    table_ms: Milliseconds
-    table_low_ms: float
-    table_high_ms: float
-    measured_ms: PositiveMilliseconds | None
-    measured_repeatability_fraction: float | None
-    measured_converged: bool | None
-    quantile: float = 0.5
-    """Of the prediction; ``lowest_ms`` and ``highest_ms`` are at it too."""
-    model: str = "table"
-    """The latency model that ``table_ms`` and its interval are of."""
-    table_sentinel_ms: float | None = None
-    """How fast the device was when its table was made: what a small model, the sentinel, took; ``None`` if not known."""
-    measured_sentinel_ms: float | None = None
-    """What the sentinel took when this network was measured."""
-    predicted_gap_fraction: float | None = None
-    """``table_ms`` over the target, less one; below zero where some of the budget is unused. ``None`` in older results."""
-    measured_gap_fraction: float | None = None
-    """The same of ``measured_ms``."""
-    rounds: int = 0
-    """Rounds of candidates that were measured."""
-    coverage_fraction: float = 0.9
-    """Share of networks that the interval from ``table_low_ms`` to ``table_high_ms`` promises to hold."""
-    agrees: bool | None = None
-    """Whether the measured interval and the table's have anything in common; ``None`` where nothing was measured."""
-
-
 class SearchPlan(msgspec.Struct, frozen=True):
     """What ``search --dry-run`` says."""
 
@@ -174,22 +127,6 @@ class SearchResult(msgspec.Struct, frozen=True):
     """Whether in any stage most operators that the search chose were skips or none, although no budget asks for that."""
     restored: bool = False
     """Whether the network is of an epoch before the collapse (``watch = "restore"``)."""
-    data: DataFacts | None = None
-
-
-class TrainResult(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``train`` reached; ``result.json`` of the run's ``train`` folder."""
-
-    weights: str
-    sha256: str
-    """Of the file of weights."""
-    fingerprint: str
-    test_accuracy: Fraction
-    train_accuracy: Fraction
-    epochs: int
-    duration_s: float
-    top_5_accuracy: Fraction | None = None
-    """``None`` for fewer than six classes."""
     data: DataFacts | None = None
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from mobilenas.core import documents
+from mobilenas.core.outcomes import Count, NotNegative, PositiveMilliseconds, SearchOutcome, TrainResult
 from mobilenas.core.run_directory import RunDirectory, Status, read_status
 from mobilenas.errors import DocumentError
 
@@ -18,6 +21,48 @@ class Summary:
 
     document: dict[str, Any]
     rows: list[tuple[str, str]]
+
+
+class _Searched(SearchOutcome, frozen=True, kw_only=True):
+    method: str
+    fingerprint: str
+    params: Count
+    madds: Count
+    epochs: Count
+    duration_s: NotNegative
+    collapsed: bool = False
+
+
+class _Epoch(msgspec.Struct):
+    epoch: Count
+    epochs: Count
+    train_cross_entropy: NotNegative
+
+
+class _Measured(msgspec.Struct):
+    value_ms: PositiveMilliseconds
+
+
+class _Agreement(msgspec.Struct):
+    maximum_difference: NotNegative | None
+
+
+class _Engine(msgspec.Struct):
+    runtime: str
+    measured: _Measured | None
+
+
+class _Exported(msgspec.Struct):
+    model: str
+    agreement: _Agreement
+    engines: tuple[_Engine, ...]
+
+
+class _Verified(msgspec.Struct):
+    measured: _Measured
+    device: str
+    budget_met: bool | None
+    record: str
 
 
 def summarise(run: Path) -> Summary:
@@ -64,6 +109,8 @@ def _document(path: Path) -> Any:
 def _told(run: Path, name: str, tell: Callable[[Any], list[tuple[str, str]]], document: Any) -> list[tuple[str, str]]:
     try:
         return tell(document)
+    except DocumentError as error:
+        raise DocumentError(f"{run}: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DocumentError(f"{run}: the document of {name} lacks what it should hold ({error!r})") from error
 
@@ -74,8 +121,10 @@ def _beside(budget: dict[str, Any], name: str) -> str:
 
 
 def _search_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    documents.convert(result, SearchOutcome, "the result of the search")
     if result.keys() == {"schema", "budgets"}:
         return [("method", "none: a run made of a network that was there")]
+    documents.convert(result, _Searched, "the result of the search")
     rows = [
         ("method", f"{result['method']}, {result['epochs']} epochs, {result['duration_s']:.0f} s"),
         ("network", f"{result['fingerprint']}, {result['params']:,} parameters, {result['madds']:,} MAdds"),
@@ -96,14 +145,18 @@ def _search_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _epoch_rows(epoch: dict[str, Any]) -> list[tuple[str, str]]:
+    documents.convert(epoch, _Epoch, "metrics.jsonl")
     return [("epoch", f"{epoch['epoch'] + 1} of {epoch['epochs']}, cross entropy {epoch['train_cross_entropy']:.3f}")]
 
 
 def _train_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    where = "the result of the training"
+    documents.convert(documents.check_schema(result, "train-result", 1, where), TrainResult, where)
     return [("trained", f"{result['epochs']} epochs, test accuracy {result['test_accuracy']:.2%}")]
 
 
 def _export_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    documents.convert(result, _Exported, "the report of the export")
     difference = result["agreement"]["maximum_difference"]
     off = "logits that are no numbers" if difference is None else f"largest difference from torch {difference:.2g}"
     rows = [("exported", f"{result['model']}, {off}")]
@@ -114,5 +167,6 @@ def _export_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _verified_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    documents.convert(result, _Verified, "the record of a verification")
     met = {None: "", True: ", the budget is met", False: ", over the budget"}[result["budget_met"]]
     return [("verified", f"{result['measured']['value_ms']:.4g} ms on {result['device']}{met} ({result['record']})")]

@@ -68,6 +68,37 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
+def check_like(found: Any, own: Any, place: str = "state") -> None:
+    """Raise ``ValueError`` where a state that was ``found`` is not of the form of one's ``own``.
+
+    Names are the same, counts none below zero, tensors of one type and shape. ``None`` and what is empty of one's own, as
+    before a first step, may be anything; states of each process are as many as there were.
+    """
+    if own is None or found is None:
+        return
+    if isinstance(own, Tensor):
+        if not isinstance(found, Tensor) or (found.dtype, found.shape) != (own.dtype, own.shape):
+            raise ValueError(f"{place} is no tensor of {own.dtype} and the shape {tuple(own.shape)}")
+    elif isinstance(own, Mapping):
+        if place.endswith((".buffers", ".optimiser.state")):
+            return  # of a single process; of the weights that a step was made of: an optimiser sees to its own shapes
+        if not isinstance(found, Mapping) or (own and found.keys() != own.keys()):
+            keys = sorted(map(str, found.keys() ^ own.keys())) if isinstance(found, Mapping) else type(found).__name__
+            raise ValueError(f"{place} lacks or holds what it should not: {keys}")
+        for name in own:
+            check_like(found[name], own[name], f"{place}.{name}")
+    elif isinstance(own, list | tuple):
+        if not isinstance(found, list | tuple) or (own and len(found) != len(own) and not place.endswith(".apart")):
+            raise ValueError(f"{place} is no list of {len(own)}")
+        for index, inside in enumerate(found if own else ()):
+            check_like(inside, own[min(index, len(own) - 1)], f"{place}[{index}]")
+    elif isinstance(own, float):
+        if type(found) not in (int, float):
+            raise ValueError(f"{place} is {found!r}, no number")
+    elif type(found) is not type(own) or (isinstance(own, int) and found < 0):
+        raise ValueError(f"{place} is {found!r}, no {type(own).__name__} that it could be")
+
+
 class _Document(msgspec.Struct, forbid_unknown_fields=True):
     """The JSON of a checkpoint."""
 
@@ -290,12 +321,12 @@ def load_states_apart(processes: Processes, module: nn.Module, state: Mapping[st
         buffers = dict(module.named_buffers())
         for name, buffer in own["buffers"].items():
             buffers[name].copy_(buffer)
-        return {name: Tally(**tally) for name, tally in own["tallies"].items()}
+        return {name: Tally.of_state(tally) for name, tally in own["tallies"].items()}
     processes.load_state(None)
     names = found[0]["tallies"]
     if not processes.is_first:
         return {name: Tally() for name in names}
-    return {name: Tally.together([Tally(**other["tallies"][name]) for other in found]) for name in names}
+    return {name: Tally.together([Tally.of_state(other["tallies"][name]) for other in found]) for name in names}
 
 
 @dataclass
@@ -334,6 +365,13 @@ class Tally:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {"loss": float(self.loss), "batches": self.batches, "correct": self.correct, "count": self.count}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Tally:
+        """The inverse; raises ``ValueError`` for sums that contradict each other."""
+        if not 0 <= state["correct"] <= state["count"] or state["batches"] < 0:
+            raise ValueError(f"{state['correct']} of {state['count']} images right, in {state['batches']} batches")
+        return cls(**state)
 
     @classmethod
     def together(cls, tallies: Sequence[Tally]) -> Tally:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import msgspec
 from torch import Tensor
 
+from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.spaces.base import SearchSpace
 from mobilenas.supernet import NO_OPERATOR, SKIP, ArchitectureParameters, Mixture
@@ -67,7 +68,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> Snapshot:
         """The inverse."""
-        return cls(state["epoch"], state["valid_accuracy"], Health(**state["health"]), state["logits"])
+        health = documents.convert(state["health"], Health, "health")
+        return cls(state["epoch"], state["valid_accuracy"], health, state["logits"])
 
     @classmethod
     def of(cls, epoch: int, valid_accuracy: float, health: Health, parameters: ArchitectureParameters) -> Snapshot:

@@ -75,6 +75,10 @@ class AdamSettings(msgspec.Struct, frozen=True):
         return torch.optim.Adam(logits, self.lr, (self.beta1, self.beta2), weight_decay=self.weight_decay)
 
 
+_OWN = ("params", "lr", "initial_lr")
+"""What is not a setting of an optimiser's group."""
+
+
 class Guard:
     """What is done where gradients are not finite: such a step is left out, and after three in a row the run has diverged.
 
@@ -189,6 +193,20 @@ class Descent:
         return {"optimiser": self.optimiser.state_dict(), "left_out": self.left_out}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``."""
+        """Go on from ``state``; raises ``ValueError`` for one of another optimiser."""
+        before = self._settings()
         self.optimiser.load_state_dict(state["optimiser"])
+        if self._settings() != before:
+            raise ValueError(f"the optimiser has the settings {self._settings()}, not {before}")
+        for tensor, kept in self.optimiser.state.items():
+            shapes = {tuple(value.shape) for value in kept.values() if isinstance(value, Tensor) and value.dim()}
+            if not shapes <= {tuple(tensor.shape)}:
+                raise ValueError(f"the optimiser keeps the shapes {shapes} of a weight of {tuple(tensor.shape)}")
         self.left_out = state["left_out"]
+
+    def _settings(self) -> list[dict[str, Any]]:
+        """All but the rate, which every step is given anew."""
+        return [
+            {name: list(value) if isinstance(value, tuple) else value for name, value in group.items() if name not in _OWN}
+            for group in self.optimiser.param_groups
+        ]

@@ -21,6 +21,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.core.signals import StopRequest
@@ -28,7 +29,7 @@ from mobilenas.data import CyclingLoader, Images, check_batch, loader_of
 from mobilenas.errors import DivergedError, MissingKernelError
 from mobilenas.latency.budget import AugmentedLagrangian, Budget, LogCost
 from mobilenas.methods.base import Batch, Moved, Progress, SearchMethod, Stage, Step, StepKind
-from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
+from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, check_like, load_states_apart, states_apart
 from mobilenas.search.collapse import SPARE, Health, Snapshot, Watch, certain, entropy, idle_share
 from mobilenas.search.descent import AdamSettings, Descent, Guard, SgdSettings
 from mobilenas.search.memory import MemoryEstimate, estimate, number_bytes_of, on_meta
@@ -541,6 +542,7 @@ class _StageRun:
             self.engine.directory.metrics.keep(lambda line: (line["stage"], line["epoch"]) < here)
 
     def _load_state(self, state: dict[str, Any]) -> None:
+        check_like(state, self._state())
         self.supernet.load_state_dict(state["supernet"])
         self.parameters.load_state_dict(state["parameters"])
         self.weights.load_state(state["weights"])
@@ -548,12 +550,14 @@ class _StageRun:
         self.guard.load_state(state["guard"])
         self.parts.load_state(state["parts"])
         self.best = Snapshot.of_state(state["best"]) if state["best"] else None
-        self.health = Health(**state["health"]) if state["health"] else None
+        self.health = documents.convert(state["health"], Health, "health") if state["health"] else None
         for lagrangian, saved in zip(self.lagrangians, state["lagrangians"], strict=True):
             lagrangian.load_state(saved)
         for loader, saved in zip(self.loaders, state["loaders"], strict=True):
             loader.load_state(saved)
         tallies = load_states_apart(self.processes, self.supernet, state)
+        if state["position"]["epoch"] > self.stage.epochs:
+            raise ValueError(f"epoch {state['position']['epoch']} of {self.stage.epochs}")
         self.position = _Position(**state["position"], train=tallies["train"], valid=tallies["valid"])
 
 

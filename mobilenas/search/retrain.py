@@ -22,7 +22,7 @@ from mobilenas.data import ImageData, loader_of
 from mobilenas.errors import DivergedError
 from mobilenas.methods.base import Batch
 from mobilenas.network import Network
-from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, load_states_apart, states_apart
+from mobilenas.search.checkpoints import Checkpoints, Saver, Tally, check_like, load_states_apart, states_apart
 from mobilenas.search.descent import Descent, Guard, SgdSettings
 from mobilenas.search.memory import FLOAT_BYTES, MemoryEstimate, estimate, number_bytes_of
 from mobilenas.search.parts import Parts
@@ -243,7 +243,11 @@ class Trainer:
             self.directory.metrics.keep(lambda line: line["epoch"] < self.epoch)
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self.epoch, self.step = state["epoch"], state["step"]
+        check_like(state, self._state())
+        report = documents.convert(state["report"], TrainReport, "report") if state["report"] else None
+        if state["epoch"] > self.settings.epochs or (report.epoch + 1 if report else 0) != state["epoch"]:
+            raise ValueError(f"epoch {state['epoch']} of {self.settings.epochs}, reported {report}")
+        self.epoch, self.step, self.report = state["epoch"], state["step"], report
         self.network.load_state_dict(state["network"])
         if self.mean is not None:
             self.mean.load_state_dict(state["mean"])
@@ -252,7 +256,6 @@ class Trainer:
         self.parts.load_state(state["parts"])
         self.loader.load_state(state["loader"])
         self.tally = load_states_apart(self.processes, self._modules, state)["tally"]
-        self.report = documents.convert(state["report"], TrainReport, "report") if state["report"] else None
 
 
 class _Trained(nn.Module):

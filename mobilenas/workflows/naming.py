@@ -23,6 +23,7 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.core.environment import Environment, detect_environment
 from mobilenas.core.measurement import Estimator, Measurement, MeasurementPlan, plan_named
 from mobilenas.core.options import option_types
+from mobilenas.core.outcomes import BudgetOutcome, DataFacts, SearchOutcome, TrainResult
 from mobilenas.core.run_directory import RunDirectory
 from mobilenas.data import ImageData, load_data
 from mobilenas.devices.device import Device, find_device
@@ -30,11 +31,10 @@ from mobilenas.errors import DocumentError, IncompatibleError, UsageError, neare
 from mobilenas.latency.table import TableKey
 from mobilenas.network import Network, initialise_for_timing
 from mobilenas.onnx_model import ModelFile
-from mobilenas.results import BudgetOutcome, DataFacts, TrainResult
 from mobilenas.runtimes import RUNTIMES
 from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, measure
-from mobilenas.search.checkpoints import load_tensors, not_finite, one_line, sha256_of
+from mobilenas.search.checkpoints import check_like, load_tensors, not_finite, one_line, sha256_of
 from mobilenas.search.descent import SgdSettings
 from mobilenas.spaces import SPACES
 from mobilenas.spaces.base import SearchSpace
@@ -263,11 +263,17 @@ def network_of(run: Path, space: SearchSpace, architecture: Architecture) -> tup
         network = space.build(architecture)
     weights = run / "train" / WEIGHTS
     if not weights.exists():
+        if (run / "train" / RESULT).exists():
+            raise DocumentError(f"{weights}: gone, and {RESULT} beside it says that the network was trained: train it again")
         initialise_for_timing(network, space.image_shape)
         return network.eval(), None
     path = str(run / "train" / RESULT)
     document = documents.check_schema(RunDirectory(run / "train").read_document(RESULT), "train-result", 1, path)
     trained = documents.convert(document, TrainResult, path)
+    if trained.fingerprint != architecture.fingerprint:
+        raise DocumentError(
+            f"{path}: is of the network {trained.fingerprint}, not of {architecture.fingerprint}: train it again"
+        )
     if sha256_of(weights) != trained.sha256:
         raise DocumentError(f"{weights}: changed since it was trained (SHA-256 differs from {RESULT}'s): train it again")
     tensors = load_tensors(weights, architecture.fingerprint)
@@ -277,8 +283,9 @@ def network_of(run: Path, space: SearchSpace, architecture: Architecture) -> tup
             "train it again"
         )
     try:
+        check_like(tensors, network.state_dict())
         network.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise DocumentError(f"{weights}: other tensors than the network has ({one_line(error)}): train it again") from error
     return network.eval(), trained.test_accuracy
 
@@ -307,7 +314,11 @@ def tell_data_dependent(operators: Sequence[str], told: Listener, model: Path | 
 def budget_of(run: Path) -> BudgetOutcome | None:
     """What a search reached for its budget, ``None`` if it had none; raises ``DocumentError`` if ``run`` holds no search."""
     path = run / RESULT
-    result = documents.parse_json(documents.read_text(path), str(path))
-    if not isinstance(result, dict) or not isinstance(result.get("budgets"), list):
-        raise DocumentError(f"{path}: not the result of a search: it has no list of budgets")
-    return documents.convert(result["budgets"][0], BudgetOutcome, str(path)) if result["budgets"] else None
+    data = documents.parse_json(documents.read_text(path), str(path))
+    if isinstance(data, dict) and "schema" in data:
+        data = documents.check_schema(data, "search-result", 1, str(path))
+    found = documents.convert(data, SearchOutcome, str(path))
+    own = Architecture.load(run / ARCHITECTURE).fingerprint
+    if found.fingerprint not in (None, own):
+        raise DocumentError(f"{path}: is of the network {found.fingerprint}, {ARCHITECTURE} holds {own}")
+    return found.budgets[0] if found.budgets else None
