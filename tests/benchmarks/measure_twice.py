@@ -1,9 +1,10 @@
-"""Measure five networks twice, some minutes apart, on an idle host and beside two busy processes: do the intervals overlap?
+"""Measure five networks again and again, idle and beside two busy processes in turn: do the intervals overlap?
 
     python tests/benchmarks/measure_twice.py --output runs/measure-twice --pause-s 600 --repeats 3
 
 Each round is kept in the output folder as it is done, so that the same command goes on where it stopped. Prints each pair of
-measurements, whether their intervals overlap, and how wide they are.
+measurements that follow each other in the same state, and each idle one with the loaded one that follows it: whether their
+intervals overlap, and how wide they are.
 """
 
 from __future__ import annotations
@@ -39,32 +40,31 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     models = [_exported(name, arguments.output) for name in NETWORKS]
-    print(
-        "| load | repeat | model | first ms | second ms | overlap | widths | others' share |\n|---|---|---|---|---|---|---|---|"
-    )
-    overlaps: dict[str, list[bool]] = {"quiet": [], "loaded": []}
-    widths: dict[str, list[float]] = {"quiet": [], "loaded": []}
+    rounds: dict[str, list[list[dict[str, float]]]] = {"quiet": [], "loaded": []}
+    before: str | None = None
     for repeat in range(arguments.repeats):
-        for state in ("quiet", "loaded"):
-            first = _round(models, arguments, f"{state}-{repeat}-first", state)
-            second = _round(models, arguments, f"{state}-{repeat}-second", state, after=f"{state}-{repeat}-first")
-            for name, one, other in zip(NETWORKS, first, second, strict=True):
-                overlap = one["low_ms"] <= other["high_ms"] and other["low_ms"] <= one["high_ms"]
-                wide = [each["high_ms"] / each["low_ms"] for each in (one, other)]
-                overlaps[state].append(overlap)
-                widths[state] += wide
-                times = " | ".join(f"{e['value_ms']:.3f} ({e['low_ms']:.3f} to {e['high_ms']:.3f})" for e in (one, other))
-                loads = f"{one['load']:.2f}, {other['load']:.2f}"
-                print(
-                    f"| {state} | {repeat} | {name} | {times} | {overlap} | {wide[0]:.3f}, {wide[1]:.3f} | {loads} |",
-                    flush=True,
-                )
-    for state, found in overlaps.items():
-        within = sum(width <= WIDEST[state] for width in widths[state])
-        print(
-            f"\n{state}: {sum(found)} of {len(found)} pairs overlap; high/low at most {max(widths[state]):.3f}, {within} of "
-            f"{len(widths[state])} within {WIDEST[state]}"
-        )
+        for state in rounds:
+            name = f"{repeat}-{state}"
+            rounds[state].append(_round(models, arguments, name, state, after=before))
+            before = name
+    for state, found in rounds.items():
+        _compare(f"{state}, then {state}", found[:-1], found[1:])
+        widths = [each["high_ms"] / each["low_ms"] for one in found for each in one]
+        within = sum(width <= WIDEST[state] for width in widths)
+        print(f"{state}: high/low at most {max(widths):.3f}, {within} of {len(widths)} within {WIDEST[state]}\n")
+    _compare("quiet, then loaded", rounds["quiet"], rounds["loaded"])
+
+
+def _compare(title: str, first: list[list[dict[str, float]]], second: list[list[dict[str, float]]]) -> None:
+    """Print each network of each pair of rounds, and how many intervals overlap."""
+    print(f"{title}\n\n| model | first ms | second ms | overlap | others' share |\n|---|---|---|---|---|")
+    overlaps = []
+    for ones, others in zip(first, second, strict=True):
+        for name, one, other in zip(NETWORKS, ones, others, strict=True):
+            overlaps.append(one["low_ms"] <= other["high_ms"] and other["low_ms"] <= one["high_ms"])
+            times = " | ".join(f"{e['value_ms']:.3f} ({e['low_ms']:.3f} to {e['high_ms']:.3f})" for e in (one, other))
+            print(f"| {name} | {times} | {'yes' if overlaps[-1] else 'no'} | {one['load']:.2f}, {other['load']:.2f} |")
+    print(f"\n{sum(overlaps)} of {len(overlaps)} pairs overlap\n", flush=True)
 
 
 def _exported(name: str, folder: Path) -> Path:
