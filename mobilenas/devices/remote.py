@@ -236,7 +236,8 @@ class _Marks:
     def around(self, script: str) -> str:
         """The script with marks on both of its outputs."""
         return (
-            f"printf '{self.begin}\\n'; printf '{self.begin}\\n' >&2; {{ {script.rstrip('; ')}; }}; s=$?; "
+            f"{{ set +v +x; }} 2>/dev/null; printf '{self.begin}\\n'; printf '{self.begin}\\n' >&2; "
+            f"{{ {script.rstrip('; ')}; }}; s=$?; "
             f"printf '\\n{self.end}\\n'; printf '\\n{self.end} %s\\n' $s >&2"
         )
 

@@ -235,7 +235,8 @@ def test_an_export_that_measures_nothing_keeps_what_was_measured(run: Path, comm
     assert not (run / "export" / "earlier").exists(), "nothing was lost"
 
     whole = (run / "export" / "report.json").read_bytes()
-    (run / "train" / "weights.safetensors").unlink()  # the network is untrained now: another model
+    for name in ("weights.safetensors", "result.json"):  # the network is untrained now: another model
+        (run / "train" / name).unlink()
     other = command("export", str(run), "--no-device")
     assert other.code == 0, other.err
     assert "was another model" in " ".join(other.err.split())

@@ -245,18 +245,23 @@ class TestRefusedKernels:
         path.write_bytes(onnx_model.make_model(helper.make_graph(nodes, "g", inputs, made, [wanted])).SerializeToString())
         return path
 
-    def test_they_are_named_and_the_others_are_kept(self, path: Path) -> None:
+    def test_they_are_estimated_and_the_others_are_kept(self, path: Path) -> None:
         save(table_of(lowered("Relu"), 0.5), "ours")
-        said = r"1 of 3 kernels, about .*Reshape 1x3x8x8 2 -> 1x192, .*\(.*ReshapeHelper"
-        for _ in range(2):  # of which the second has none but the refused one to measure
-            with pytest.raises(MissingKernelError, match=said) as error:
-                workflows.predict(path, PredictConfig(profile_missing=True, plan="tiny"))
-            assert "Tanh" not in str(error.value)
-            assert "--profile-missing" not in str(error.value), "it was just said"
+        for measured in (2, 0):  # the second time there is none but the refused one to measure
+            result = workflows.predict(path, PredictConfig(profile_missing=True, plan="tiny"))
+            assert result.newly_measured == measured
+            sources = {share.kernel.operator: share.source for share in result.predicted.kernels}
+            assert sources == {"Tanh": "measured", "Add": "measured", "Reshape": "estimated"}
         [folder] = single_kernels_folder(key()).iterdir()
         assert sorted(kernel.operator for kernel in LatencyTable.load(folder).rows) == ["Add", "Tanh"]
-        with pytest.raises(MissingKernelError, match="--profile-missing"):
-            workflows.predict(path, PredictConfig())
+
+    def test_one_that_takes_most_of_the_time_is_refused_by_name(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("mobilenas.latency.kernels.ESTIMATED_AT_MOST", 0.0)
+        save(table_of(lowered("Relu"), 0.5), "ours")
+        with pytest.raises(MissingKernelError, match=r"Reshape 1x3x8x8 2 -> 1x192, .*\(.*ReshapeHelper") as error:
+            workflows.predict(path, PredictConfig(profile_missing=True, plan="tiny"))
+        assert "Tanh" not in str(error.value)
+        assert "--profile-missing" not in str(error.value), "it was just said"
 
     def test_they_are_predicted_where_there_were_others_to_learn_from(self, path: Path) -> None:
         table = table_of([*lowered("Relu"), *reshapes()], 0.5)
