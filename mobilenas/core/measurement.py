@@ -78,13 +78,13 @@ def plan_named(name: str) -> MeasurementPlan:
     return PLANS[name]
 
 
-IDLE_FRACTION, IDLE_LOAD = 0.05, 0.03
+IDLE_FRACTION, IDLE_LOAD = 0.05, 0.06
 """How far two floors of one model, minutes apart, may differ either way on an idle device: one that others use so little."""
 SLOWED_BY_LOAD, MOST_SLOWED, MORE_BY_LOAD = 1.8, 1.1, 0.15
 """By how much longer a model may take than undisturbed, as a multiple of the share of the processors that others take and at
 most; and how much more it may take at another moment of the same load.
 """
-MOST_BY_SPREAD = 0.09
+MOST_BY_SPREAD = 0.08
 """How far half the spread of the sweeps may widen the interval: a floor is of the quickest, and a later one is too."""
 
 

@@ -218,6 +218,8 @@ class Checkpoints:
         found = {"state": documents.digest(document.state), "tensors": sha256_of(tensors)}
         if document.sha256 != found:
             raise DocumentError(f"{path}: it or its safetensors file has changed since it was written (SHA-256)")
+        if document.state is None:
+            raise DocumentError(f"{path}: holds no state")
         loaded = load_tensors(tensors)
         for name, tensor in loaded.items():
             if not bool(tensor.isfinite().all()):

@@ -162,6 +162,11 @@ def test_a_kernel_predictor_with_numbers_that_are_none(tmp_path: Path) -> None:
         setattr(family, name, before)
         with pytest.raises(DocumentError, match="damaged"):
             KernelPredictor.load(tmp_path / "p", KERNELS)
+    learner = next(f for f in learnt.families_.values() if f.process_ is not None)
+    learner.process_._y_train_std = np.ones(2)  # as many as the kernels that a predictor is tried on
+    learnt.save(tmp_path / "p")
+    with pytest.raises(DocumentError, match="damaged"):
+        KernelPredictor.load(tmp_path / "p", KERNELS)
 
 
 def test_a_device_card_under_the_name_of_another(home: Path) -> None:
@@ -231,6 +236,7 @@ def test_a_checkpoint_with_numbers_that_are_none_is_passed_over(tmp_path: Path) 
         lambda doc: doc.update(more=1),
         lambda doc: doc["state"]["w"].update(__tensor__="gone"),
         lambda doc: doc.update(state=[]),
+        lambda doc: doc.update(state=None),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_its_tensors(edit: Edit, tmp_path: Path) -> None:
