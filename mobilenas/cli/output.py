@@ -87,8 +87,8 @@ def interval_words(measured: Measurement) -> str:
 def disagreement_rows(agrees: bool | None) -> list[tuple[str, str]]:
     """A doubt where the measured interval and the predicted one have nothing in common."""
     said = (
-        "the measured interval and the predicted one do not overlap: the device is not as fast as when its table was made, or one "
-        "of them is wrong; measure again on an idle device"
+        "the measured interval and the predicted one do not overlap: the device is not as fast as when its table was made, or "
+        "one of them is wrong; measure again on an idle device"
     )
     return [("doubt", said)] if agrees is False else []
 
