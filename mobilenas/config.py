@@ -63,20 +63,20 @@ class DeviceConfig(Strict):
 
 
 class DataPlace(Strict):
-    """Where a data set is."""
+    """Location of a data set."""
 
     root: str | None = None
     """Folder of data sets; the user's data directory by default."""
 
 
 class DataSetConfig(DataPlace):
-    """Which data set: all that gives a space its image size, image channels and classes."""
+    """Choice of a data set, from which a space takes its image size, image channels and classes."""
 
     name: str = "digits"
     image_size: Count | None = None
     """Pixels; for image folders only, where it is 224 by default."""
     split: Share | None = None
-    """Of an image folder that has class folders only: the share of each class that is for validation, drawn by the seed."""
+    """Share of each class held out for validation, drawn by the seed; only for image folders without ``train`` and ``val``."""
 
 
 class DataConfig(DataSetConfig):
@@ -231,7 +231,7 @@ class SearchConfig(Strict):
     derivation: Literal["logits", "perturbation"] = "logits"
     """What networks are chosen by: the likelihood of their options, or what the supernet loses without each (DARTS-PT)."""
     watch: Literal["off", "warn", "restore"] = "warn"
-    """What a search of mostly skips does though no budget asks for them: nothing, report it, or go back to before."""
+    """Action when a search collapses to skip connections: ``off`` ignores it, ``warn`` reports it, ``restore`` goes back."""
     candidates: Count = 8
     rounds: Count = 3
     epochs: Count = 50
@@ -301,7 +301,7 @@ class ExportConfig(Strict):
     """That of the search by default."""
     plan: str = "quick"
     data: DataPlace = DataPlace()
-    """Where the data set of the search is now, if it was moved since."""
+    """Location of the search's data set, if it was moved since."""
     tolerance: Fraction | None = None
     """Largest difference of any logit between torch and an engine, relative to the largest logit; by the precision."""
 
@@ -344,7 +344,7 @@ class PredictConfig(Strict):
     measure: bool = False
     """Measure the whole model too."""
     shapes: dict[str, tuple[Count, ...]] = {}
-    """Of inputs with open dimensions, by name."""
+    """Shapes of inputs with open dimensions, by input name."""
     plan: str = "quick"
 
 
@@ -357,7 +357,7 @@ class MeasureConfig(Strict):
     budget: str | None = None
     """As 5ms: what each model may take."""
     shapes: dict[str, tuple[Count, ...]] = {}
-    """Of inputs with open dimensions, by name."""
+    """Shapes of inputs with open dimensions, by input name."""
     inputs: dict[str, str] = {}
     """NumPy files with the values of inputs, by name; all others are drawn at random."""
     plan: str = "quick"

@@ -74,7 +74,7 @@ class Engine:
         raise NotImplementedError
 
     def complaint(self, error):
-        """What an error says, in words."""
+        """Format an error as the text of an "error" report."""
         return "%s: %s" % (type(error).__name__, error)
 
     def lower(self, job, path):
@@ -145,8 +145,8 @@ def peak_memory_mib():
 
 
 def cpu_times_s():
-    """Of all processors together the time since the start, and how much of it was spent on anything, other guests of the host
-    included; None where the system does not tell.
+    """Return the seconds since boot and the busy seconds, summed over all processors; None where the system does not report
+    them. Time that the host gave to other guests ("steal") counts as busy.
     """
     words = read("/proc/stat").partition("\n")[0].split()
     if len(words) < 8 or words[0] != "cpu":
@@ -158,7 +158,7 @@ def cpu_times_s():
 
 
 class Load:
-    """Which share of all processors others take, from here on."""
+    """Meter of the share of all processors that other processes take, from its creation on."""
 
     def __init__(self):
         self.begin, self.own_s = cpu_times_s(), time.process_time()

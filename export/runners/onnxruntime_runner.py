@@ -66,7 +66,7 @@ COMPLAINTS = {
 
 
 def used_bytes():
-    """What counts toward the limit now, None where the system does not tell."""
+    """Return the bytes that count toward the limit now, or None where the system does not report them."""
     for line in mobilenas_runner.read("/proc/self/status").splitlines():
         if line.startswith("VmData:"):
             return int(line.split()[1]) * 1024
@@ -94,7 +94,7 @@ def limit_memory(job, path, tensor_bytes=0):
 
 
 def largest_bytes(session, inputs):
-    """Of its inputs and outputs, as far as their shapes are known."""
+    """Return the bytes of the largest input or output tensor whose shape is known."""
     sizes = [array.nbytes for _, array in inputs.values()]
     for value in session.get_outputs():
         if value.type in DTYPES and all(isinstance(size, int) for size in value.shape):
@@ -146,7 +146,7 @@ def session_options(job, optimise):
 
 
 def source_of(job, path, options):
-    """What a session is made of: the model's path or, where its weights lie in a folder apart, its bytes."""
+    """Return what a session is created from: the model's path, or its bytes where the weights are in another folder."""
     folder = job.get("model", {}).get("weights_folder", ".")
     if folder == ".":
         return path

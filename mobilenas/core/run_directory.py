@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import json
 import mmap
 import os
 import re
@@ -16,8 +15,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
-
-import msgspec
 
 from mobilenas.core import documents
 from mobilenas.core.system import Process, system_errors
@@ -116,14 +113,14 @@ class Journal:
             except (KeyError, TypeError) as error:
                 raise DocumentError(f"{self.path}:{number}: lacks what it should hold ({error!r}): remove that line") from error
         if self.path.exists():
-            write_atomic(self.path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
+            write_atomic(self.path, "".join(map(documents.dump_line, kept)))
 
     def append(self, record: Any) -> None:
         """Write one record and wait until it is on disk; a torn last line of an earlier process is dropped first.
 
-        Raises ``ResourceError`` if it cannot be written.
+        Raises ``ResourceError`` if it cannot be written, ``DocumentError`` for a number that is not finite.
         """
-        line = json.dumps(msgspec.to_builtins(record), allow_nan=False) + "\n"
+        line = documents.dump_line(record)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._drop_torn_end()
