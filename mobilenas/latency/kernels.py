@@ -21,7 +21,7 @@ from mobilenas.latency.prediction import Prediction, conformal_quantile, network
 from mobilenas.latency.predictors.kernel import FOLDS, KernelPredictor, shape_of
 from mobilenas.latency.predictors.roofline import DeviceRoofline
 from mobilenas.latency.store import FoundTables
-from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, NetworkScale, TableCard, TableRow
+from mobilenas.latency.table import MOBILE_NETWORKS, LatencyTable, NetworkContext, NetworkScale, TableCard, TableRow
 
 PREDICTOR = "kernel-predictor.skops"
 """File name of a predictor, beside the table that it was learnt from."""
@@ -164,7 +164,9 @@ class TargetKernels:
 
     def plain_sum_ms(self, kernels: Counter[Kernel]) -> float:
         """Return the sum of kernels, measured or not, in milliseconds, without a call of the runtime."""
-        unmeasured = self._unmeasured(kernels)
+        return self._plain_sum_ms(kernels, self._unmeasured(kernels))
+
+    def _plain_sum_ms(self, kernels: Counter[Kernel], unmeasured: Mapping[Kernel, tuple[Prediction, Source]]) -> float:
         return math.fsum(n * (self.rows[k].value_ms if k in self.rows else unmeasured[k][0].ms) for k, n in kernels.items())
 
     def predict(
@@ -186,21 +188,10 @@ class TargetKernels:
     def estimate(self, kernels: Counter[Kernel], calibration: Calibration | None = None) -> NetworkPrediction:
         """Predict as ``predict`` does, whatever share of the time is only estimated."""
         calibration = calibration or self._calibration
-        card, context = calibration.table.card, calibration.table.card.context
-        unmeasured, shares = self._unmeasured(kernels), []
-        for kernel, n in kernels.items():
-            row, converged = self.rows.get(kernel), None
-            source: Source = "measured"
-            if row:
-                times, converged = row.in_networks_ms, row.converged
-            else:
-                found, source = unmeasured[kernel]
-                times = (found.ms, found.low_ms, found.high_ms)
-            each_ms, low_ms, high_ms = (context.kernel_ms(kernel, ms) for ms in times)
-            shares.append(KernelShare(kernel, n, each_ms, low_ms, high_ms, source, converged))
-        shares.sort(key=lambda share: -share.ms)
+        card, unmeasured = calibration.table.card, self._unmeasured(kernels)
+        shares = self._shares(kernels, unmeasured, card.context)
         total_ms = math.fsum([card.session_ms, *(share.ms for share in shares)])
-        plain_ms = card.session_ms + self.plain_sum_ms(kernels)
+        plain_ms = card.session_ms + self._plain_sum_ms(kernels, unmeasured)
 
         def part(*sources: Source) -> float:
             return math.fsum(share.ms for share in shares if share.source in sources) / total_ms
@@ -239,6 +230,23 @@ class TargetKernels:
             left_out=self.left_out,
             kernels=tuple(shares),
         )
+
+    def _shares(
+        self, kernels: Counter[Kernel], unmeasured: Mapping[Kernel, tuple[Prediction, Source]], context: NetworkContext
+    ) -> list[KernelShare]:
+        """What each kernel adds in its ``context``, the dearest first."""
+        shares = []
+        for kernel, n in kernels.items():
+            row, converged = self.rows.get(kernel), None
+            source: Source = "measured"
+            if row:
+                times, converged = row.in_networks_ms, row.converged
+            else:
+                found, source = unmeasured[kernel]
+                times = (found.ms, found.low_ms, found.high_ms)
+            each_ms, low_ms, high_ms = (context.kernel_ms(kernel, ms) for ms in times)
+            shares.append(KernelShare(kernel, n, each_ms, low_ms, high_ms, source, converged))
+        return sorted(shares, key=lambda share: -share.ms)
 
     def _unmeasured(self, kernels: Counter[Kernel]) -> dict[Kernel, tuple[Prediction, Source]]:
         """Times of the kernels without a row, and where each is from."""
