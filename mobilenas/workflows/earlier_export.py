@@ -70,10 +70,10 @@ def set_aside(folder: Path, before: ExportResult | None, engines: Sequence[Engin
     kept = [engine.measured for engine in engines]
     lost = [engine for engine in before.engines if engine.measured and engine.measured not in kept] if before else []
     if lost:
-        content = (folder / REPORT).read_bytes()
+        content = documents.read_bytes(folder / REPORT, documents.MAXIMUM_BYTES)
         stamp = (lost[0].measured_at or now()).replace(":", "").replace("-", "")
         path, number = folder / EARLIER / f"{stamp}.json", 1
-        while path.exists() and path.read_bytes() != content:
+        while path.exists() and documents.read_bytes(path, documents.MAXIMUM_BYTES) != content:
             path, number = folder / EARLIER / f"{stamp}-{number}.json", number + 1
         write_atomic(path, content)
 

@@ -14,6 +14,7 @@ from onnx import helper
 
 from mobilenas import onnx_model
 from mobilenas.config import MeasureConfig
+from mobilenas.core import documents
 from mobilenas.core.measurement import Measurement
 from mobilenas.core.units import parse_latency_target
 from mobilenas.devices.links import Link
@@ -163,11 +164,12 @@ def _read(path: Path, cfg: MeasureConfig) -> ModelFile:
 
 def _array(name: str, path: Path) -> np.ndarray:
     try:
-        with path.open("rb") as file:
+        with documents.opened(path, documents.MAXIMUM_TENSORS_BYTES) as file:
             return np.asarray(np.load(file, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        words = error.strerror if isinstance(error, OSError) else str(error)
-        raise DocumentError(f"--input {name}={path}: no file of one array, as numpy.save writes it: {words}") from error
+    except DocumentError:
+        raise
+    except (ValueError, EOFError) as error:
+        raise DocumentError(f"--input {name}={path}: no file of one array, as numpy.save writes it: {error}") from error
 
 
 def _check_values(name: str, array: np.ndarray, value: Any, path: Path) -> None:

@@ -1,6 +1,7 @@
 """``measure`` by the real engine: what is told of a model, which inputs it is given, and how failures and budgets end."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,15 @@ class TestInputs:
         outcome = command("measure", written(tmp_path, image_model()), *PLAN, "--input", f"{name}={tmp_path / 'x.npy'}")
         assert outcome.code == code
         assert name in outcome.err
+
+    @pytest.mark.timeout(60)
+    def test_a_pipe_is_no_file_of_values(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "x.npy")
+        cfg = MeasureConfig(plan="tiny", inputs={"x": str(tmp_path / "x.npy")})
+        [found] = workflows.measure([written(tmp_path, image_model())], cfg)
+        assert found.failure is not None
+        assert found.failure.exit_code == DocumentError.exit_code
+        assert "not a regular file" in found.failure.message
 
 
 class TestSeveral:
