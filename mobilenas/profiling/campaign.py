@@ -206,9 +206,9 @@ class Campaign:
         return told
 
     def _chosen(self, kernels: Sequence[Counter[Kernel]]) -> list[Kernel]:
-        """The kernels to measure: those of the measured networks, and of the others enough more, rare families first.
+        """Return the kernels to measure: those of measured and covered networks, and enough others, rare families first.
 
-        Families that these networks have ``ROWS_OF_A_FAMILY`` of at most are filled up to that in any case.
+        Families with fewer than ``ROWS_OF_A_FAMILY`` kernels among these are filled up to that number in any case.
         """
         if self.maximum_kernels is None:
             return sorted(set().union(*kernels))

@@ -84,7 +84,7 @@ def check_like(found: Any, own: Any, place: str = "state") -> None:
             return  # of a single process; of the weights that a step was made of: an optimiser sees to its own shapes
         if not isinstance(found, Mapping) or (own and found.keys() != own.keys()):
             keys = sorted(map(str, found.keys() ^ own.keys())) if isinstance(found, Mapping) else type(found).__name__
-            raise ValueError(f"{place} lacks or holds what it should not: {keys}")
+            raise ValueError(f"{place} has missing or unknown entries: {keys}")
         for name in own:
             check_like(found[name], own[name], f"{place}.{name}")
     elif isinstance(own, list | tuple):
