@@ -127,7 +127,7 @@ def _known(cfg: PredictConfig, key: TableKey, kernels: Counter[Kernel]) -> Targe
         unused = f" Not used: {'; '.join(found.left_out)}." if found.left_out else ""
         raise MissingDataError(
             f"no latency table of {key.device}, {key.runtime} {key.runtime_version} holds whole networks, without which "
-            f"nothing tells how far sums of kernels are off.{unused} Make one for any model: {command}. To time one model only, "
-            "mobilenas measure needs no table"
+            f"nothing tells how far sums of kernels are off.{unused} Make one for any model: {command}. "
+            "To time one model only, mobilenas measure needs no table"
         )
     return known
