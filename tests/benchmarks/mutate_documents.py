@@ -70,6 +70,7 @@ from mobilenas.search.checkpoints import Checkpoints, check_like, save_tensors
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.testing import fakes
 from mobilenas.workflows.naming import budget_of, network_of, search_config_of, space_of
+from tests.faults.test_mutations import BUDGET, EPOCH
 
 GROWTH_BYTES, LIMIT_S = 2 * 2**30, 60
 SPACE = CellSpace(channels=4, layers=3, image_size=8, image_channels=1)
@@ -637,12 +638,6 @@ def learnt_kernels() -> KernelPredictor:
     return learnt
 
 
-EPOCH = {"stage": 0, "epoch": 0, "epochs": 9, "train_cross_entropy": 2.25, "train_accuracy": 0.5, "lr": 0.025, "budgets": []}
-BUDGET = {
-    "text": "40%", "statistic": "floor", "target_ms": 1.5, "lowest_ms": 0.5, "highest_ms": 3.0, "expected_ms": 1.25,
-    "table_ms": 1.4, "table_low_ms": 1.3, "table_high_ms": 1.6, "measured_ms": 1.45, "measured_repeatability_fraction": 0.01,
-    "measured_converged": True,
-}  # fmt: skip
 SEARCHED = {
     "schema": "mobilenas/search-result@1", "method": "darts", "fingerprint": ARCHITECTURE.fingerprint, "params": 7698,
     "madds": 103872, "epochs": 9, "duration_s": 12.5, "budgets": [BUDGET],
