@@ -513,7 +513,7 @@ def same_data(kind: D, data: DataSetConfig) -> D:
 
 
 def overridden(kind: D, data: DataPlace) -> D:
-    """``kind`` with what ``data`` sets: a name that is not empty, and what is not ``None``."""
+    """Return ``kind`` with the values that ``data`` sets: a name that is not empty, and what is not ``None``."""
     given = {name: value for name, value in msgspec.structs.asdict(data).items() if value not in (None, "")}
     return msgspec.structs.replace(kind, **given)
 

@@ -140,12 +140,12 @@ def inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def shape_of(value: onnx.ValueInfoProto) -> tuple[int, ...]:
-    """The dimensions of a tensor whose shape is fixed."""
+    """Return the dimensions of a tensor whose shape is fixed."""
     return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
 
 
 def type_name(value: onnx.ValueInfoProto) -> str:
-    """The type of a value as ONNX writes it: ``tensor(uint16)``, ``seq(tensor(float))``."""
+    """Format the type of a value as ONNX writes it: ``tensor(uint16)``, ``seq(tensor(float))``."""
     return _type_words(value.type)
 
 
@@ -195,7 +195,7 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], wher
 
 
 def index_limits(model: onnx.ModelProto) -> dict[str, int]:
-    """Of each input that is read as indices into constant weights, as token ids are, the number of rows there are."""
+    """Return the number of rows that each input indexes, for inputs used as indices into constant weights (token ids)."""
     rows = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     source = {value.name: value.name for value in inputs_of(model)}
     found: dict[str, int] = {}
@@ -264,7 +264,7 @@ def _check_shapes(inputs: Sequence[onnx.ValueInfoProto], path: Path) -> None:
 
 
 def _filled(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> tuple[list[int | str], list[str]]:
-    """A shape that keeps what is known, with 1 for an open first dimension; and the words for what the user is to choose."""
+    """Return a shape that keeps what is known, with 1 for an open first dimension, and placeholders for the user to choose."""
     filled: list[int | str] = []
     chosen = []
     for position, dim in enumerate(dims):
@@ -280,7 +280,7 @@ def _filled(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> tuple[list[int |
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | None:
-    """A dimension, ``None`` where it is open; some exporters write -1 for that."""
+    """Return a dimension, ``None`` where it is open; some exporters write -1 for that."""
     return dim.dim_value if dim.WhichOneof("value") == "dim_value" and dim.dim_value >= 0 else None
 
 

@@ -303,7 +303,7 @@ class MeasuredTimes(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, found: Measurement) -> MeasuredTimes:
-        """The same with the names of the report."""
+        """Convert a measurement to the names of the report."""
         return cls(
             estimator=found.estimator,
             value_ms=found.value_ms,

@@ -52,7 +52,7 @@ class Engine:
         raise NotImplementedError
 
     def inputs(self, job, session):
-        """What ``bind``, ``provider`` and ``compute`` are given: ``session`` with the inputs, which takes no part in its times.
+        """Return what ``bind``, ``provider`` and ``compute`` receive: ``session`` with its inputs. Not timed.
 
         ``job["model"]`` may hold, by name of the input, files of values in "inputs" and bounds of indices in "index_limits".
         """
@@ -164,7 +164,7 @@ class Load:
         self.begin, self.own_s = cpu_times_s(), time.process_time()
 
     def fraction(self):
-        """None before a tenth of a second has gone by, as the system counts in hundredths, or where it does not tell."""
+        """Return the share so far; None within the first tenth of a second, or where the system does not report it."""
         end, own_s = cpu_times_s(), time.process_time() - self.own_s
         if self.begin is None or end is None or end[0] - self.begin[0] < 0.1 * (os.cpu_count() or 1):
             return None

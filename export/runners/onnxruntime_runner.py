@@ -156,7 +156,7 @@ def source_of(job, path, options):
 
 
 def given(name, kind, shape, path):
-    """The values of an input from a file, as numbers of its type."""
+    """Read the values of an input from a file, as numbers of its type."""
     array = numpy.load(path, allow_pickle=False)
     if list(array.shape) != list(shape):
         raise ValueError("the values given for the input %s are %s, it takes %s" % (name, list(array.shape), list(shape)))
@@ -166,7 +166,7 @@ def given(name, kind, shape, path):
 
 
 def drawn(name, kind, shape, generator, limit):
-    """Random values: numbers around 0, all values of a small whole type, indices below ``limit``, 0 for other large types."""
+    """Draw values: normal numbers, any value of a small integer type, indices below ``limit``, else 0."""
     if kind == TEXT:
         return numpy.full(shape, "text", object)
     if kind in FOREIGN:
@@ -188,7 +188,7 @@ def drawn(name, kind, shape, generator, limit):
 
 
 def inputs_of(session, model):
-    """By name the values that a model is given and their type; the same each time."""
+    """Return type and values of each input, by name; the same each time."""
     generator = numpy.random.RandomState(0)
     files, limits = model.get("inputs", {}), model.get("index_limits", {})
     inputs = {}
@@ -206,7 +206,7 @@ def inputs_of(session, model):
 
 
 def value_of(kind, array):
-    """``array``, which must outlive it, for the engine."""
+    """Wrap ``array`` for the engine; the array must outlive the result."""
     if kind not in FOREIGN:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, FOREIGN[kind][0])
@@ -298,7 +298,7 @@ class OnnxRuntime(mobilenas_runner.Engine):
 
 
 def nodes_of(events, runs):
-    """The executed nodes; of several runs, with the time that each takes in one of them."""
+    """Return the executed nodes; after several runs, with the milliseconds that each takes in one run."""
     suffix = "_kernel_time"
     by_name = {}
     for event in events:
@@ -319,7 +319,7 @@ def nodes_of(events, runs):
 
 
 def time_of(taken, runs):
-    """The mean of the faster half of the runs after the first; of all runs for a node in a loop or a branch."""
+    """Return the mean of the faster half of the runs after the first; of all runs for a node in a loop or branch."""
     if len(taken) != runs:
         return sum(taken) / runs
     fastest = sorted(taken[1:])[: max(1, (runs - 1) // 2)]

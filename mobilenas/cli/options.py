@@ -55,7 +55,7 @@ Shapes = Annotated[
 
 
 def shapes_from_options(texts: list[str] | None) -> dict[str, list[int]] | None:
-    """``NAME=1,3,224,224`` as name -> sizes; raises ``UsageError`` for a size that is no whole number above 0."""
+    """Parse ``NAME=1,3,224,224`` to name -> sizes; raises ``UsageError`` for a size that is no integer above 0."""
     found = {}
     for name, sizes in (named_values("--shape", texts, "images=1,3,224,224") or {}).items():
         text = f"{name}={sizes}"
@@ -69,7 +69,7 @@ def shapes_from_options(texts: list[str] | None) -> dict[str, list[int]] | None:
 
 
 def named_values(flag: str, texts: list[str] | None, example: str) -> dict[str, str] | None:
-    """``NAME=VALUE`` texts by name, ``None`` for none; a name may hold ``=``, a value may not. Raises ``UsageError``."""
+    """Parse ``NAME=VALUE`` texts; ``None`` for none. A name may hold ``=``, a value may not. Raises ``UsageError``."""
     found: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.rpartition("=")

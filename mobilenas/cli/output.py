@@ -80,12 +80,12 @@ def _gap(ms: float, budget: BudgetOutcome) -> str:
 
 
 def interval_words(measured: Measurement) -> str:
-    """A measured value and the interval in which a later measurement lies."""
+    """Format a measured value with the interval in which a later measurement lies."""
     return f"{measured.value_ms:.4g} ms ({measured.low_ms:.4g} to {measured.high_ms:.4g})"
 
 
 def disagreement_rows(agrees: bool | None) -> list[tuple[str, str]]:
-    """A doubt where the measured interval and the predicted one have nothing in common."""
+    """Return a warning row where the measured interval and the predicted one do not overlap."""
     said = (
         "the measured interval and the predicted one do not overlap: the device is not as fast as when its table was made, or "
         "one of them is wrong; measure again on an idle device"

@@ -123,7 +123,7 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 
 
 def _all_of(file: IO[bytes], path: Path, maximum_bytes: int) -> bytes:
-    """The content of an open file, also of one that grows or does not tell its size."""
+    """Read an open file to its end, also one that grows or does not report its size."""
     data = file.read(os.fstat(file.fileno()).st_size)
     while more := file.read(_CHUNK_BYTES):
         data += more
@@ -281,7 +281,7 @@ def _nearest_field(message: str, kind: type) -> str:
 
 
 def _choices(message: str, kind: type) -> str:
-    """The values that a field of few may have, where ``message`` is about another one."""
+    """Format the allowed values of a field, where ``message`` rejects another one."""
     place = re.search(r"^Invalid enum value .* at `\$\.([\w.]+)`$", message)
     if place is None:
         return ""
@@ -333,7 +333,7 @@ def _dumped(document: Any, **layout: Any) -> str:
 
 
 def _not_finite(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Place and value of each number that is not finite."""
+    """Yield place and value of each number that is not finite."""
     if isinstance(value, dict):
         for key, inside in value.items():
             yield from _not_finite(inside, f"{place}.{key}")

@@ -178,7 +178,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.high_ms / self.value_ms - 1
 
     def lasting(self) -> Measurement:
-        """The same with the interval in which a later measurement lies, on the device idle or as busy as it was.
+        """Return the measurement with the interval in which a later one lies, on the device idle or as busy as it was.
 
         Sweeps that agree with each other tell nothing of what disturbed them all. So the interval is never narrower than two
         measurements of an idle device differ, reaches further down the more of the processors others took, and further up the
@@ -196,7 +196,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def agrees_with(self, low_ms: float, high_ms: float) -> bool:
-        """Whether the interval has anything in common with another one."""
+        """Return whether the interval overlaps with another one."""
         return self.low_ms <= high_ms and self.high_ms >= low_ms
 
     def is_within(self, target_ms: float) -> bool:

@@ -32,7 +32,7 @@ def option_types(kind: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _hints(kind: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations, resolved; as they stand where one names what exists for type checkers only."""
+    """Resolve the annotations; empty where one names what exists for type checkers only."""
     annotated = kind.__init__ if inspect.isclass(kind) and not is_dataclass(kind) else kind
     try:
         return get_type_hints(annotated, include_extras=True)
@@ -41,7 +41,7 @@ def _hints(kind: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether values of this type can stand in a TOML file; ``None`` is a value that is left out."""
+    """Return whether values of this type can stand in a TOML file, where ``None`` is left out."""
     if hint in (*_PLAIN.values(), None, type(None)):
         return True
     origin, inside = get_origin(hint), get_args(hint)

@@ -210,7 +210,7 @@ def _overwritten(path: Path, content: bytes) -> bool:
 
 
 def read_status(folder: Path) -> Status | None:
-    """How the command of ``folder`` stands or ended, ``None`` if none was begun there. Raises ``DocumentError``.
+    """Read the status of the command of ``folder``, ``None`` if none was begun there. Raises ``DocumentError``.
 
     One that is said to be running and is not counts as interrupted.
     """
@@ -229,7 +229,7 @@ def read_status(folder: Path) -> Status | None:
 
 
 def _is_held(folder: Path) -> bool:
-    """Whether a process works in ``folder``, be it on another machine that shares the disk."""
+    """Return whether a process holds ``folder``, even one on another machine that shares the disk."""
     try:
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_NONBLOCK)
     except OSError:

@@ -81,7 +81,7 @@ class Process(NamedTuple):
 
     @classmethod
     def of(cls, number: int) -> Process | None:
-        """The process that has this number now, ``None`` if there is none (or none that the system shows)."""
+        """Return the process that has this number now, ``None`` if there is none (or none that the system shows)."""
         try:
             with open(f"/proc/{number}/stat", encoding="utf-8", errors="replace") as file:
                 started = file.read().rpartition(")")[2].split()[19]
@@ -92,5 +92,5 @@ class Process(NamedTuple):
 
     @classmethod
     def own(cls) -> Process:
-        """This process."""
+        """Return this process."""
         return cls.of(os.getpid()) or cls(os.getpid(), "unknown", "unknown")

@@ -26,7 +26,7 @@ def markdown(text: str) -> str:
 
 
 def shell_command(words: Iterable[str]) -> str:
-    """A command line of ``words``, each quoted where a shell needs it; one with invisible characters as bash's ``$'...'``."""
+    """Quote ``words`` as a command line; words with invisible characters are written as bash's ``$'...'``."""
     return " ".join(shlex.quote(word) if word.isprintable() else _ansi_quoted(word) for word in words)
 
 

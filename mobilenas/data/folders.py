@@ -23,8 +23,9 @@ _WHERE = "say where it is with --set data.root=DIR"
 
 
 def load_image_folder(request: DataRequest) -> ImageData:
-    """Images in ``root/train/CLASS/`` and ``root/val/CLASS/`` (or ``test``), one folder per class, as ImageNet has them; or in
-    ``root/CLASS/``, of which the share ``request.split`` of each class is for validation.
+    """Load images from ``root/train/CLASS/`` and ``root/val/CLASS/`` (or ``test``), one folder per class as in ImageNet.
+
+    With ``request.split`` load them from ``root/CLASS/``, of which that share of each class is for validation.
 
     Statistics are ImageNet's; training images get a random resized crop and a flip, test images are resized to 8/7 of the
     image size and cropped in the middle. Links are followed, hidden files and folders left out. Raises ``MissingDataError``
@@ -80,7 +81,7 @@ def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
 
 
 def _folders(folder: Path) -> tuple[str, ...]:
-    """The names of folders, or links to some, that are not hidden."""
+    """List the names of folders, or links to folders, that are not hidden."""
     names = os.listdir(folder) if folder.is_dir() else []
     return tuple(sorted(name for name in names if not name.startswith(".") and os.path.isdir(folder / name)))
 
@@ -91,7 +92,7 @@ def _difference(found: Sequence[str], class_names: Sequence[str]) -> str:
 
 
 def _image_files(folder: Path, class_names: Sequence[str]) -> InFiles:
-    """Every image below ``folder``; its header is read, so that what is no image at all is named before any training.
+    """Find every image below ``folder``, and read its header, so that what is no image is named before any training.
 
     An image that is cut off is found, and named, when it is decoded. What is not read is counted in the notes.
     """
@@ -129,7 +130,7 @@ def _notes(folder: Path, left_out: Counter[str], several: int) -> tuple[str, ...
 
 
 def _files_below(folder: Path, left_out: Counter[str]) -> Iterator[str]:
-    """The image files of a class, through links too, but never into a folder twice or into one that it lies in."""
+    """Yield the image files of a class, through links too, but never from a folder twice or from one above it."""
     whole = folder.resolve()
     yield from _walk(str(folder), {_identity(str(place)) for place in (whole, *whole.parents)}, left_out)
 
@@ -163,7 +164,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _divided(files: InFiles, class_names: Sequence[str], split: float, seed: int) -> tuple[InFiles, InFiles]:
-    """The images for training and a share ``split`` of each class's, at least one, for validation; drawn by ``seed``.
+    """Split into training images and a share ``split`` of each class, at least one, for validation; drawn by ``seed``.
 
     Raises ``DocumentError`` for a class of one image.
     """

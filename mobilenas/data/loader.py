@@ -39,7 +39,7 @@ def check_batch(images: Images, batch_size: int, processes: int = 1) -> None:
 
 
 def _counted(images: Images) -> str:
-    """How many images there are, and what left no more."""
+    """Format how many images there are, and what limits their number."""
     source, count = images.source, len(images)
     drawn = len(source)
     whole = len(source.source) if isinstance(source, Subset) else drawn
@@ -52,7 +52,7 @@ def _counted(images: Images) -> str:
 
 
 def _more_images(images: Images, fewest: int) -> str:
-    """What to say so that a batch is possible."""
+    """Format the settings with which a batch is possible."""
     source = images.source
     if isinstance(source, Subset) and len(images) * len(source.source) >= fewest * len(source):
         part = len(images) * len(source.source) // len(source)

@@ -81,7 +81,7 @@ def read_rgb(path: str) -> Tensor:
 
 
 def _unreadable(image: Image) -> str | None:
-    """Why a picture of this mode has no pixels of 8 bits that one could be sure of."""
+    """Return why a picture of this mode cannot be converted to 8 bits without a guess."""
     what_to_do = "convert it to 8 or 16 bits per channel"
     if image.mode in _SIXTEEN_BITS:
         tags = getattr(image, "tag_v2", {})
@@ -97,7 +97,7 @@ def _unreadable(image: Image) -> str | None:
 
 
 def _rgb(image: Image) -> Image:
-    """The loaded picture in mode RGB."""
+    """Convert a loaded picture to mode RGB."""
     from PIL import Image
 
     if image.mode == "I" or image.mode in _SIXTEEN_BITS:
@@ -118,7 +118,7 @@ def _rgb(image: Image) -> Image:
 
 
 def _rgb_from_lab(image: Image) -> Image:
-    """CIE L*a*b* of the white point D50 as sRGB, which ``convert`` does not do."""
+    """Convert CIE L*a*b* of the white point D50 to sRGB, which Pillow's ``convert`` does not do."""
     from PIL import ImageCms
 
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
@@ -128,7 +128,7 @@ def _rgb_from_lab(image: Image) -> Image:
 
 
 def _upright(image: Image, orientation: int) -> Image:
-    """The picture turned and mirrored as an EXIF ``orientation`` from 2 to 8 says; any other number is none."""
+    """Turn and mirror a picture as an EXIF ``orientation`` from 2 to 8 says; any other number changes nothing."""
     from PIL.Image import Transpose
 
     methods = {

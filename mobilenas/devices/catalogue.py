@@ -89,7 +89,7 @@ def check_name(name: str) -> None:
 
 
 def load_card(name: str) -> DeviceCard:
-    """The card of a device; raises ``DocumentError``, also for one whose name is not its file's."""
+    """Load the card of a device; raises ``DocumentError``, also for one whose name is not its file's."""
     path = folder() / f"{name}.toml"
     card = documents.convert(documents.parse_toml(documents.read_text(path), str(path)), DeviceCard, str(path))
     if card.name != name:

@@ -161,7 +161,7 @@ class LocalLink(Link):
         return sys.executable
 
     def place(self, folder: Path, names: Sequence[str]) -> str:
-        """They are here already."""
+        """Return the folder itself: the files are on this host already."""
         return str(folder)
 
     def push(self, files: Mapping[str, bytes]) -> None:

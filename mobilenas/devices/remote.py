@@ -73,7 +73,7 @@ class RemoteLink(Link):
         return self._python
 
     def open(self) -> None:
-        """The folder has a name of this host's making, so that a try whose answer was lost leaves no other one behind."""
+        """Make the working folder; this host names it, so that a try whose answer was lost leaves no second one behind."""
         folder = f'"{self.base}/mobilenas-{secrets.token_hex(8)}"'
         try:
             printed = self._call(f'umask 077; d={folder}; {{ test -d "$d" || mkdir "$d"; }} && cd "$d" && pwd')
@@ -234,7 +234,7 @@ class _Marks:
         self.begin, self.end = secrets.token_hex(8), secrets.token_hex(8)
 
     def around(self, script: str) -> str:
-        """The script with marks on both of its outputs."""
+        """Return the script with marks printed around both of its outputs."""
         return (
             f"{{ set +v +x; }} 2>/dev/null; printf '{self.begin}\\n'; printf '{self.begin}\\n' >&2; "
             f"{{ {script.rstrip('; ')}; }}; s=$?; "
@@ -242,19 +242,19 @@ class _Marks:
         )
 
     def output(self, printed: bytes) -> bytes | None:
-        """What the script itself printed, ``None`` if a mark is lacking."""
+        """Return what the script itself printed, ``None`` if a mark is missing."""
         _, begun, rest = printed.partition(f"{self.begin}\n".encode())
         found, ended, _ = rest.rpartition(f"\n{self.end}\n".encode())
         return found if begun and ended else None
 
     def errors(self, said: str) -> tuple[str, int | None]:
-        """Its error output and exit code; what was said at all and ``None`` where the end is lacking."""
+        """Return the script's error output and exit code; all error output and ``None`` where the end mark is missing."""
         said = said.rpartition(f"{self.begin}\n")[2]
         ended = re.search(rf"(?m)^{self.end} (\d+)$", said)
         return (said[: ended.start()].removesuffix("\n"), int(ended[1])) if ended else (said, None)
 
     def lines(self, on_line: Callable[[str], None]) -> _MarkedLines:
-        """Its output, line by line."""
+        """Return a filter that passes on the script's output, line by line."""
         return _MarkedLines(self, on_line)
 
 
@@ -267,7 +267,7 @@ class _MarkedLines:
         self.is_whole = False
 
     def take(self, line: str) -> None:
-        """One line of the client's output."""
+        """Take one line of the client's output."""
         if not self._has_begun:
             self._has_begun = line.endswith(self._marks.begin)  # a greeting may lack its end of the line
             return
@@ -305,7 +305,7 @@ def _archives(files: Mapping[str, bytes]) -> Iterator[bytes]:
 
 
 def passed_on() -> str:
-    """This host's settings that hold for programs on a device too, for a shell."""
+    """Format the environment variables of this host that also apply on a device, as shell assignments."""
     return "".join(f"{name}={shlex.quote(os.environ[name])} " for name in PASSED_ON if name in os.environ)
 
 

@@ -172,7 +172,7 @@ def _watched(
 
 
 def _lines(output: IO[bytes], name: str) -> Iterator[bytes]:
-    """The lines of an output with their ends, the last one perhaps without."""
+    """Yield the lines of an output with their ends, the last one perhaps without."""
     size = count = 0
     while line := output.readline(MAXIMUM_LINE_BYTES + 1):
         size, count = size + len(line), count + 1
@@ -192,7 +192,7 @@ def _feed(process: subprocess.Popen[bytes], content: bytes) -> None:
 
 
 def tail(file: IO[bytes], begin: int = 0) -> str:
-    """What was written into ``file`` behind ``begin``, of much the last ``KEPT_ERROR_BYTES``."""
+    """Return what was written into ``file`` after ``begin``, at most the last ``KEPT_ERROR_BYTES``."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(begin, size - KEPT_ERROR_BYTES))
     return file.read(KEPT_ERROR_BYTES).decode(errors="replace")

@@ -212,7 +212,7 @@ def derive(
     without: Collection[Architecture] = (),
     preferred: Architecture | None = None,
 ) -> list[Candidate]:
-    """At most ``count`` networks whose predicted bound is within the target, best rank first.
+    """Derive at most ``count`` networks whose predicted bound is within the target, best rank first.
 
     ``preferred`` is what the search method derives without a budget: it comes first where it fits. Its rules need not be
     those of ``restrict``, which hold among the others (P-DARTS's loop over skips is no row of a program).

@@ -64,7 +64,7 @@ class Calibration:
         return math.sqrt(least * most)
 
     def _bounds_ms(self, kernel_sum_ms: float) -> tuple[float, float]:
-        """Latencies if what a network takes over its kernels is that of the nearest measured one, as a time and as a share."""
+        """Return the latencies if the excess over the kernels is that of the nearest network, as a time and as a share."""
         nearest_ms = min(max(kernel_sum_ms, self.from_ms), self.to_ms)
         excess_ms = float(self.card.scale.network_ms(nearest_ms)) - nearest_ms
         as_share_ms = kernel_sum_ms * (1 + excess_ms / nearest_ms)

@@ -69,7 +69,7 @@ class KernelModel:
         return documents.digest([[t.digest for t in self.kernels.tables], learnt and learnt.learnt_from_])[:16]
 
     def latency(self, architecture: Architecture) -> Prediction:
-        """Raises ``MissingKernelError`` where kernels that are like none that was measured take over a third of the time."""
+        """Predict one network; raises ``MissingKernelError`` where kernels unlike all measured ones take over a third of it."""
         return self.latencies([architecture])[0]
 
     def latencies(self, architectures: Sequence[Architecture]) -> list[Prediction]:

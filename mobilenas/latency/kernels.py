@@ -234,7 +234,7 @@ class TargetKernels:
     def _shares(
         self, kernels: Counter[Kernel], unmeasured: Mapping[Kernel, tuple[Prediction, Source]], context: NetworkContext
     ) -> list[KernelShare]:
-        """What each kernel adds in its ``context``, the dearest first."""
+        """Return what each kernel adds in its ``context``, the dearest first."""
         shares = []
         for kernel, n in kernels.items():
             row, converged = self.rows.get(kernel), None
@@ -249,7 +249,7 @@ class TargetKernels:
         return sorted(shares, key=lambda share: -share.ms)
 
     def _unmeasured(self, kernels: Counter[Kernel]) -> dict[Kernel, tuple[Prediction, Source]]:
-        """Times of the kernels without a row, and where each is from."""
+        """Return the times of the kernels without a row, and where each is from."""
         missing = self.missing(kernels)
         if not missing:
             return {}

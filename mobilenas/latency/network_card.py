@@ -93,7 +93,7 @@ def read_card(folder: Path) -> tuple[NetworkCard, Mapping[str, str]]:
 
 
 def parse_card(text: str, where: str) -> tuple[NetworkCard, Mapping[str, str]]:
-    """The same of a card's text, which is at ``where``."""
+    """Parse a card's text; errors name the place ``where``."""
     whole = documents.parse_json(text, where)
     data = documents.check_schema(whole, SCHEMA_NAME, SCHEMA_VERSION, where, lambda: "profile the space again")
     digests = documents.convert(data.pop("sha256", {}), dict[str, str], f"{where}: sha256")

@@ -464,7 +464,7 @@ class LatencyTable:
 
     @classmethod
     def _parsed(cls, texts: Mapping[str, str], folder: Path) -> LatencyTable:
-        """The table of four files' ``texts``; raises as ``load``."""
+        """Parse a table from the ``texts`` of its four files; raises as ``load``."""
         where = str(folder / "card.json")
         whole = documents.parse_json(texts["card.json"], where)
         data = documents.check_schema(whole, SCHEMA_NAME, SCHEMA_VERSION, where, lambda: _renewal(whole))
@@ -506,7 +506,7 @@ class LatencyTable:
 
 
 def left_out(rows: Mapping[Kernel, str], networks: int = 0) -> str:
-    """What a card says of rows that could not be written down."""
+    """Format the doubt about rows that cannot be written down."""
     first = next((f"; the first: {kernel.key}: {words}" for kernel, words in rows.items()), "")
     return f"{len(rows)} kernels and {networks} networks are left out, whose numbers are none that can be{first}"
 

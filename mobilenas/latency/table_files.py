@@ -23,7 +23,7 @@ LISTED = 20
 
 
 def csv_from_rows(kind: type[msgspec.Struct], rows: Iterable[msgspec.Struct]) -> str:
-    """One column a field; a field that is a struct, tuple or mapping is written as JSON."""
+    """Write rows with one column a field; a field that is a struct, tuple or mapping is written as JSON."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     names = [field.name for field in msgspec.structs.fields(kind)]
@@ -45,7 +45,7 @@ def rows_from_csv(
     value_ms: Callable[[T], float],
     wrong_with: Callable[[T], str | None] = lambda row: None,
 ) -> list[T]:
-    """The rows of a file; raises ``DocumentError`` with all that are wrong, or two of the same thing with their values.
+    """Parse the rows of a file; raises ``DocumentError`` naming all that are wrong, and duplicates with their values.
 
     ``wrong_with`` says how a row contradicts itself.
     """
@@ -96,7 +96,7 @@ def _lines(text: str, path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _value(cell: str) -> Any:
-    """What a cell holds as JSON; the converter refuses what is none, as the text that it is."""
+    """Parse a cell as JSON; other text is returned as it is, for the converter to reject."""
     try:
         return documents.parse_json(cell, "cell")
     except DocumentError:
@@ -104,7 +104,7 @@ def _value(cell: str) -> Any:
 
 
 def _subject(row: msgspec.Struct) -> Hashable:
-    """What a row is about: its kernel, however its attributes are written, its workload in its space, or its network."""
+    """Return the row's subject: its kernel, whatever the order of its attributes, its workload in its space, or its network."""
     kernel = getattr(row, "kernel", None)
     if isinstance(kernel, Kernel):
         attributes = json.dumps(json.loads(kernel.attributes), sort_keys=True)
@@ -113,7 +113,7 @@ def _subject(row: msgspec.Struct) -> Hashable:
 
 
 def _name(fields: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    """What a row is about, in words, if that much of it can be read."""
+    """Format the row's subject, if that much of it can be read."""
     for name in ("kernel", "workload", "architecture"):
         if name in values:
             try:

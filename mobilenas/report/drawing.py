@@ -131,5 +131,5 @@ def _text(x: float, y: float, text: str, size: int) -> str:
 
 
 def safe(text: str) -> str:
-    """Text as XML shows it."""
+    """Escape text for XML."""
     return escape(printable(text))

@@ -183,7 +183,7 @@ class Runtime(ABC):
         settings: RunSettings,
         on_hello: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> Lowered:
-        """What the engine on the device executes for one model, node by node. Raises ``RunnerError`` kinds."""
+        """Lower one model on the device, node by node. Raises ``RunnerError`` kinds."""
         self.check_kernels(settings)
         found: list[Lowered] = []
 
@@ -200,7 +200,7 @@ class Runtime(ABC):
         return found[0]
 
     def lowered_from(self, model: PreparedModel, graph: bytes | None, nodes: Sequence[Mapping[str, Any]]) -> Lowered:
-        """What ``study`` returns, from the runner's report; engines that tell more than their kernels say more."""
+        """Convert the runner's report to what ``study`` returns; engines that report more than kernels override it."""
         kernels = self.kernels_of(model, graph, nodes)
         return Lowered(tuple(NodeTime("", kernel.operator, kernel, None) for kernel in kernels.elements()))
 
@@ -419,7 +419,7 @@ class Runtime(ABC):
 
 
 def _asked(model: PreparedModel, link: Link) -> dict[str, Any]:
-    """What a runner is told of one model beyond its path, once the files that it needs lie on the device."""
+    """Copy the files that a model needs to the device, and return the entries of its job beyond its path."""
     asked: dict[str, Any] = {} if model.profiled_runs == 1 else {"profiled_runs": model.profiled_runs}
     source = model.source
     if source is None:

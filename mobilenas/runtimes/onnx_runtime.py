@@ -145,7 +145,7 @@ def kernels_from_graph(model: bytes, nodes: Sequence[Mapping[str, Any]]) -> Coun
 
 
 def lowered_from_graph(model: bytes, nodes: Sequence[Mapping[str, Any]]) -> Lowered:
-    """The nodes of an optimised graph as kernels, and those of them whose outputs depend on data.
+    """Convert an optimised graph to its kernels, with the operators whose outputs depend on data.
 
     Raises ``RunnerError`` if the report does not cover a node of the graph.
     """
@@ -155,7 +155,7 @@ def lowered_from_graph(model: bytes, nodes: Sequence[Mapping[str, Any]]) -> Lowe
 
 
 def _lowered(parsed: onnx.ModelProto, nodes: Sequence[Mapping[str, Any]]) -> tuple[Lowered, dict[str, TensorSpec]]:
-    """The nodes as kernels, and all tensors that are no constants."""
+    """Convert nodes to kernels; return them with all tensors that are no constants."""
     graph = parsed.graph
     opset = next((entry.version for entry in parsed.opset_import if entry.domain in ("", "ai.onnx")), OPSET)
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -184,7 +184,7 @@ def _lowered(parsed: onnx.ModelProto, nodes: Sequence[Mapping[str, Any]]) -> tup
 
 
 def data_dependent(model: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> tuple[str, ...]:
-    """Operators of an optimised graph whose outputs depend on the numbers that the model is given, each with its node.
+    """Return the operators of an optimised graph whose outputs depend on the model's input values, each with its node.
 
     These are the nodes of ONNX's own domain of which the shapes of all inputs are known and, by ONNX's rules, not those of all
     outputs; and such as hold graphs. What reads an output of theirs follows, and is not named. ``specs`` are the tensors as
@@ -206,7 +206,7 @@ def data_dependent(model: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> t
 
 
 def _with_inferred_shapes(model: onnx.ModelProto, specs: Mapping[str, TensorSpec]) -> onnx.GraphProto:
-    """The graph with the shapes that follow from its inputs' alone; of other domains than ONNX's as the model ran."""
+    """Infer the shapes that follow from the inputs' shapes alone; for other domains than ONNX's take those of the run."""
     graph = onnx.GraphProto(name=model.graph.name, node=model.graph.node, input=model.graph.input, output=model.graph.output)
     given = {value.name for value in graph.input}
     for tensor in model.graph.initializer:

@@ -59,7 +59,7 @@ def load_tensors(path: Path, fingerprint: str | None = None) -> dict[str, Tensor
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors that hold a number which is not finite."""
+    """Return the names of tensors that hold a number which is not finite."""
     return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
 
 
@@ -370,7 +370,7 @@ class Tally:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> Tally:
-        """The inverse; raises ``ValueError`` for sums that contradict each other."""
+        """Restore a tally from its state; raises ``ValueError`` for sums that contradict each other."""
         if not 0 <= state["correct"] <= state["count"] or state["batches"] < 0:
             raise ValueError(f"{state['correct']} of {state['count']} images right, in {state['batches']} batches")
         return cls(**state)

@@ -79,8 +79,9 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 def idle_share(space: SearchSpace, architecture: Architecture) -> float | None:
-    """Share of the operators of ``architecture`` that compute nothing, of those that might; 0 where none might, ``None`` where
-    the share tells nothing of a collapse.
+    """Return the share of ``architecture``'s operators that compute nothing, of those that may.
+
+    0 where none may; ``None`` for a space in which the share tells nothing of a collapse.
     """
     if not space.may_collapse:
         return None

@@ -205,7 +205,7 @@ class Descent:
         self.left_out = state["left_out"]
 
     def _settings(self) -> list[dict[str, Any]]:
-        """All but the rate, which every step is given anew."""
+        """Return all settings but the learning rate, which is set at every step."""
         return [
             {name: list(value) if isinstance(value, tuple) else value for name, value in group.items() if name not in _OWN}
             for group in self.optimiser.param_groups

@@ -72,7 +72,7 @@ def select(
     preferred: Architecture | None = None,
     on_round: Callable[[Sequence[Round]], None] = lambda _: None,
 ) -> Selection:
-    """The ``preferred`` network, which the search method derives without a budget, if it is within the budget; the best-scoring
+    """Choose ``preferred``, which the search method derives without a budget, if it is within the budget; else the best-scoring
     one that is, otherwise. Measured on the device if ``measure`` is given.
 
     Candidates are the best network that is predicted to be within the target, and the next best of those close below it. Of

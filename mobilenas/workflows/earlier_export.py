@@ -21,12 +21,12 @@ SCHEMA, VERSION = "export-report", 1
 
 
 def now() -> str:
-    """The time in UTC, to the second, as ``2026-01-31T12:00:00Z``."""
+    """Return the time in UTC, to the second, as ``2026-01-31T12:00:00Z``."""
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def report_of(folder: Path, told: Listener) -> ExportResult | None:
-    """The report in an exported folder; ``None`` where there is none, or none that can be read, which is then said."""
+    """Read the report in an exported folder; ``None`` without one, or with a note where it cannot be read."""
     path = folder / REPORT
     if not path.exists():
         return None
@@ -43,7 +43,7 @@ def report_of(folder: Path, told: Listener) -> ExportResult | None:
 def with_earlier(
     engines: Sequence[EngineExport], before: ExportResult | None, told: Listener
 ) -> tuple[tuple[EngineExport, ...], dict[str, Any] | None]:
-    """``engines``, each that was not measured with what ``before`` measured of the same files at the same settings.
+    """Return ``engines``; those not measured now keep what ``before`` measured of the same files at the same settings.
 
     The device of those measurements comes with them, ``None`` if there are none. What is not kept of an engine is said.
     """

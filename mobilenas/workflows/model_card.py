@@ -78,7 +78,7 @@ def model_card(
 
 
 def _data_rows(data: ImageData | None, facts: DataFacts | None) -> list[tuple[str, str]]:
-    """The data set, how its files were read, and what was left out of it."""
+    """Return rows on the data set: how its files were read, and what was left out of it."""
     if data is None or facts is None:
         return [("Data set", "none")]
     rows = [

@@ -175,7 +175,7 @@ def data_from_config(cfg: DataConfig, seed: int) -> ImageData:
 
 
 def facts_of(data: ImageData, told: Listener) -> DataFacts:
-    """Reads the list of images, and tells once what was left out of it."""
+    """Read the list of images, and report once what was left out of it."""
     for note in data.notes:
         told.note(f"note: {note}")
     images = {"train_images": len(data.train), "test_images": len(data.test)}
@@ -251,7 +251,7 @@ def search_config_of(run: Path) -> SearchConfig:
 
 
 def seed_of_test_images(run: Path, cfg: SearchConfig) -> int:
-    """The seed that drew the images which the network of ``run`` was not trained on: of its training, if it was trained."""
+    """Return the seed that drew the images which ``run`` was not trained on: its training's, if it was trained."""
     path = run / "train" / "config.toml"
     return config.load_config(config.TrainConfig, path, [], {}).seed if path.exists() else cfg.seed
 

@@ -61,7 +61,7 @@ def _budget_ms(text: str | None) -> float | None:
 def _measure_by(
     target: Target, models: Sequence[Path], cfg: MeasureConfig, budget_ms: float | None, told: Listener
 ) -> list[MeasureResult]:
-    """One result for each model, by one engine."""
+    """Measure every model by one engine."""
     plan = target.plan(cfg.plan)
     failures: dict[str, Failure] = {}
     prepared: dict[str, PreparedModel] = {}
@@ -122,7 +122,7 @@ def _failure(path: Path, error: MobileNASError) -> Failure:
 
 
 def _study(path: Path, model: PreparedModel, target: Target, link: Link, told: Listener) -> Lowered | None:
-    """What the engine makes of a model and how long each node takes, in runs of their own; ``None`` where it does not tell."""
+    """Profile the nodes of a model in runs of their own; ``None`` where the engine has no profile."""
     if not target.runtime.tells_node_times or target.settings.provider != CPU:
         return None
     try:
@@ -135,7 +135,7 @@ def _study(path: Path, model: PreparedModel, target: Target, link: Link, told: L
 
 
 def _kernel_times(lowered: Lowered) -> tuple[KernelTime, ...]:
-    """Nodes of one kind together, the dearest first."""
+    """Sum the times of nodes of one kind, the dearest first."""
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for node in lowered.nodes:
         if node.ms is not None:
@@ -149,7 +149,7 @@ def _kernel_times(lowered: Lowered) -> tuple[KernelTime, ...]:
 
 
 def _read(path: Path, cfg: MeasureConfig) -> ModelFile:
-    """The file with the values that are given for its inputs, which fill open dimensions too."""
+    """Read a model with the values that are given for its inputs, which fill open dimensions too."""
     arrays = {name: _array(name, Path(file)) for name, file in cfg.inputs.items()}
     shapes: dict[str, Sequence[int]] = {name: array.shape for name, array in arrays.items()}
     file = onnx_model.read_model(path, {**shapes, **cfg.shapes})

@@ -88,7 +88,7 @@ def tell_batch(file: ModelFile, target: Target, told: Listener) -> None:
 
 
 def _lower(model: Path, file: ModelFile, target: Target, link: Link) -> tuple[Lowered, TableKey]:
-    """What the engine makes of a model, and what tables for it are of: the engine's version is that of the runner.
+    """Lower a model, and return it with the key of its tables: the engine's version is that of the runner.
 
     Raises ``DocumentError`` for a model that the engine refuses, or that is made of more than kernels on tensors.
     """

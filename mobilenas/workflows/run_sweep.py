@@ -144,7 +144,7 @@ def _collect(
 
 
 def run_trial(job: Job, folder: str) -> Failure | None:
-    """Search and train, each unless it is done; why it fails where it does."""
+    """Search and train, each unless it is done; return the failure, if any."""
     catch_terminations()  # Ray's own handler ends a process on the spot
     run = Path(folder)
     try:

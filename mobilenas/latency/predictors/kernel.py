@@ -113,7 +113,7 @@ class FamilyPredictor(RegressorMixin, BaseEstimator):
         return np.asarray(inside & np.isin(X[:, ACTIVATION], self.activations_) & (self.distance(X) <= BEYOND))
 
     def distance(self, X: np.ndarray) -> np.ndarray:
-        """How far the work of kernels lies beyond that of all that were learnt from, as a logarithm, ``(N,)``."""
+        """Return how far the work of kernels lies beyond that of all learnt ones, as a logarithm, ``(N,)``."""
         work = X[:, : len(WORK_FEATURES)]
         low, high = self.lowest_[: len(WORK_FEATURES)], self.highest_[: len(WORK_FEATURES)]
         return np.asarray(np.maximum(0.0, np.maximum(low - work, work - high)).max(axis=1))

@@ -72,7 +72,7 @@ def _check_family(name: str, family: FamilyPredictor) -> None:
 
 
 def _numbers(value: Any, place: str) -> Iterator[tuple[str, np.ndarray]]:
-    """All numbers and arrays inside an estimator, by where they are."""
+    """Yield all numbers and arrays inside an estimator, with their places."""
     if isinstance(value, np.ndarray | np.generic | float):
         yield place, np.asarray(value)
     elif isinstance(value, list | tuple):

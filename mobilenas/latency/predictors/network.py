@@ -89,7 +89,7 @@ class NetworkPredictor(RegressorMixin, BaseEstimator):
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> NetworkPredictor:
-        """The inverse of ``state``; raises ``DocumentError`` for tensors that are no predictor's, by names, types, shapes and
+        """Invert ``state``; raises ``DocumentError`` for tensors that are no predictor's, by names, types, shapes and
         numbers.
         """
         _check_state(state)

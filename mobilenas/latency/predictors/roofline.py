@@ -71,7 +71,7 @@ def _factor(families: Sequence[Family]) -> float:
 
 
 def _work(kernels: Sequence[Kernel]) -> np.ndarray:
-    """``(N, 4)``: one, multiply-adds, elements moved, weights."""
+    """Return ``(N, 4)``: one, multiply-adds, elements moved, weights."""
     rows = []
     for kernel in kernels:
         work = work_of(kernel)
