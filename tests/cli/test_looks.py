@@ -233,6 +233,6 @@ def test_verify_measures_again_and_ends_with_5_over_the_budget(
     assert outcome.code == 5
     assert "its budget is 0.0001 ms" in outcome.err
     assert "measured now" in outcome.out
-    assert "nothing in common" in outcome.out, "the table's interval is far below"
+    assert "do not overlap" in outcome.out, "the interval of the table is far below"
     records = [json.loads(path.read_text()) for path in (run / "verified").glob("*.json")]
     assert sorted(str(record["agrees"]) for record in records) == ["False", "None"]
