@@ -187,8 +187,8 @@ class ProfileConfig(Strict):
     data: DataSetConfig = DataSetConfig()
     """Without a name, the options of the space say all."""
     kernels: Count | Literal["default"] | None = None
-    """Instead of a space, kernels of mobile networks: a table for any network. About so many, those of the measured and covered
-    networks at least, or the ``default`` number.
+    """Instead of a space, kernels of mobile networks: a table for any network. About so many, those of the measured networks
+    at least, or the ``default`` number.
     """
     measure_networks: Count | None = None
     """Whole networks that are measured besides the plan's, to learn a network predictor from."""
@@ -199,6 +199,25 @@ class ProfileConfig(Strict):
     """What a clock that is not fixed or a busy machine does: ``strict`` refuses to measure, ``warn`` says so in the table."""
     seed: Seed = 0
     output: str | None = None
+
+
+class SelectionConfig(Strict):
+    """How the network that is delivered is chosen among those that use up the budget."""
+
+    pool: Count = 64
+    """Networks that are proposed: drawn by the logits, close below the budget."""
+    keep: Count = 8
+    """Of these, how many are measured, and trained for a short while if ``rank`` says so."""
+    steps: Count = 450
+    """Of each short training; fewer than about 150 rank worse than none."""
+    rank: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
+    """Rankers whose ranks are summed up: ``capacity``, ``training``, ``inherited``, ``logits``, or a plug-in's. By default
+    ``capacity`` and ``training`` on cells, else ``training``. ``logits`` alone is the published choice: nothing is drawn.
+    """
+    recipe: str | dict[str, Any] = {}
+    """Settings of the short trainings: those of ``train``, a preset of it, or a TOML file's."""
+    least_fraction: Fraction = 0.95
+    """Share of the budget that is used at least, where any network does."""
 
 
 class SearchConfig(Strict):
@@ -228,12 +247,15 @@ class SearchConfig(Strict):
     measure: bool = True
     validation_fraction: Share = 0.5
     """Share of the training images that the architecture is judged on."""
-    derivation: Literal["logits", "perturbation"] = "logits"
-    """What networks are chosen by: the likelihood of their options, or what the supernet loses without each (DARTS-PT)."""
+    derivation: Literal["logits", "perturbation", "parameters"] = "logits"
+    """What networks are chosen by: the likelihood of their options, what the supernet loses without each (DARTS-PT), or the
+    number of their parameters, which is a baseline.
+    """
     watch: Literal["off", "warn", "restore"] = "warn"
     """Action when a search collapses to skip connections: ``off`` ignores it, ``warn`` reports it, ``restore`` goes back."""
-    candidates: Count = 8
+    selection: SelectionConfig = SelectionConfig()
     rounds: Count = 3
+    """Of measuring candidates, at most."""
     epochs: Count = 50
     warmup_epochs: CountOrNone | None = None
     """First epochs (of each stage) that train only weights; the method's own share by default."""

@@ -128,6 +128,8 @@ class SearchResult(msgspec.Struct, frozen=True):
     restored: bool = False
     """Whether the network is of an epoch before the collapse (``watch = "restore"``)."""
     data: DataFacts | None = None
+    images: int = 0
+    """That passed through networks, to search and to rank what was found."""
 
 
 class SweepTrial(msgspec.Struct, frozen=True):
@@ -147,6 +149,8 @@ class SweepTrial(msgspec.Struct, frozen=True):
     params: int | None = None
     madds: int | None = None
     search_s: float | None = None
+    images: int | None = None
+    """That passed through networks while searching, short trainings included."""
     train_s: float | None = None
     reason: str = ""
 
@@ -168,6 +172,7 @@ class SweepGroup(msgspec.Struct, frozen=True):
     highest_accuracy: float
     ms: float
     search_s: float
+    images: float
     is_on_front: bool = False
     """Whether no other group is both as quick and more accurate, or as accurate and quicker."""
 

@@ -71,6 +71,7 @@ from mobilenas.errors import BudgetError, MeasurementError
 if TYPE_CHECKING:
     from mobilenas.results import ProfileResult, SearchPlan, TransferResult
     from mobilenas.search.memory import MemoryEstimate
+    from mobilenas.search.selection import Selection
 
 
 def _device_flags(
@@ -304,6 +305,7 @@ def search(
             if result.collapsed
             else []
         ),
+        *_selection_rows(result.selection),
         ("parameters", f"{result.params:,}"),
         ("MAdds", f"{result.madds:,}"),
         ("architecture", f"{result.run}/architecture.json ({result.fingerprint})"),
@@ -311,6 +313,17 @@ def search(
     ]
     show(result, json, "search", rows)
     say_next(json, command_line("train", TrainConfig(data=same_data(TrainConfig().data, cfg.data)), result.run))
+
+
+def _selection_rows(selection: Selection | None) -> list[tuple[str, str]]:
+    """How the network was chosen among those that use up the budget."""
+    if selection is None or not selection.candidates:
+        return []
+    best, count = selection.candidates[0], len(selection.candidates)
+    ranks = ", ".join(f"{rank:g} of {count} by {name}" for name, rank in best.ranks.items())
+    rows = [("chosen", f"the best sum of ranks: {ranks}; {selection.images:,} images were spent")]
+    agreement = [f"{name} {found:.2f}" for name, found in selection.correlations.items()]
+    return rows + ([("agreement", f"with the short trainings, by Spearman: {', '.join(agreement)}")] if agreement else [])
 
 
 def _show_search_plan(plan: SearchPlan, json: bool) -> None:

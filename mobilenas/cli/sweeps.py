@@ -56,7 +56,7 @@ def sweep(
         (
             f"{'* ' if group.is_on_front else ''}{group.method} {group.budget} {group.device}",
             f"{group.accuracy:.2%} ({group.lowest_accuracy:.2%} to {group.highest_accuracy:.2%} of {group.trials}) at "
-            f"{group.ms:.4g} ms; searched in {group.search_s:.0f} s",
+            f"{group.ms:.4g} ms; searched in {group.search_s:.0f} s, {group.images:,.0f} images",
         )
         for group in sorted(result.groups, key=lambda group: (group.budget, -group.accuracy))
     ]

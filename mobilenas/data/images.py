@@ -245,6 +245,18 @@ class ImageData:
         middle = min(max(1, round(len(order) * (1 - second) - 1e-9)), len(order) - 1)
         return self.train.subset(order[:middle]), self.train.subset(order[middle:])
 
+    def halved(self, seed: int, second: float = 0.5, most: int | None = None) -> ImageData:
+        """The same data without its test images: the first of the ``halves`` to train on, the second one to test on.
+
+        Of the second at most so many are taken, if ``most`` is given.
+        """
+        train, valid = self.halves(seed, second)
+
+        def read() -> tuple[ImageSource, ImageSource]:
+            return Subset(train.source, train.indices), Subset(valid.source, valid.indices[:most])
+
+        return replace(self, read=read)
+
     def for_training(self, cutout: bool, colour_jitter: tuple[float, ...] | None = None) -> Images:
         """The training images, augmented further for a training from scratch.
 
@@ -262,13 +274,17 @@ class ImageData:
         """The same data with a random ``fraction`` of its training images; raises ``UsageError`` outside 0 to 1."""
         if not 0 < fraction <= 1:
             raise UsageError(f"data.train_fraction is {fraction}; it must be above 0 and at most 1")
-        if fraction == 1:
-            return self
+        return self if fraction == 1 else self._reduced(lambda count: max(2, round(fraction * count)), seed)
 
+    def reduced_to(self, images: int, seed: int) -> ImageData:
+        """The same data with so many of its training images, drawn by ``seed``; with all where there are no more."""
+        return self._reduced(lambda count: min(images, count), seed)
+
+    def _reduced(self, count_of: Callable[[int], int], seed: int) -> ImageData:
         def read() -> tuple[ImageSource, ImageSource]:
             train, test = self.read()
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-            return Subset(train, order[: max(2, round(fraction * len(train)))]), test
+            return Subset(train, order[: count_of(len(train))]), test
 
         return replace(self, read=read)
 

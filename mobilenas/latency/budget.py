@@ -138,8 +138,11 @@ def with_skip_share(costs: OptionCosts, space: SearchSpace, share: float) -> Opt
 # ---- exact derivation ----------------------------------------------------------------------------------------------------
 
 
-def solutions(program: DerivationProgram, targets: Sequence[float] = ()) -> Iterator[tuple[tuple[str, str], ...]]:
-    """Choices in order of falling score, each costing at most ``targets[b]`` in cost ``b``; exact, by HiGHS.
+def solutions(
+    program: DerivationProgram, targets: Sequence[float] = (), least: Sequence[float] = ()
+) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Choices in order of falling score, each costing at most ``targets[b]`` in cost ``b``, and at least ``least[b]`` where
+    that is given; exact, by HiGHS.
 
     Ends when nothing legal is left. Each (decision, option) tuple is what ``SearchSpace.architecture`` takes.
     """
@@ -148,7 +151,8 @@ def solutions(program: DerivationProgram, targets: Sequence[float] = ()) -> Iter
     if len(targets):
         scale = np.maximum(np.abs(targets), 1e-12)
         room = (np.asarray(targets) - program.fixed_costs) / scale
-        constraints.append(LinearConstraint(program.costs / scale[:, None], -np.inf, room))
+        fill = (np.asarray(least) - program.fixed_costs) / scale if len(least) else -np.inf
+        constraints.append(LinearConstraint(program.costs / scale[:, None], fill, room))
     while True:
         result = milp(
             -program.scores,
@@ -197,6 +201,15 @@ def score_of(program: DerivationProgram, architecture: Architecture) -> float:
     )
 
 
+def allows(space: SearchSpace, program: DerivationProgram, architecture: Architecture) -> bool:
+    """Return whether a derivation by ``program`` may choose ``architecture``."""
+    made, chosen = {decision.name for decision in space.decisions}, architecture.choices
+    fixed = [float(chosen.get(name) == option) if name in made else None for name, option in program.variables]
+    bounds = Bounds([0.0 if value is None else value for value in fixed], [1.0 if value is None else value for value in fixed])
+    rules = LinearConstraint(program.rows, program.lower, program.upper)
+    return milp(np.zeros(len(fixed)), constraints=rules, bounds=bounds, integrality=np.ones(len(fixed))).x is not None
+
+
 Restrict = Callable[[DerivationProgram], DerivationProgram]
 """Adds rules of a search method to a space's program."""
 
@@ -242,12 +255,12 @@ def derive(
         return best_first[:1] + [c for c in best_first[1:] if budget.bound_ms(c.table) >= least_ms]
 
     if preferred is not None and preferred not in without:
-        accepted |= fitting(c for c in _sum_up([preferred], program, model) if c)
+        accepted |= fitting(c for c in candidates_of([preferred], program, model) if c)
     for number in range(TARGETS):
         answers = (space.architecture(choice) for choice in solutions(program, [linear_ms]))
         allowed = islice((architecture for architecture in answers if architecture not in without), LOWERED_PER_TARGET)
         while len(ranked()) < count and (some := list(islice(allowed, LOWERED_TOGETHER))):
-            priced = [c for c in _sum_up(some, program, model) if c]
+            priced = [c for c in candidates_of(some, program, model) if c]
             accepted |= fitting(priced)
             ratios += [budget.bound_ms(c.table) / c.workload_ms for c in priced if c.workload_ms > 0]
         last_ms, linear_ms = linear_ms, budget.target_ms / float(np.quantile(ratios, 1.0 if number else 0.5)) if ratios else 0.0
@@ -266,8 +279,10 @@ def derive(
     return ranked()[:count]
 
 
-def _sum_up(architectures: Sequence[Architecture], program: DerivationProgram, model: LatencyModel) -> list[Candidate | None]:
-    """Candidates with their table latency; ``None`` for a network with a kernel that has no row."""
+def candidates_of(
+    architectures: Sequence[Architecture], program: DerivationProgram, model: LatencyModel
+) -> list[Candidate | None]:
+    """Candidates with their predicted latency; ``None`` for a network with a kernel that has no row."""
     try:
         predictions: list[Prediction | None] = list(model.latencies(architectures))
     except MissingKernelError:
@@ -287,7 +302,7 @@ def _latency_or_none(model: LatencyModel, architecture: Architecture) -> Predict
 
 def extreme_program(space: SearchSpace, costs: OptionCosts, sign: float) -> DerivationProgram:
     """The program whose best solution is the cheapest (``sign=-1``) or the dearest (``+1``) network by linear cost."""
-    program = space.derivation_program({d.name: np.zeros(len(d.options)) for d in space.decisions}, [costs])
+    program = space.derivation_program(space.undecided, [costs])
     return replace(program, scores=sign * program.costs[0])
 
 
@@ -309,7 +324,7 @@ def _extremes(space: SearchSpace, model: LatencyModel, sign: float, restrict: Re
     """The cheapest (``sign=-1``) or the dearest (``+1``) networks by linear cost that the model can price; at least one."""
     program = restrict(extreme_program(space, model.option_costs, sign))
     found = [space.architecture(choice) for choice in islice(solutions(program), EXTREMES_LOWERED)]
-    summed = [c for c in _sum_up(found, program, model) if c is not None]
+    summed = [c for c in candidates_of(found, program, model) if c is not None]
     if not summed:
         model.latencies(found)  # says which kernel is missing, and how to measure it
     return summed

@@ -142,6 +142,8 @@ class SearchMethod:
     """Share of a stage's epochs that train only weights, unless the search says how many."""
     trains: ClassVar[bool] = True
     """Whether there is a supernet with weights in the end that tell options apart."""
+    is_uniform: ClassVar[bool] = False
+    """Whether it stands for all networks alike, whatever its logits are."""
     draws: ClassVar[bool] = False
     """Whether mixtures are drawn anew in each step."""
     precisions: tuple[str, ...] = ("32-true", "bf16-mixed", "16-mixed")

@@ -13,15 +13,18 @@ options.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mobilenas.core.architecture import DecisionKind
+from mobilenas.core.architecture import Architecture, DecisionKind
 from mobilenas.errors import UsageError
 from mobilenas.methods.base import Moved, Progress, SearchMethod, Stage, Step, StepKind, frozen
+from mobilenas.spaces.base import SearchSpace
 from mobilenas.spaces.dense_layout import LAST
 from mobilenas.supernet import ArchitectureParameters, LogitGroup, Mixture, gumbel_noise
 
@@ -32,6 +35,8 @@ DRAWN = 2
 class DenseNas(SearchMethod):
     """``alternation`` is ``"epoch"``, as published, or ``"step"``: logits, then weights, with every batch.
 
+    ``routes`` is ``"neutral"``: a route out of ``k`` counts ``k p`` in the choice, so that undecided routes make no path better
+    than another; or ``"published"``: it counts ``p``, by which the shortest of undecided paths is the likeliest.
     ``temperature`` divides the logits before every softmax. The paper says no less; three things that the authors' code does
     besides can be asked for: ``temperature_of="routes"`` leaves the operators' softmax at temperature 1, ``drift`` lets
     the optimiser's momentum and decay move logits that were not drawn, and ``renormalise_last`` applies a second softmax
@@ -51,8 +56,10 @@ class DenseNas(SearchMethod):
         temperature_of: str = "all",
         drift: bool = False,
         renormalise_last: bool = False,
+        routes: str = "neutral",
     ) -> None:
         for name, value, known in (
+            ("routes", routes, ("neutral", "published")),
             ("alternation", alternation, ("epoch", "step")),
             ("temperature_of", temperature_of, ("all", "routes")),
         ):
@@ -61,6 +68,7 @@ class DenseNas(SearchMethod):
         if not isinstance(temperature, int | float) or not 0.01 <= temperature <= 100:
             raise UsageError(f"method_options.temperature is {temperature!r}; it must be from 0.01 to 100")
         self.alternation, self.drift, self.renormalise_last = alternation, drift, renormalise_last
+        self.routes = routes
         self.route_temperature = float(temperature)
         self.op_temperature = self.route_temperature if temperature_of == "all" else 1.0
         self._drawn: dict[str, Sequence[int]] = {}
@@ -132,6 +140,20 @@ class DenseNas(SearchMethod):
             row, before = moved.parameters.logits[name], moved.before.logits[name]
             mass = [(logits / self.op_temperature).masked_fill(~mask, -torch.inf).logsumexp(-1) for logits in (before, row)]
             row.add_(mask * (self.op_temperature * (mass[0] - mass[1]))[:, None])
+
+    def decode(self, space: SearchSpace, parameters: ArchitectureParameters) -> Architecture:
+        rows = {name: row.detach() for name, row in parameters.softmax().items()}
+        return self.switches.decode(space, rows | {name: rows[name] / count for name, count in self._uncounted(space).items()})
+
+    def scores(self, space: SearchSpace, parameters: ArchitectureParameters) -> Mapping[str, np.ndarray]:
+        rows = super().scores(space, parameters)
+        return {**rows, **{name: rows[name] - math.log(count) for name, count in self._uncounted(space).items()}}
+
+    def _uncounted(self, space: SearchSpace) -> dict[str, int]:
+        """How many routes there are where their number is not to count: what the space multiplies probabilities by."""
+        if self.routes == "neutral":
+            return {}
+        return {decision.name: len(decision.options) for decision in space.decisions if decision.kind == "route"}
 
     def _mask(self, group: LogitGroup, row: Tensor) -> Tensor:
         """Which logits ``(D, O)`` of ``group`` were drawn."""

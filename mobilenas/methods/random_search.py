@@ -1,16 +1,20 @@
-"""Random search, the baseline of all others: logits that nothing has trained.
+"""Random search, the baseline of all others: networks drawn uniformly over the space.
 
-They are independent noise, so that each option of a decision is as likely as another to be the likeliest. Under a budget what
-is chosen is the network of the highest sum of noise that meets it, and candidates are measured as those of any method are.
+Nothing is trained; the noise of the initial logits is where its random numbers come from. Under a budget the networks that use
+it up are drawn from, and are ranked and measured as those of any method are.
 (Li, Talwalkar, UAI 2019, arXiv 1902.07638; Yu et al., ICLR 2020, arXiv 1902.08142, on why a search must be compared with it.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import random
+from collections.abc import Generator, Mapping
 from typing import ClassVar
 
-from mobilenas.core.architecture import DecisionKind
+import numpy as np
+import torch
+
+from mobilenas.core.architecture import Architecture, DecisionKind
 from mobilenas.methods.base import SearchMethod, Stage
 from mobilenas.spaces.base import SearchSpace, SupernetSize
 from mobilenas.supernet import ArchitectureParameters
@@ -21,9 +25,17 @@ class RandomSearch(SearchMethod):
 
     name: ClassVar[str] = "random"
     trains: ClassVar[bool] = False
+    is_uniform: ClassVar[bool] = True
     searches: ClassVar[frozenset[DecisionKind]] = frozenset({"op", "route"})
 
     def stages(
         self, space: SearchSpace, size: SupernetSize | None, epochs: int, warmup_epochs: int
     ) -> Generator[Stage, ArchitectureParameters, None]:
         yield Stage(size, self.searched(space), epochs=0)
+
+    def decode(self, space: SearchSpace, parameters: ArchitectureParameters) -> Architecture:
+        noise = torch.cat([row.detach().cpu().flatten() for row in parameters.parameters()])
+        return space.random_architecture(random.Random(noise.numpy().tobytes()))
+
+    def scores(self, space: SearchSpace, parameters: ArchitectureParameters) -> Mapping[str, np.ndarray]:
+        return space.undecided

@@ -66,12 +66,11 @@ class CampaignProgress:
 
 
 class CampaignNetworks(NamedTuple):
-    """The networks of a campaign by what they are for; the last two kinds are only lowered, not measured."""
+    """The networks of a campaign by what they are for; the last kind is only lowered, not measured."""
 
     scale: tuple[Architecture, ...]
     test: tuple[Architecture, ...]
     learn: tuple[Architecture, ...]
-    covered: tuple[Architecture, ...]
     lowered: tuple[Architecture, ...]
 
     @property
@@ -93,7 +92,7 @@ class Campaign:
     root: Path
     seed: int = 0
     maximum_kernels: int | None = None
-    """Kernels that are measured at most, but for those of measured and covered networks and a few of each rare family."""
+    """Kernels that are measured at most, but for those of measured networks and a few of each rare family."""
     gate: Gate = "warn"
     """What an environment does that is not fit for measuring."""
     learnt_networks: int = 0
@@ -134,12 +133,13 @@ class Campaign:
             found[self.source.draw(generator)] = None
         drawn = iter(found)
         scale, test, learn, lowered = (tuple(islice(drawn, count)) for count in wanted)
-        return CampaignNetworks(scale, test, learn, self.source.covered, lowered)
+        return CampaignNetworks((*self.source.published, *scale), test, learn, lowered)
 
     def describe(self) -> dict[str, Any]:
         """The plan in numbers, for a dry run; kernels are known only after lowering, so their number is typical."""
-        measured = self.plan.scale_networks + self.plan.test_networks + self.learnt_networks
-        kernels = max(self.maximum_kernels or 0, self.source.likely_kernels(measured))
+        drawn = self.plan.scale_networks + self.plan.test_networks + self.learnt_networks
+        measured = len(self.source.published) + drawn
+        kernels = max(self.maximum_kernels or 0, self.source.likely_kernels(drawn))
         lowered_s = self.source.lowering_s * (measured + self.plan.lowered_networks) + 0.5 * measured
         sweep_s = SECONDS_PER_NETWORK_SWEEP * measured + self.source.kernel_sweep_s * kernels
         return {
@@ -206,13 +206,13 @@ class Campaign:
         return told
 
     def _chosen(self, kernels: Sequence[Counter[Kernel]]) -> list[Kernel]:
-        """Return the kernels to measure: those of measured and covered networks, and enough others, rare families first.
+        """Return the kernels to measure: those of measured networks, and enough others, rare families first.
 
         Families with fewer than ``ROWS_OF_A_FAMILY`` kernels among these are filled up to that number in any case.
         """
         if self.maximum_kernels is None:
             return sorted(set().union(*kernels))
-        wanted = set().union(*kernels[: len(self.networks.measured) + len(self.networks.covered)])
+        wanted = set().union(*kernels[: len(self.networks.measured)])
         seen, others = Counter(family_of(kernel) for kernel in wanted), []
         for kernel in dict.fromkeys(k for network in kernels for k in sorted(network) if k not in wanted):
             others.append((seen[family_of(kernel)], kernel))

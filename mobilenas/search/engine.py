@@ -139,6 +139,8 @@ class SearchEngine:
     on_note: Callable[[str], None] = lambda _: None
     collapsed: bool = False
     """Whether any stage has collapsed; known after ``run``."""
+    images: int = 0
+    """That its steps have passed through the supernet; known after ``run``."""
     restored: bool = False
     """Whether the logits of any stage are those of an epoch before it collapsed."""
     _last: _StageRun | None = None
@@ -209,6 +211,7 @@ class SearchEngine:
         while True:
             self._last = _StageRun(self, index, stage)
             parameters = self._last.run()
+            self.images += self._last.images
             try:
                 stage = stages.send(parameters)
             except StopIteration:
@@ -232,6 +235,13 @@ class SearchEngine:
         """
         assert self._last is not None, "nothing has run"
         return self._last.importance(progress)
+
+    def inherited(self, networks: Sequence[Architecture]) -> tuple[np.ndarray, int]:
+        """After ``run``: the accuracy ``(N,)`` of each network with the weights of the last stage, and the images that took;
+        0 for a network with an option that this stage lacks.
+        """
+        assert self._last is not None, "nothing has run"
+        return self._last.inherited(networks)
 
 
 class _StageRun:
@@ -289,6 +299,13 @@ class _StageRun:
                 saver.after_epoch()
         self._judge()
         return self.parameters
+
+    @property
+    def images(self) -> int:
+        """That all steps of the stage pass through the supernet."""
+        epochs = (self.engine.method.phases(self.stage, epoch) for epoch in range(self.stage.epochs))
+        steps = sum(len(kinds) * self._steps_in(kinds) for passes in epochs for kinds in passes)
+        return steps * self.engine.settings.batch_size
 
     def _judge(self) -> None:
         """Say so where the stage has collapsed, and set the logits back to the best before it if that is asked for."""
@@ -398,6 +415,17 @@ class _StageRun:
             return LARGEST_LOSS if found is None else min(found, LARGEST_LOSS)
 
         return importance(rows, decisions, self.engine.space.decisions, loss)
+
+    def inherited(self, networks: Sequence[Architecture]) -> tuple[np.ndarray, int]:
+        """The accuracy of each network alone, on the watched images."""
+        like, known = next(self.parameters.parameters()), {d.name: set(d.options) for d in self.stage.decisions}
+        self.supernet.train()
+        found, images = np.zeros(len(networks)), 0
+        for index, architecture in enumerate(networks):
+            if all(option in known.get(name, {option}) for name, option in architecture.choices.items()):
+                tally = self._tried(certain(self.engine.space, architecture, like), self.watched)
+                found[index], images = tally.accuracy() or 0.0, images + tally.count
+        return found, images
 
     def _first_images(self, number: int) -> CyclingLoader:
         """About so many images of the half that the architecture is judged on, the same ones each time."""

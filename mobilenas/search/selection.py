@@ -31,6 +31,16 @@ class MeasuredCandidate(msgspec.Struct, frozen=True):
     measured_high_ms: float
 
 
+class RankedCandidate(msgspec.Struct, frozen=True):
+    """One network that the rankers were asked about; the list of them is in the order of the sum of their ranks."""
+
+    fingerprint: str
+    ranks: dict[str, float]
+    """By ranker; 1 is the best."""
+    table_ms: float
+    measured_ms: float | None
+
+
 class Round(msgspec.Struct, frozen=True):
     """One round: the target that the derivation was given, its candidates, and the verdict on the one chosen.
 
@@ -58,6 +68,14 @@ class Selection(msgspec.Struct, frozen=True):
     rounds: tuple[Round, ...]
     budget_binds: bool = False
     """Whether it is another network than the search method derives without a budget."""
+    candidates: tuple[RankedCandidate, ...] = ()
+    """All that were ranked, the best first; none where the logits alone decide."""
+    correlations: dict[str, float] = {}
+    """Spearman's, of each ranker that costs little with those that train, on the candidates."""
+    images: int = 0
+    """That passed through networks to rank them."""
+    share_used: float | None = None
+    """Of the budget, by the verdict, or by the prediction where nothing was measured."""
 
 
 def select(
@@ -83,7 +101,7 @@ def select(
     candidate again. ``on_round`` is told of all rounds after each. Raises ``BudgetError`` if none succeeded.
     """
     if measure is None:
-        return _selection(derive(space, scores, budget, restrict=restrict, preferred=preferred)[0], None, ())
+        return _selection(derive(space, scores, budget, restrict=restrict, preferred=preferred)[0], None, (), budget)
     history: list[Round] = []
     over: set[Architecture] = set()
     kept: tuple[Candidate, Measurement] | None = None
@@ -122,10 +140,10 @@ def select(
         target_ms = budget.target_ms / correction
     if kept is None:
         raise BudgetError(
-            f"after {len(history)} rounds no network was measured within {budget.target_ms:.4g} ms: {_closest(history[-1])}; "
-            "raise --latency-budget, or profile again if the device has changed"
+            f"after {len(history)} rounds no network was measured within {budget.target_ms:.4g} ms: "
+            f"{closest_words(history[-1])}; raise --latency-budget, or profile again if the device has changed"
         )
-    return _selection(*kept, tuple(history))
+    return _selection(*kept, tuple(history), budget)
 
 
 def _best_within(measured: Sequence[tuple[Candidate, Measurement]], target_ms: float) -> Candidate | None:
@@ -134,7 +152,7 @@ def _best_within(measured: Sequence[tuple[Candidate, Measurement]], target_ms: f
     return max(fitting, key=lambda found: found[:2])[2] if fitting else None
 
 
-def _closest(last: Round) -> str:
+def closest_words(last: Round) -> str:
     """What the last round came to, by the numbers that it was judged by."""
     if last.verdict is not None:
         repeats = f"repeatable within {last.verdict.repeatability_fraction:.1%}"
@@ -145,7 +163,7 @@ def _closest(last: Round) -> str:
     return f"the closest of the last round took {closest.measured_ms:.4g} ms, {repeats}"
 
 
-def _selection(candidate: Candidate, verdict: Measurement | None, rounds: tuple[Round, ...]) -> Selection:
+def _selection(candidate: Candidate, verdict: Measurement | None, rounds: tuple[Round, ...], budget: Budget) -> Selection:
     return Selection(
         architecture=candidate.architecture,
         score=candidate.score,
@@ -156,4 +174,5 @@ def _selection(candidate: Candidate, verdict: Measurement | None, rounds: tuple[
         verdict=verdict,
         rounds=rounds,
         budget_binds=not candidate.is_preferred,
+        share_used=(verdict.value_ms if verdict else budget.bound_ms(candidate.table)) / budget.target_ms,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -104,6 +105,11 @@ class SearchSpace(ABC):
         return False
 
     @property
+    def undecided(self) -> dict[str, np.ndarray]:
+        """Log probabilities ``(O,)`` per decision that favour no option, and so no network."""
+        return {decision.name: np.full(len(decision.options), -math.log(len(decision.options))) for decision in self.decisions}
+
+    @property
     @abstractmethod
     def image_shape(self) -> tuple[int, int, int, int]:
         """Shape of the deployed network's input, ``(batch, channels, height, width)``."""
@@ -139,7 +145,10 @@ class SearchSpace(ABC):
 
     @abstractmethod
     def derivation_program(self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()) -> DerivationProgram:
-        """The choice as a 0/1 program; ``scores[decision]`` are log probabilities ``(n_options,)``."""
+        """The choice as a 0/1 program; ``scores[decision]`` are log probabilities ``(n_options,)``.
+
+        Undecided ones score every network alike.
+        """
 
     @abstractmethod
     def decode(self, probabilities: Probabilities) -> Architecture:

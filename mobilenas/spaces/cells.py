@@ -7,6 +7,7 @@ cell's output is the concatenation of the later nodes. Edges are named ``normal.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -379,9 +380,10 @@ class CellSpace(SearchSpace):
         return total
 
     def derivation_program(self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()) -> DerivationProgram:
-        """At most one operator an edge and exactly two edges a node. The score of (edge, operator) is its log
-        probability: the operator's against the edge's best, plus the edge's strength, which is that of its best. Where a
-        node's inputs have scores of their own, they add to the strength.
+        """At most one operator an edge and exactly two edges a node. The score of (edge, operator) is its log probability:
+        the operator's against the edge's best, plus the edge's strength, which is that of its best; and ``log k`` for its
+        ``k`` operators, so that it is 0 where nothing is decided. Where a node's inputs have scores of their own, they add to
+        the strength in the same way.
         """
         pairs = [(d.name, index) for d in self.decisions if d.kind == "op" for index in self._real_options]
         edges = list(dict.fromkeys(name for name, _ in pairs))
@@ -392,7 +394,7 @@ class CellSpace(SearchSpace):
             rows[len(edges) + nodes.index(_parse_edge(name)[::2]), column] = 1
         return DerivationProgram(
             variables=tuple((name, self.operators[index]) for name, index in pairs),
-            scores=np.array([scores[name][index] + _input_score(name, scores) for name, index in pairs]),
+            scores=np.array([_against_undecided(scores[name], index) + _input_score(name, scores) for name, index in pairs]),
             rows=rows,
             lower=np.array([0.0] * len(edges) + [KEPT_EDGES] * len(nodes)),
             upper=np.array([1.0] * len(edges) + [KEPT_EDGES] * len(nodes)),
@@ -427,7 +429,12 @@ def keep_two_probabilities(strengths: Tensor, temperature: float) -> Tensor:
 def _input_score(edge: str, scores: Mapping[str, np.ndarray]) -> float:
     kind, source, node = _parse_edge(edge)
     inputs = scores.get(f"{kind}.node{node}")
-    return 0.0 if inputs is None else float(inputs[source])
+    return 0.0 if inputs is None else _against_undecided(inputs, source)
+
+
+def _against_undecided(row: np.ndarray, index: int) -> float:
+    """How far a log probability lies above that of options which are all equally likely."""
+    return float(row[index]) + math.log(len(row))
 
 
 def _edge(kind: str, source: int, node: int) -> str:

@@ -10,6 +10,7 @@ block 1, ``block3.stack2`` its second stacked operator.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -261,15 +262,17 @@ class DenseBlockSpace(SearchSpace):
         return probabilities
 
     def decode(self, probabilities: Probabilities) -> Architecture:
-        """The most probable path (Viterbi), and on it the likeliest operators.
+        """The path with the largest product of ``k p`` over its routes (Viterbi), and on it the likeliest operators.
 
-        Ties go to the nearer source and to the earlier operator.
+        A route of probability ``p`` is one of ``k`` that leave its block, so that an undecided one neither helps nor harms its
+        path, however long that is. Ties go to the nearer source and to the earlier operator.
         """
         rows = {name: row.detach().cpu().double().tolist() for name, row in probabilities.items()}
         best, came_from = {STEM: 1.0}, dict[str, str]()
         for node, sources in self.layout.sources.items():
             for source in sources:
-                reached = best[source] * rows[route(source)][self.layout.routes[source].index(node)]
+                targets = self.layout.routes[source]
+                reached = best[source] * len(targets) * rows[route(source)][targets.index(node)]
                 if node not in best or reached > best[node]:
                     best[node], came_from[node] = reached, source
         path = [LAST]
@@ -299,15 +302,16 @@ class DenseBlockSpace(SearchSpace):
     def expected_cost(self, probabilities: Probabilities, costs: OptionCosts, temperature: float = 1.0) -> Tensor:
         """The expectation over all paths, chained from the last node back, as in the paper.
 
-        A temperature below 1 sharpens the distribution over whole paths, ``P(path)^(1/t)`` normalised, so that at 0 it
-        would be the most probable path's cost.
+        A temperature ``t`` below 1 sharpens the distribution over whole paths towards the decoded one: a route out of ``k``
+        weighs ``p (k p)^(1/t - 1)``, normalised over whole paths.
         """
         own = self._expected_per_decision(probabilities, costs)
         zero = next(iter(probabilities.values())).new_zeros((), dtype=torch.float64)
         onward, log_mass = {LAST: zero}, {LAST: zero}
         for source, targets in reversed(self.layout.routes.items()):
             row = probabilities[route(source)].double().clamp_min(LEAST_PROBABILITY)
-            mass = row.log() / temperature + torch.stack([log_mass[target] for target in targets])
+            weight = row.log() / temperature + (1 / temperature - 1) * math.log(len(targets))
+            mass = weight + torch.stack([log_mass[target] for target in targets])
             log_mass[source] = mass.logsumexp(dim=0)
             ahead = torch.as_tensor(costs.options[route(source)]).to(row) + torch.stack(
                 [onward[target] + (own[head(target, source)] if target != LAST else 0.0) for target in targets]
@@ -328,8 +332,8 @@ class DenseBlockSpace(SearchSpace):
     def derivation_program(self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()) -> DerivationProgram:
         """One unit flows from the stem to the last node; the operators where it passes are chosen, and only those.
 
-        An operator scores its log probability against the best of its decision, so that a longer path is not punished for
-        being long; a route scores its log probability.
+        A longer path is not punished for being long: an operator scores its log probability against the best of its decision,
+        a route out of ``k`` its log probability plus ``log k``, which is 0 where nothing is decided.
         """
         variables = [(d.name, option) for d in self.decisions for option in d.options]
         place = {pair: column for column, pair in enumerate(variables)}
@@ -355,10 +359,14 @@ class DenseBlockSpace(SearchSpace):
                 balance(entering, options(name))
         bounds = np.zeros(len(rows))
         bounds[0] = -1.0
-        relative = {n: row if by_name[n].kind == "route" else row - row.max() for n, row in scores.items() if n in by_name}
+
+        def relative(decision: Decision) -> np.ndarray:
+            row = scores[decision.name]
+            return row + math.log(len(row)) if decision.kind == "route" else row - row.max()
+
         return DerivationProgram(
             variables=tuple(variables),
-            scores=np.concatenate([relative[decision.name] for decision in self.decisions]),
+            scores=np.concatenate([relative(decision) for decision in self.decisions]),
             rows=np.array(rows),
             lower=bounds,
             upper=bounds,

@@ -8,6 +8,7 @@ edge with it is no layer, and a node that nothing enters is zero.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -275,7 +276,10 @@ class NasBench201Space(SearchSpace):
         return total
 
     def derivation_program(self, scores: Mapping[str, np.ndarray], costs: Sequence[OptionCosts] = ()) -> DerivationProgram:
-        """One operator an edge, with a way from the cell's input to its output; the costs are those of what is built."""
+        """One operator an edge, with a way from the cell's input to its output; the costs are those of what is built.
+
+        An operator of ``k`` scores its log probability plus ``log k``, which is 0 where nothing is decided.
+        """
         rules = rules_of(self.operators, self.unread)
         sources = {**{built(edge): edge for edge in EDGES}, **{arriving(node): arriving(node) for node in INCOMING}}
         blank = {name: np.zeros(sum(name == other for other, _ in rules.variables)) for name, _ in rules.variables}
@@ -286,7 +290,7 @@ class NasBench201Space(SearchSpace):
         prices = [column({name: cost.options[source] for name, source in sources.items()}) for cost in costs]
         return DerivationProgram(
             variables=rules.variables,
-            scores=column({edge: scores[edge] for edge in EDGES}),
+            scores=column({edge: scores[edge] + math.log(len(self.operators)) for edge in EDGES}),
             rows=rules.rows,
             lower=rules.lower,
             upper=rules.upper,

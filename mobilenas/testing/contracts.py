@@ -297,6 +297,12 @@ class SpaceContract(ABC):
             assert self.may_be_derived(found)
             assert found == decoded or not self.may_be_derived(decoded)
 
+    def test_undecided_probabilities_score_every_network_alike(self) -> None:
+        space = self.make()
+        program = space.derivation_program(space.undecided)
+        scores = [score_of(program, architecture) for architecture in self.architectures(space)]
+        assert max(scores) - min(scores) < 1e-9, "what has not been decided prefers some networks"
+
     def test_derivation_is_never_over_the_budget(self) -> None:
         space = self.make()
         drawn = [architecture for architecture in self.architectures(space) if self.may_be_derived(architecture)]

@@ -36,6 +36,7 @@ from mobilenas.runtimes.base import PreparedModel, RunSettings, Runtime
 from mobilenas.runtimes.measure import MeasureProgress, measure
 from mobilenas.search.checkpoints import check_like, load_tensors, not_finite, one_line, sha256_of
 from mobilenas.search.descent import SgdSettings
+from mobilenas.search.retrain import TrainSettings
 from mobilenas.spaces import SPACES
 from mobilenas.spaces.base import SearchSpace
 
@@ -295,6 +296,24 @@ def sgd_settings(cfg: config.WeightsConfig) -> SgdSettings:
     if cfg.nesterov and cfg.momentum == 0:
         raise UsageError("weights.nesterov with weights.momentum = 0: Nesterov's step needs a momentum")
     return SgdSettings(**msgspec.to_builtins(cfg))
+
+
+def train_settings(cfg: config.TrainConfig, seed: int) -> TrainSettings:
+    """The trainer's settings; raises ``UsageError`` for settings that contradict each other."""
+    return TrainSettings(
+        epochs=cfg.epochs,
+        batch_size=cfg.data.batch,
+        workers=cfg.data.workers,
+        weights=sgd_settings(cfg.weights),
+        drop_path_fraction=cfg.drop_path_fraction,
+        auxiliary_weight=cfg.auxiliary_weight,
+        cutout=cfg.cutout,
+        seed=seed,
+        colour_jitter=cfg.colour_jitter,
+        ema_decay=cfg.ema_decay,
+        accumulate=cfg.compute.accumulate,
+        on_device=cfg.data.on_device,
+    )
 
 
 def tell_sweep(told: Listener, stage: str, p: MeasureProgress) -> None:

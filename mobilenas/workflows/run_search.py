@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from mobilenas import config, onnx_model, ops
-from mobilenas.config import DataSetConfig, LogCostConfig, ProfileConfig, SearchConfig
+from mobilenas.config import DataSetConfig, LogCostConfig, ProfileConfig, SearchConfig, SelectionConfig, TrainConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Measurement, MeasurementPlan, Statistic
@@ -40,10 +40,14 @@ from mobilenas.search.descent import AdamSettings
 from mobilenas.search.engine import LOWEST_TEMPERATURE, EngineSettings, EpochReport, SearchEngine
 from mobilenas.search.parts import told_where_memory_runs_out
 from mobilenas.search.processes import Processes
+from mobilenas.search.ranked import Rules, select_ranked
+from mobilenas.search.rankers import RANKERS
+from mobilenas.search.rankers.logits import Logits
 from mobilenas.search.selection import Round, Selection, select
 from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace, SupernetSize
 from mobilenas.supernet import ArchitectureParameters
+from mobilenas.workflows.choosing import evidence_of, largest_first, propose_by, rankers_of, recipe_of
 from mobilenas.workflows.launch import MAY_DIFFER, end_if_not_first, local_rank, processes_of, writing
 from mobilenas.workflows.naming import (
     ARCHITECTURE,
@@ -63,7 +67,7 @@ from mobilenas.workflows.naming import (
     typed_options,
 )
 
-OF_THE_SELECTION = ("candidates", "measure", "plan", "rounds")
+OF_THE_SELECTION = ("measure", "plan", "rounds", *(f"selection.{name}" for name in SelectionConfig.__struct_fields__))
 """Settings that only the choice at the end depends on: a search that did not end well may go on with others."""
 MEASUREMENTS, ROUNDS = "measurements", "rounds.json"
 
@@ -115,6 +119,8 @@ class _Prepared:
     inputs: Mapping[str, str]
     budget: Budget | None
     bounds: LatencyRange | None
+    rankers: tuple[str, ...]
+    recipe: TrainConfig
     data: DataFacts
 
 
@@ -128,6 +134,7 @@ def _prepared(cfg: SearchConfig, directory: RunDirectory, told: Listener, proces
     target = Target.from_config(cfg.device)
     target.plan(cfg.plan)
     LATENCY_MODELS.get(cfg.latency_model)
+    rankers, recipe = rankers_of(cfg.selection, space, method, processes.size), recipe_of(cfg.selection)
     fabric = fabric_from_config(cfg.compute, local_rank())
     if fabric.strategy.precision.precision not in method.precisions:
         raise IncompatibleError(
@@ -168,7 +175,7 @@ def _prepared(cfg: SearchConfig, directory: RunDirectory, told: Listener, proces
             on_note=told.note,
         )
         engine.check()
-        yield _Prepared(engine, target, link, inputs, budget, bounds, facts)
+        yield _Prepared(engine, target, link, inputs, budget, bounds, rankers, recipe, facts)
 
 
 def _search(cfg: SearchConfig, directory: RunDirectory, told: Listener, processes: Processes) -> SearchResult:
@@ -205,11 +212,12 @@ def _chosen(
     probabilities = {name: row.detach() for name, row in parameters.softmax().items()}
     save_tensors(directory.path / "logits.safetensors", probabilities)
     scores = method.scores(space, parameters) if importance is None else importance
+    restrict = largest_first(space, method.restrict) if cfg.derivation == "parameters" else method.restrict
     selection = None
-    if importance is None:
+    if cfg.derivation == "logits":
         architecture = method.decode(space, parameters)
     else:
-        architecture = space.architecture(next(solutions(method.restrict(space.derivation_program(scores)))))
+        architecture = space.architecture(next(solutions(restrict(space.derivation_program(scores)))))
     if budget is not None:
         told.progress("deriving", 0, 1)
         target, link, plan = prepared.target, prepared.link, prepared.target.plan(cfg.plan)
@@ -219,17 +227,30 @@ def _chosen(
         measure_networks = _measure_networks(plan, budget.statistic, space, target, link, directory, told)
         _write_rounds(directory, budget, ())
         with _set_aside_where_in_vain(directory):
-            selection = select(
-                space,
-                scores,
-                budget,
-                measure=measure_networks if cfg.measure else None,
-                candidates=cfg.candidates,
-                rounds=cfg.rounds,
-                restrict=method.restrict,
-                preferred=architecture,
-                on_round=lambda rounds: _write_rounds(directory, budget, rounds),
-            )
+            if cfg.derivation == "parameters" or (prepared.rankers == (Logits.name,) and not method.is_uniform):
+                selection = select(
+                    space,
+                    scores,
+                    budget,
+                    measure=measure_networks if cfg.measure else None,
+                    candidates=cfg.selection.keep,
+                    rounds=cfg.rounds,
+                    restrict=restrict,
+                    preferred=architecture,
+                    on_round=lambda rounds: _write_rounds(directory, budget, rounds),
+                )
+            else:
+                evidence = evidence_of(cfg, engine, prepared.recipe, scores, told)
+                selection = select_ranked(
+                    propose_by(cfg, space, method, scores, told),
+                    budget,
+                    [RANKERS.get(name)(evidence) for name in prepared.rankers],
+                    Rules(cfg.selection.keep, cfg.rounds, cfg.selection.least_fraction),
+                    measure=measure_networks if cfg.measure else None,
+                    generator=np.random.default_rng(cfg.seed),
+                    on_round=lambda rounds: _write_rounds(directory, budget, rounds),
+                    on_note=told.note,
+                )
         architecture = selection.architecture
         if selection.budget_binds and method.switches.skip_limit is not None:
             told.note(
@@ -256,6 +277,7 @@ def _chosen(
         collapsed=engine.collapsed,
         restored=engine.restored,
         data=prepared.data,
+        images=engine.images + (selection.images if selection else 0),
     )
     directory.write_document(ARCHITECTURE, documents.parse_json(architecture.to_json(), ARCHITECTURE))
     directory.write_document(RESULT, {"schema": "mobilenas/search-result@1", **msgspec.to_builtins(result)})

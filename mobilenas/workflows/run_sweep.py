@@ -33,7 +33,12 @@ from mobilenas.workflows.run_search import method_from_config, search
 from mobilenas.workflows.run_train import train
 
 RANDOM = "random"
-"""The method that every sweep holds, for the others to be compared with."""
+BASELINES: dict[str, dict[str, Any]] = {
+    RANDOM: {},
+    "random, not ranked": {"selection.rank": ["logits"]},
+    "most parameters": {"derivation": "parameters"},
+}
+"""What every sweep holds besides, for the methods to be compared with: settings of random search, by the name of the trials."""
 INSTEAD = {"method": "methods", "latency_budget": "budgets", "seed": "seeds"}
 """Settings of a search that a sweep has by another name."""
 OF_TRAINED = ("method_options.", "switches.", "derivation")
@@ -48,6 +53,8 @@ class Job(msgspec.Struct, frozen=True):
     """One trial: what is searched and how it is trained, and its folder's name."""
 
     name: str
+    method: str
+    """That of ``search``, or a baseline's name."""
     search: SearchConfig
     train: TrainConfig
 
@@ -61,11 +68,11 @@ class Failure(NamedTuple):
 
 def jobs_of(cfg: SweepConfig) -> list[Job]:
     """All trials; their names tell all that decides their result. Raises ``UsageError`` kinds for names and settings."""
-    methods = list(dict.fromkeys([*cfg.methods, RANDOM]))
+    methods = list(dict.fromkeys([*cfg.methods, *BASELINES]))
     budgets, devices = dict.fromkeys(cfg.budgets), dict.fromkeys(cfg.devices or [None])
     for budget in budgets:
         parse_latency_target(budget)
-    for method in methods:
+    for method in cfg.methods:
         METHODS.get(method)
     for name, instead in INSTEAD.items():
         if name in cfg.search:
@@ -75,13 +82,16 @@ def jobs_of(cfg: SweepConfig) -> list[Job]:
     found = []
     for method, budget, device, seed in product(methods, budgets, devices, range(cfg.seeds)):
         own = {"latency_budget": budget, "device.name": device, "seed": seed}
-        searched = _search_config(cfg, method, {**where, **own} if method == RANDOM else own)
+        is_baseline = method in BASELINES
+        searched = _search_config(cfg, RANDOM if is_baseline else method, {**where, **own} if is_baseline else own)
+        if is_baseline:
+            searched = load_config(SearchConfig, None, [], {**flat(msgspec.to_builtins(searched)), **BASELINES[method]})
         method_from_config(searched)
         data = msgspec.to_builtins(same_data(DataSetConfig(), searched.data))
         trained = load_config(TrainConfig, None, [], {**flat({"data": data, "seed": seed}), **flat(cfg.train)})
         digest = hashlib.sha256((config.dump_config(searched) + config.dump_config(trained)).encode()).hexdigest()[:8]
         words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{method}-{budget}-{searched.device.name}-s{seed}")
-        found.append(Job(f"{words}-{digest}", searched, trained))
+        found.append(Job(f"{words}-{digest}", method, searched, trained))
     return found
 
 
@@ -214,7 +224,7 @@ def _is_done(run: Path) -> bool:
 
 def _trial(job: Job, run: Path, failure: Failure | None) -> SweepTrial:
     cfg = job.search
-    trial = SweepTrial(job.name, cfg.method, cfg.latency_budget or "none", cfg.device.name, cfg.seed, str(run))
+    trial = SweepTrial(job.name, job.method, cfg.latency_budget or "none", cfg.device.name, cfg.seed, str(run))
     if not _is_done(run):
         status = read_status(run / "train") or read_status(run)
         stands = f"{status.word}: {status.reason}".strip(": ") if status else "not begun"
@@ -230,6 +240,7 @@ def _trial(job: Job, run: Path, failure: Failure | None) -> SweepTrial:
         params=searched["params"],
         madds=searched["madds"],
         search_s=searched["duration_s"],
+        images=searched.get("images"),
         train_s=trained["duration_s"],
     )
 
@@ -255,6 +266,7 @@ def _groups(trials: Sequence[SweepTrial]) -> tuple[SweepGroup, ...]:
                 highest_accuracy=max(accuracies),
                 ms=fmean(measured or [trial.ms for trial in members if trial.ms is not None]),
                 search_s=fmean([trial.search_s or 0.0 for trial in members]),
+                images=fmean([trial.images or 0 for trial in members]),
             )
         )
     return tuple(groups)

@@ -18,7 +18,7 @@ from mobilenas.results import TrainPlan, TrainResult
 from mobilenas.search.checkpoints import not_finite, save_tensors
 from mobilenas.search.parts import check_parts, told_where_memory_runs_out
 from mobilenas.search.processes import Processes
-from mobilenas.search.retrain import Trainer, TrainReport, TrainSettings
+from mobilenas.search.retrain import Trainer, TrainReport
 from mobilenas.search.task import Classification
 from mobilenas.workflows.launch import MAY_DIFFER, end_if_not_first, local_rank, processes_of, writing
 from mobilenas.workflows.naming import (
@@ -32,8 +32,8 @@ from mobilenas.workflows.naming import (
     default_run,
     fabric_from_config,
     facts_of,
-    sgd_settings,
     space_of,
+    train_settings,
 )
 
 SYNTHETIC_IMAGES = 1024
@@ -94,20 +94,7 @@ def _trainer(architecture: Architecture, run: Path, cfg: TrainConfig, told: List
         network=network,
         data=data,
         task=Classification(cfg.label_smoothing),
-        settings=TrainSettings(
-            epochs=cfg.epochs,
-            batch_size=cfg.data.batch,
-            workers=cfg.data.workers,
-            weights=sgd_settings(cfg.weights),
-            drop_path_fraction=cfg.drop_path_fraction,
-            auxiliary_weight=cfg.auxiliary_weight,
-            cutout=cfg.cutout,
-            seed=cfg.seed,
-            colour_jitter=cfg.colour_jitter,
-            ema_decay=cfg.ema_decay,
-            accumulate=cfg.compute.accumulate,
-            on_device=cfg.data.on_device,
-        ),
+        settings=train_settings(cfg, cfg.seed),
         fabric=fabric,
         directory=RunDirectory(run / (ON_NOISE if cfg.synthetic else "train")),
         processes=processes,

@@ -19,9 +19,9 @@ import torchvision
 
 from mobilenas import onnx_model
 from mobilenas.network import initialise_for_timing
-from mobilenas.profiling.networks import COVERED
+from mobilenas.profiling.networks import PUBLISHED_NETWORKS
 
-BEYOND_COVERED = (
+OTHERS_OF_TORCHVISION = (
     "efficientnet_b1",
     "regnet_x_400mf",
     "regnet_x_800mf",
@@ -54,7 +54,7 @@ PACKAGED: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 def foreign_models(folder: Path, wheels: Path | None) -> list[Path]:
     """Write all models below ``folder`` unless they are there, and return their files."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = [_torchvision(name, folder) for name in (*COVERED, *BEYOND_COVERED)]
+    found = [_torchvision(name, folder) for name in (*PUBLISHED_NETWORKS, *OTHERS_OF_TORCHVISION)]
     found += sorted(ZOO.glob("*.onnx"))
     return [*found, *(_packaged(wheels, folder) if wheels else [])]
 

@@ -123,6 +123,7 @@ def main(folder: Path, table: Path | None) -> Iterator[Outcome]:
     for name, disk in disks.items():
         print(f"{name}: {'a full disk' if small_disk(disk) else 'a limit of files'}", file=sys.stderr)
     small = {"supernet.channels": 2, "supernet.layers": 3, "measure": False, "table": str(table), "epochs": 6}
+    small["selection.steps"] = 8
     words = {key: value if isinstance(value, str) else json.dumps(value) for key, value in small.items()}
     try:
         run = disks["search"] / "run"

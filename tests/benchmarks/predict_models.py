@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from foreign_models import COVERED, foreign_models
+from foreign_models import PUBLISHED_NETWORKS, foreign_models
 
 from mobilenas import MobileNASError, onnx_model
 from mobilenas.config import DataSetConfig, DeviceConfig, SpaceConfig
@@ -145,7 +145,7 @@ def _print(
     print(f"\n{arm}\n")
     columns = ("model", "measured ms", "repeats within", "predicted ms", "off", "inside", "sum ms", "measured, estimated share")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    errors, widths, inside, covered = [], [], 0, []
+    errors, widths, inside, measured_ones = [], [], 0, []
     for path, m, found in zip(models, measured, predictions, strict=True):
         repeats = f"{m.repeatability_fraction:.1%}{'' if m.converged else ', not converged'}"
         if found is None:
@@ -156,7 +156,7 @@ def _print(
         inside += is_inside
         errors.append(abs(off))
         widths.append(ms.high_ms / ms.low_ms)
-        covered += [abs(off)] if path.stem in COVERED else []
+        measured_ones += [abs(off)] if path.stem in PUBLISHED_NETWORKS else []
         shares = f"{1 - found.predicted_share_fraction:.0%}, {found.estimated_share_fraction:.0%}"
         print(
             f"| {path.stem} | {m.value_ms:.3f} | {repeats} | {ms.ms:.3f} ({ms.low_ms:.3f} to {ms.high_ms:.3f}) | {off:+.1%} "
@@ -165,8 +165,8 @@ def _print(
     print(
         f"\n{inside} of {len(models)} inside their intervals, {len(models) - len(errors)} refused; high over low: median "
         f"{np.median(widths):.2f}, largest {max(widths):.2f}; off by {np.median(errors):.1%} at the median, "
-        f"{(np.array(errors) <= 0.1).sum()} within 10 %, worst {max(errors):.1%}; of the {len(covered)} covered networks "
-        f"{sum(e <= 0.1 for e in covered)} within 10 %"
+        f"{(np.array(errors) <= 0.1).sum()} within 10 %, worst {max(errors):.1%}; of the {len(measured_ones)} networks that "
+        f"the campaign measures {sum(e <= 0.1 for e in measured_ones)} within 10 %"
     )
 
 

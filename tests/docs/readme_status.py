@@ -11,6 +11,7 @@ from mobilenas.export.kits import kit_names
 from mobilenas.latency import LATENCY_MODELS
 from mobilenas.methods import METHODS
 from mobilenas.runtimes import RUNTIMES
+from mobilenas.search.rankers import RANKERS
 from mobilenas.spaces import SPACES
 from mobilenas.spaces.published import PUBLISHED
 
@@ -24,6 +25,7 @@ def status() -> str:
     rows = {
         "Methods": _names(METHODS),
         "Search spaces": _names(SPACES),
+        "Rankers": _names(RANKERS),
         "Latency models": _names(LATENCY_MODELS),
         "Runtimes": [f"{name} ({', '.join(RUNTIMES.get(name.strip('`')).precisions)})" for name in _names(RUNTIMES)],
         "Devices": ["`local`", "`ssh://user@host[:port]`", "`adb:SERIAL`", "a name given by `mobilenas devices add`"],

@@ -45,7 +45,7 @@ def test_blocks_of_ones_own_are_profiled_searched_trained_and_exported(here: Pat
     assert profiled["kernels"] > 10
     arguments = (
         "search", "--config", "search.toml", "--data", "digits", "--table", "table", "--latency-budget", "40%",
-        "--set", "architecture.lr=0.01", "--no-measure", "--json",
+        "--set", "architecture.lr=0.01", "--set", "selection.rank=['inherited']", "--no-measure", "--json",
     )  # fmt: skip
     free = json.loads(command(*arguments, "-o", "free").out)
     searched = json.loads(command(*arguments, "--set", "log_cost.weight=20", "--set", "log_cost.base=2", "-o", "run").out)

@@ -185,6 +185,7 @@ def test_a_budget_above_the_slowest_network_is_a_warning(
     use_synthetic_costs(monkeypatch)
     outcome = command(
         "search", "--latency-budget", "1e6ms", *SMALL, "-o", "out", "--table", str(table), "--no-measure", "--epochs", "1",
+        "--set", "selection.rank=['logits']",
         "--set", "supernet.channels=2", "--set", "supernet.layers=3", "--set", "data.train_fraction=0.1",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
@@ -204,7 +205,7 @@ BAD_VALUES = [
     ("search --budget-quantile 0.4", "budget_quantile"),
     ("search --budget-quantile 1", "budget_quantile"),
     ("search --budget-quantile nan", "budget_quantile"),
-    ("search --set candidates=0", "candidates"),
+    ("search --set selection.keep=0", "selection.keep"),
     ("search --set seed=99999999999999999999999", "seed"),
     ("search --seed -1", "seed"),
     ("search --set weights.lr=-1", "lr"),
@@ -583,7 +584,8 @@ def test_a_table_that_was_measured_again_does_not_go_on_with_a_search(
     command: Callable[..., Outcome], table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = ("--set", "supernet.channels=2", "--set", "supernet.layers=3", "--epochs", "1", *SMALL, "-q", "-o", "out")
-    arguments = ("search", "--latency-budget", "1e6ms", *small, "--no-measure", "--set", "data.train_fraction=0.1")
+    few = ("--set", "data.train_fraction=0.1", "--set", "selection.steps=8")
+    arguments = ("search", "--latency-budget", "1e6ms", *small, "--no-measure", *few)
     first = fakes.make_model(space())
     monkeypatch.setattr(run_search, "latency_model", lambda cfg, space, target, link: first)
     assert command(*arguments).code == 0

@@ -19,11 +19,12 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.core.workload import weighted_sum
 from mobilenas.errors import DocumentError, UsageError
 from mobilenas.latency.budget import LogCost, extreme_program, solutions, with_skip_share
+from mobilenas.methods.dense_nas import DenseNas
 from mobilenas.spaces.base import OptionCosts, SupernetPlan
 from mobilenas.spaces.cells import CellSpace
 from mobilenas.spaces.dense_blocks import DenseBlockSpace, densenas_mbv2, densenas_resnet
 from mobilenas.spaces.dense_layout import LAST, STEM, blocks, head, route, stacked
-from mobilenas.supernet import SKIP
+from mobilenas.supernet import SKIP, ArchitectureParameters
 from mobilenas.testing.contracts import log_scores, random_costs, random_probabilities
 
 MBV2_SOURCES = [
@@ -91,14 +92,15 @@ def test_routes_are_the_authors() -> None:
 
 @pytest.mark.parametrize("number", range(len(SMALL)))
 def test_the_chained_cost_is_the_expectation_over_all_paths(number: int) -> None:
-    """At temperature t paths are weighted by the t-th root of their probability, normalised."""
+    """At temperature t a route of k weighs ``p (k p)^(1/t - 1)``: its probability at 1, what the decode goes by towards 0."""
     space = SMALL[number]
     for seed in SEEDS:
         probabilities, costs = random_probabilities(space, seed, 2.0), space.option_costs(random_costs(space, seed))
         mean = {name: float(row @ torch.as_tensor(costs.options[name])) for name, row in probabilities.items()}
-        totals, likelihoods = [], []
+        totals, likelihoods, counts = [], [], []
         for path in paths(space):
             total, likelihood = costs.fixed, 1.0
+            counts.append(math.prod(len(space.layout.routes[source]) for source in path[:-1]))
             for before, (source, target) in zip((None, *path), itertools.pairwise(path), strict=False):
                 place = space.layout.routes[source].index(target)
                 likelihood *= float(probabilities[route(source)][place])
@@ -109,14 +111,14 @@ def test_the_chained_cost_is_the_expectation_over_all_paths(number: int) -> None
             likelihoods.append(likelihood)
         assert math.isclose(sum(likelihoods), 1.0, rel_tol=1e-9)
         for temperature in (1.0, 0.3):
-            weights = np.array(likelihoods) ** (1 / temperature)
+            weights = np.array(likelihoods) ** (1 / temperature) * np.array(counts, dtype=float) ** (1 / temperature - 1)
             wanted = float(weights @ np.array(totals) / weights.sum())
             assert math.isclose(float(space.expected_cost(probabilities, costs, temperature)), wanted, rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("number", range(len(SMALL)))
 def test_viterbi_and_derivation_under_a_budget_are_brute_force(number: int) -> None:
-    """The score by hand: log probabilities of routes, of operators against the best of their decision."""
+    """The score by hand: log probabilities of routes against equally likely ones, of operators against the best of theirs."""
     space = SMALL[number]
     everything = networks(space)
     assert len(set(everything)) == len(everything) > 30
@@ -125,7 +127,7 @@ def test_viterbi_and_derivation_under_a_budget_are_brute_force(number: int) -> N
     for seed in SEEDS:
         probabilities, cost = random_probabilities(space, seed, 2.0), random_costs(space, seed)
         rows = {name: row.log().numpy() for name, row in probabilities.items()}
-        best = {name: 0.0 if name.endswith(".next") else row.max() for name, row in rows.items()}
+        best = {name: -math.log(len(row)) if name.endswith(".next") else row.max() for name, row in rows.items()}
         scores = np.array([sum(rows[n][options[n].index(o)] - best[n] for n, o in a.choices.items()) for a in everything])
         assert space.decode(probabilities) == everything[int(scores.argmax())]
         sums = np.array([weighted_sum(space.workloads_of(a), cost) for a in everything])
@@ -134,6 +136,26 @@ def test_viterbi_and_derivation_under_a_budget_are_brute_force(number: int) -> N
         found = space.architecture(next(solutions(program, [target])))
         wanted = everything[int(np.where(sums <= target * (1 + 1e-9), scores, -np.inf).argmax())]
         assert found == wanted
+
+
+@pytest.mark.parametrize("number", range(len(SMALL)))
+def test_the_published_choice_is_the_path_of_the_largest_product_of_probabilities(number: int) -> None:
+    """By brute force over all networks, and by the program."""
+    space, method = SMALL[number], DenseNas(routes="published")
+    everything = networks(space)
+    parameters = ArchitectureParameters(method.searched(space), torch.Generator().manual_seed(0), space.decisions)
+    for spread in (0.0, 2.0):
+        with torch.no_grad():
+            for row in parameters.parameters():
+                row.copy_(spread * torch.randn(row.shape, generator=torch.Generator().manual_seed(number)))
+        rows = {name: row.detach().double().log().numpy() for name, row in parameters.softmax().items()}
+        kinds = {decision.name: decision for decision in space.decisions}
+        best = {name: 0.0 if kinds[name].kind == "route" else row.max() for name, row in rows.items()}
+        scores = [sum(rows[n][kinds[n].options.index(o)] - best[n] for n, o in a.choices.items()) for a in everything]
+        decoded = method.decode(space, parameters)
+        program = space.derivation_program(method.scores(space, parameters))
+        for found in (decoded, space.architecture(next(solutions(program)))):
+            assert math.isclose(scores[everything.index(found)], max(scores), abs_tol=1e-5)
 
 
 @pytest.mark.parametrize("number", range(len(SMALL)))

@@ -126,7 +126,8 @@ def test_all_three_together_through_their_entry_points(tmp_path: Path) -> None:
     assert json.loads(profiled.stdout)["kernels"] >= 5
     searched = mobilenas(
         tmp_path, "search", *space, *engine, "--method", "single-path", "--latency-budget", "60%", "--epochs", "1",
-        "--set", "supernet.channels=4", "--set", "data.train_fraction=0.3", "--no-measure", "-o", "run", "--json",
+        "--set", "supernet.channels=4", "--set", "data.train_fraction=0.3", "--set", "selection.steps=8",
+        "--no-measure", "-o", "run", "--json",
     )  # fmt: skip
     assert searched.returncode == 0, searched.stderr
     found = json.loads(searched.stdout)

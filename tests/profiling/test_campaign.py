@@ -175,7 +175,7 @@ def test_mobile_networks_with_a_kernel_that_is_refused_are_left_out(tmp_path: Pa
     for name in ("PUBLISHED", "LARGE_IMAGES"):  # for time's sake, as are the next
         monkeypatch.setattr(networks, name, networks.SMALL)
     monkeypatch.setattr(networks, "LARGEST_CLASSIFIER", 2**18)
-    monkeypatch.setattr(networks, "COVERED", ("squeezenet1_1",))
+    monkeypatch.setattr(networks, "PUBLISHED_NETWORKS", ("squeezenet1_1",))
     mobile = replace(
         campaign(tmp_path, Refusing("Clip")),
         source=MobileNetworks(),
@@ -188,12 +188,13 @@ def test_mobile_networks_with_a_kernel_that_is_refused_are_left_out(tmp_path: Pa
     assert 0 < len(has_some) < 5
     assert {row.architecture for row in table.networks} == {a for _, a in mobile.networks.measured} - has_some
     assert all(kernel.operator != "Clip" for kernel in table.rows)
-    [covered] = mobile.networks.covered
-    assert lowered[covered.fingerprint].keys() <= table.rows.keys()
-    assert covered not in {row.architecture for row in table.networks}
+    published = mobile.networks.scale[0]
+    assert published.space_options["network"] == "squeezenet1_1"
+    assert lowered[published.fingerprint].keys() <= table.rows.keys()
+    assert {row.architecture: row.role for row in table.networks}[published] == "scale"
     assert table.space_card(mobile.source.key).scale.factor == pytest.approx(1, rel=1e-3)
     doubt = table.card.doubts[-1]
-    assert f"{len(has_some)} of the 10 measured networks, which have some of them, are left out: Clip" in doubt
+    assert f"{len(has_some)} of the 11 measured networks, which have some of them, are left out: Clip" in doubt
 
 
 def test_kernels_of_rare_families_fill_up_the_number_asked_for(tmp_path: Path) -> None:

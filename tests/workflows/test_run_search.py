@@ -15,6 +15,7 @@ from mobilenas.search.checkpoints import load_tensors
 from mobilenas.testing import fakes
 from tests.conftest import CONFIG, SMALL, Outcome, space
 
+BY_LOGITS = ("--set", "selection.rank=['logits']")
 TINY = msgspec.structs.replace(PLANS["quick"], sweeps=2, maximum_sweeps=2, spread_s=0.0, samples=10, minimum_s=0.0)
 
 
@@ -28,7 +29,7 @@ def search_by_a_predictor(folder: Path, networks: int) -> list[str]:
     learn_network_model(space(), table).save(folder / "table")
     tiny = ["--set", "supernet.channels=2", "--set", "supernet.layers=3", "--set", "data.train_fraction=0.1", "--epochs", "1"]
     learnt = ["--latency-model", "network", "--table", "table"]
-    return ["search", "--data", "digits", *SMALL, *tiny, *learnt, "--set", "candidates=2", "-o", "run"]
+    return ["search", "--data", "digits", *SMALL, *tiny, *learnt, "--set", "selection.keep=2", *BY_LOGITS, "-o", "run"]
 
 
 @pytest.fixture

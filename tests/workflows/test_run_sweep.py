@@ -14,7 +14,7 @@ from mobilenas.config import SweepConfig, load_config
 from mobilenas.core.measurement import PLANS
 from mobilenas.core.signals import handlers_kept
 from mobilenas.errors import UnknownNameError, UsageError
-from mobilenas.workflows.run_sweep import jobs_of, run_trial, sweep
+from mobilenas.workflows.run_sweep import BASELINES, jobs_of, run_trial, sweep
 from tests.conftest import Outcome
 
 SMALL = {
@@ -26,6 +26,8 @@ SMALL = {
     "supernet.layers": 3,
     "epochs": 1,
     "measure": False,
+    "selection.keep": 2,
+    "selection.steps": 4,
 }
 
 
@@ -36,7 +38,8 @@ def sweep_config(**more: object) -> SweepConfig:
 
 def test_trials_are_all_there_is_of_methods_budgets_devices_and_seeds() -> None:
     jobs = jobs_of(sweep_config(methods=("darts", "gdas"), budgets=("40%", "70%"), devices=("local", "ssh://a@b"), seeds=3))
-    assert len(jobs) == len({job.name for job in jobs}) == 3 * 2 * 2 * 3, "random search is always one of the methods"
+    assert len(jobs) == len({job.name for job in jobs}) == 5 * 2 * 2 * 3, "three baselines are always among the methods"
+    assert {job.method for job in jobs} == {"darts", "gdas", *BASELINES}
     assert {job.search.method for job in jobs} == {"darts", "gdas", "random"}
     for job in jobs:
         assert (job.train.seed, job.train.data.name) == (job.search.seed, "digits")
@@ -46,7 +49,9 @@ def test_trials_are_all_there_is_of_methods_budgets_devices_and_seeds() -> None:
 def test_what_is_said_twice_is_one_trial_and_random_search_has_no_settings_of_trained_ones() -> None:
     more = {"search.method_options.order": 2, "search.derivation": "perturbation", "search.switches.beta_decay": 1.0}
     jobs = jobs_of(sweep_config(budgets=("40%", "40%"), devices=("local", "local"), seeds=1, **more))
-    assert [job.search.method for job in jobs] == ["darts", "random"]
+    assert [job.search.method for job in jobs] == ["darts", "random", "random", "random"]
+    assert [job.search.selection.rank for job in jobs] == [None, None, ("logits",), None]
+    assert [job.search.derivation for job in jobs] == ["perturbation", "logits", "logits", "parameters"]
     assert jobs[0].search.method_options == {"order": 2}
     assert (jobs[1].search.method_options, jobs[1].search.derivation, jobs[1].search.switches.beta_decay) == (
         {},
@@ -129,9 +134,13 @@ def test_a_sweep_is_run_listed_and_goes_on(
     result = json.loads(outcome.out)
     assert [(trial["method"], trial["budget"], trial["reason"]) for trial in result["trials"]] == [
         ("darts", "60%", ""),
-        ("random", "60%", ""),
+        *((baseline, "60%", "") for baseline in BASELINES),
     ]
-    assert {group["method"] for group in result["groups"]} == {"darts", "random"}
+    assert {group["method"] for group in result["groups"]} == {"darts", *BASELINES}
+    images = {trial["method"]: trial["images"] for trial in result["trials"]}
+    assert images["darts"] > images["random"] > images["most parameters"] == 0
+    most = {trial["method"]: trial["params"] for trial in result["trials"]}
+    assert most["most parameters"] >= max(most.values())
     assert any(group["is_on_front"] for group in result["groups"])
     assert (tmp_path / "sweep" / "front.svg").exists()
     runs = [tmp_path / trial["run"] for trial in result["trials"]]

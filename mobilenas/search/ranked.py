@@ -1,0 +1,225 @@
+"""From a distribution over networks to the one delivered: propose, measure, rank by evidence, measure again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+
+from mobilenas.core.architecture import Architecture
+from mobilenas.core.measurement import Measurement
+from mobilenas.errors import BudgetError
+from mobilenas.latency.budget import Budget, Candidate
+from mobilenas.latency.proposal import LEAST_FRACTION, Proposal
+from mobilenas.search.rankers.base import Ranker, ranks_of
+from mobilenas.search.selection import MeasuredCandidate, MeasureNetworks, RankedCandidate, Round, Selection, closest_words
+
+LEAST_CORRELATION = 0.2
+"""Spearman's, of a cheap ranker with a dear one on the candidates; below it the cheap one is not believed."""
+FEWEST = 4
+"""Candidates that a correlation is told of."""
+
+Propose = Callable[[Budget, Collection[Architecture]], Proposal]
+"""A budget and networks that are known already -> networks that use it up."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How many candidates are kept, in how many rounds they are measured, and what of the budget they use at least."""
+
+    keep: int = 8
+    rounds: int = 3
+    least_fraction: float = LEAST_FRACTION
+
+
+def select_ranked(
+    propose: Propose,
+    budget: Budget,
+    rankers: Sequence[Ranker],
+    rules: Rules,
+    *,
+    measure: MeasureNetworks | None,
+    generator: np.random.Generator,
+    on_round: Callable[[Sequence[Round]], None] = lambda _: None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> Selection:
+    """Choose among proposed networks the one with the best sum of ranks; measured on the device if ``measure`` is given.
+
+    Cheap rankers keep ``rules.keep`` of the networks that ``propose`` draws; the device measures them, which costs less than
+    any training, and what it took of what was predicted corrects the next round's proposal, until half of them use the band
+    from ``rules.least_fraction`` to all of the budget. The dear rankers are asked about those only. The best by the sum of all
+    ranks is measured again, from the start: that is the verdict; one over the budget makes way for the next.
+
+    A cheap ranker whose order the dear ones contradict (``LEAST_CORRELATION``) is dropped, and as many networks are drawn
+    again without it. Raises ``BudgetError`` where nothing is proposed, or nothing was measured within the budget.
+    """
+    cheap, dear = [r for r in rankers if r.is_cheap], [r for r in rankers if not r.is_cheap]
+    choice = _Choice(propose, budget, rules, measure, generator, on_round, on_note, budget.target_ms)
+    choice.find(cheap, rules.keep)
+    scores = choice.scores(rankers)
+    correlations = _correlations(cheap, dear, scores) if dear and len(choice.finalists) >= FEWEST else {}
+    dropped = [name for name, correlation in correlations.items() if correlation < LEAST_CORRELATION]
+    if dropped:
+        on_note(
+            f"dropped: {', '.join(dropped)}, which does not order {len(choice.finalists)} candidates as "
+            f"{' and '.join(ranker.name for ranker in dear)} does; as many are drawn anew"
+        )
+        choice.find([ranker for ranker in cheap if ranker.name not in dropped], rules.keep + len(choice.inside))
+        scores = choice.scores([ranker for ranker in rankers if ranker.name not in dropped])
+    ranks = {name: ranks_of(row) for name, row in scores.items()}
+    order = np.argsort(-_together(scores), kind="stable")
+    best_first = [choice.finalists[index] for index in order]
+    chosen, verdict = choice.verdict(best_first)
+    return Selection(
+        architecture=chosen.architecture,
+        score=chosen.score,
+        workload_ms=chosen.workload_ms,
+        table_ms=chosen.table.ms,
+        table_low_ms=chosen.table.low_ms,
+        table_high_ms=chosen.table.high_ms,
+        verdict=verdict,
+        rounds=tuple(choice.history),
+        candidates=tuple(
+            choice.ranked(candidate, {name: float(row[index]) for name, row in ranks.items()})
+            for index, candidate in zip(order, best_first, strict=True)
+        ),
+        correlations=correlations,
+        images=choice.images.total(),
+        share_used=(verdict.value_ms if verdict else budget.bound_ms(chosen.table)) / budget.target_ms,
+    )
+
+
+@dataclass
+class _Choice:
+    """The candidates of one choice, with what the device took for them; ``None`` without a device."""
+
+    propose: Propose
+    budget: Budget
+    rules: Rules
+    measure: MeasureNetworks | None
+    generator: np.random.Generator
+    on_round: Callable[[Sequence[Round]], None]
+    on_note: Callable[[str], None]
+    target_ms: float
+    """What is proposed under: the budget over what networks took of their prediction."""
+    inside: dict[Candidate, Measurement | None] = field(default_factory=dict)
+    """Within the band."""
+    below: dict[Candidate, Measurement | None] = field(default_factory=dict)
+    """Within the budget, of which they leave more."""
+    over: set[Architecture] = field(default_factory=set)
+    history: list[Round] = field(default_factory=list)
+    images: Counter[str] = field(default_factory=Counter)
+    """That ranking took, by what they were spent on."""
+
+    @property
+    def finalists(self) -> list[Candidate]:
+        """Those that use the budget, or where there are none, those that leave some of it."""
+        return list(self.inside or self.below)
+
+    def find(self, cheap: Sequence[Ranker], count: int) -> None:
+        """Look for ``count`` candidates in the band, in ``rules.rounds`` rounds at most; half of them are enough."""
+        budget, first = self.budget, len(self.history)
+        enough = len(self.inside) + (count - len(self.inside) + 1) // 2
+        while len(self.history) - first < self.rules.rounds and len(self.inside) < enough:
+            known = {*self.over, *(candidate.architecture for candidate in (*self.inside, *self.below))}
+            proposal = self.propose(replace(budget, target_ms=self.target_ms), known)
+            if not proposal.candidates:
+                break
+            if proposal.least_fraction < self.rules.least_fraction:
+                self.on_note(
+                    f"no network was found that uses {self.rules.least_fraction:.0%} of {self.target_ms:.4g} ms: from "
+                    f"{proposal.least_fraction:.0%} on all are candidates"
+                )
+            kept = self._best(proposal.candidates, cheap, count - len(self.inside))
+            if self.measure is None:
+                self.inside.update(dict.fromkeys(kept))
+                break
+            self._measure(kept, self.measure, proposal.least_fraction)
+        if not self.finalists:
+            if not self.history:
+                raise BudgetError(f"no network was found within {budget.target_ms:.4g} ms: raise --latency-budget")
+            raise BudgetError(
+                f"after {len(self.history)} rounds no network was measured within {budget.target_ms:.4g} ms: "
+                f"{closest_words(self.history[-1])}; raise --latency-budget, or profile again if the device has changed"
+            )
+
+    def _best(self, pool: Sequence[Candidate], cheap: Sequence[Ranker], count: int) -> list[Candidate]:
+        """By cheap rankers, or drawn where there are none."""
+        if not cheap:
+            return [pool[index] for index in self.generator.permutation(len(pool))[:count]]
+        scores = {ranker.name: ranker.rank([candidate.architecture for candidate in pool]) for ranker in cheap}
+        self.images.update({f"pool, {name}": ranking.images for name, ranking in scores.items()})
+        order = np.argsort(-_together({name: ranking.scores for name, ranking in scores.items()}), kind="stable")
+        return [pool[index] for index in order[:count]]
+
+    def _measure(self, kept: Sequence[Candidate], measure: MeasureNetworks, least_fraction: float) -> None:
+        """One round: measure, sort, and correct the target by what the device took of what was predicted."""
+        found = list(zip(kept, measure([c.architecture for c in kept], f"round{len(self.history)}"), strict=True))
+        for candidate, measured in found:
+            if not measured.is_within(self.budget.target_ms):
+                self.over.add(candidate.architecture)
+            elif measured.value_ms >= least_fraction * self.budget.target_ms:
+                self.inside[candidate] = measured
+            else:
+                self.below[candidate] = measured
+        correction = float(np.median([measured.value_ms / candidate.table.ms for candidate, measured in found]))
+        listed = tuple(
+            MeasuredCandidate(c.architecture.fingerprint, c.score, c.table.ms, m.value_ms, m.high_ms) for c, m in found
+        )
+        self.history.append(Round(self.target_ms, listed, None, None, correction))
+        self.on_round(self.history)
+        self.target_ms = self.budget.target_ms / correction
+
+    def scores(self, rankers: Sequence[Ranker]) -> dict[str, np.ndarray]:
+        """What each ranker says of the finalists, by its name."""
+        networks = [candidate.architecture for candidate in self.finalists]
+        rankings = {ranker.name: ranker.rank(networks) for ranker in rankers}
+        self.images |= {name: ranking.images for name, ranking in rankings.items()}  # of finalists, those before among them
+        return {name: ranking.scores for name, ranking in rankings.items()}
+
+    def verdict(self, best_first: Sequence[Candidate]) -> tuple[Candidate, Measurement | None]:
+        """The first that is within the budget when it is measured again; it stands in the last round."""
+        if self.measure is None:
+            return best_first[0], None
+        for number, candidate in enumerate(best_first):
+            [verdict] = self.measure([candidate.architecture], f"verdict{number}")
+            last = msgspec.structs.replace(self.history[-1], chosen=candidate.architecture.fingerprint, verdict=verdict)
+            self.history[-1] = last
+            self.on_round(self.history)
+            if verdict.is_within(self.budget.target_ms):
+                return candidate, verdict
+        raise BudgetError(
+            f"of {len(best_first)} networks that were measured within {self.budget.target_ms:.4g} ms none was when measured "
+            f"again: {closest_words(self.history[-1])}; raise --latency-budget, or measure on an idle device"
+        )
+
+    def ranked(self, candidate: Candidate, ranks: Mapping[str, float]) -> RankedCandidate:
+        """One line of the result."""
+        measured = {**self.below, **self.inside}[candidate]
+        return RankedCandidate(
+            fingerprint=candidate.architecture.fingerprint,
+            ranks=dict(ranks),
+            table_ms=candidate.table.ms,
+            measured_ms=measured.value_ms if measured else None,
+        )
+
+
+def _together(scores: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A score ``(N,)`` by all rankers: the higher, the lower the sum of ranks."""
+    found: np.ndarray = -np.sum([ranks_of(row) for row in scores.values()], axis=0)
+    return found
+
+
+def _correlations(cheap: Sequence[Ranker], dear: Sequence[Ranker], scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Spearman's correlation of each cheap ranker with the dear ones together, on the candidates that all of them ranked."""
+    together = _together({ranker.name: scores[ranker.name] for ranker in dear})
+    return {ranker.name: _spearman(scores[ranker.name], together) for ranker in cheap}
+
+
+def _spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Rank correlation from -1 to 1; 0 where one of the two does not tell networks apart."""
+    ranks = ranks_of(first), ranks_of(second)
+    return 0.0 if any(np.ptp(each) == 0 for each in ranks) else float(np.corrcoef(*ranks)[0, 1])
