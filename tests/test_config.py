@@ -232,7 +232,7 @@ def test_what_is_said_goes_before_a_preset() -> None:
     ("setting", "available"),
     [
         ("watch", "off, restore, warn"),
-        ("derivation", "logits, perturbation"),
+        ("derivation", "logits, parameters, perturbation"),
         ("device.estimator", "floor, median"),
         ("weights.schedule", "cosine, exponential, linear"),
         ("budget_statistic", "floor, median, p90"),

@@ -25,6 +25,8 @@ LOWER_FRACTIONS = (0.90, 0.0)
 """What is tried where no network is found, in order."""
 WAVES = 8
 """How often draws that missed the band are drawn again, with the linear costs corrected by what missed."""
+NEW_FRACTION = 0.1
+"""Of the networks that are wanted, how many a wave of draws must meet for the first time to be followed by another."""
 ANSWERS = 4
 """Of one program that are looked through for a network that is not known yet."""
 SEEN = 16
@@ -148,7 +150,13 @@ def propose_uniformly(
 
 
 def _draw_into(band: _Band, drawn: Callable[[], DerivationProgram], count: int) -> None:
-    """Draw until the band holds ``count`` networks, ``WAVES`` of draws are done, or a wave meets known networks only."""
+    """Draw until the band holds ``count`` networks, ``WAVES`` of draws are done, or a wave meets hardly any that is new."""
+    _, high_ms = band.targets_ms()
+    band.price(
+        band.space.architecture(choice)
+        for program in (drawn() for _ in range(SEEN))
+        for choice in islice(solutions(program, [high_ms]), 1)
+    )
     programs = [(drawn(), band.ratio) for _ in range(count)]
     for _ in range(WAVES):
         known = len(band.found) + len(band.outside)
@@ -161,7 +169,7 @@ def _draw_into(band: _Band, drawn: Callable[[], DerivationProgram], count: int) 
         while len(again) + len(band.found) < count:
             again.append((drawn(), band.ratio))
         programs = again[: max(0, count - len(band.found))]
-        if not programs or len(band.found) + len(band.outside) == known:
+        if not programs or len(band.found) + len(band.outside) - known <= NEW_FRACTION * count:
             return
 
 

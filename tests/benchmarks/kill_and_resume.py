@@ -131,7 +131,7 @@ def search(folder: Path, table: Path, size: Size, kills: int, seed: int) -> int:
         "search", "--data", "digits", *size.space, "--latency-budget", "40%", "--no-measure", "--table", str(table),
         "--epochs", str(size.epochs), "--set", "supernet.channels=4", "--set", "supernet.layers=3",
         "--set", f"data.train_fraction={size.train_fraction}", "--set", "architecture.lr=0.02",
-        "--set", "selection.keep=3", "--set", "selection.steps=40", *size.together, "-o",
+        "--set", "selection.keep=2", "--set", "selection.steps=12", *size.together, "-o",
     ]  # fmt: skip
     commands = Commands(folder)
     commands.run([*arguments, "whole"])

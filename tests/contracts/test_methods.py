@@ -86,12 +86,15 @@ class TestDenseNasByStep(TestDenseNas):
 
 
 class TestRandomSearch(MethodContract):
-    """It has the hooks of all methods, and no epoch to train, to resume or to warm up in."""
+    """It has the hooks of all methods, and no epoch to train, to resume or to warm up in; its logits decide nothing."""
 
     test_a_search_changes_weights_and_logits = None
     test_warmup_trains_weights_and_leaves_logits_untouched = None
     test_a_resumed_search_ends_as_one_that_never_stopped = None
     test_a_search_interrupted_in_mid_epoch_saves_and_ends_as_one_that_never_stopped = None
+    test_what_the_cost_sees_is_what_the_derivation_maximises = None
+    test_a_huge_multiplier_makes_the_cheap_operator_win = None
+    test_scores_agree_with_decode = None
 
     def make(self) -> SearchMethod:
         return RandomSearch()

@@ -20,6 +20,8 @@ TINY = [
     "1",
     "--set",
     "data.train_fraction=0.3",
+    "--set",
+    "selection.rank=['logits']",
 ]
 
 

@@ -227,7 +227,7 @@ def test_derivation_within_two_budgets_is_brute_force_over_all_architectures(see
     option_costs: list[OptionCosts] = [space.option_costs(cost) for cost in both]
     probabilities = random_probabilities(space, seed, 2.0)
     scores = log_scores(probabilities)
-    total = sum(scores[edge][ALL_CODES[:, i]] for i, edge in enumerate(EDGES))
+    total = sum(scores[edge][ALL_CODES[:, i]] + math.log(len(OPERATORS)) for i, edge in enumerate(EDGES))
     free = space.derivation_program(scores)
     for share in (0.1, 20, 60):
         targets = np.percentile(sums, share, axis=1)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(HERE))
 from stranger.latency_model import MaddsModel  # noqa: E402
 from stranger.link import NiceLink  # noqa: E402
 from stranger.method import SinglePath  # noqa: E402
+from stranger.ranker import FewestLayers  # noqa: E402
 from stranger.runtime import OnnxReference  # noqa: E402
 from stranger.space import ChainSpace  # noqa: E402
 
@@ -30,18 +31,25 @@ from mobilenas.latency.models import LatencyModel  # noqa: E402
 from mobilenas.latency.table import ErrorReport  # noqa: E402
 from mobilenas.methods.base import SearchMethod  # noqa: E402
 from mobilenas.runtimes.base import RunSettings, Runtime  # noqa: E402
+from mobilenas.search.rankers.base import Evidence, Ranker  # noqa: E402
 from mobilenas.spaces.base import SearchSpace  # noqa: E402
 from mobilenas.spaces.cells import CellSpace  # noqa: E402
 from mobilenas.spaces.dense_blocks import DenseBlockSpace  # noqa: E402
 from mobilenas.spaces.dense_layout import blocks  # noqa: E402
 from mobilenas.testing.contracts import SpaceContract  # noqa: E402
 from mobilenas.testing.device_contracts import LinkContract, RuntimeContract  # noqa: E402
+from mobilenas.testing.ranker_contracts import RankerContract  # noqa: E402
 from mobilenas.testing.search_contracts import LatencyModelContract, MethodContract  # noqa: E402
 
 
 class TestSinglePath(MethodContract):
     def make(self) -> SearchMethod:
         return SinglePath()
+
+
+class TestFewestLayers(RankerContract):
+    def make(self, evidence: Evidence) -> Ranker:
+        return FewestLayers(evidence)
 
 
 class TestChainSpace(SpaceContract):
@@ -126,13 +134,14 @@ def test_all_three_together_through_their_entry_points(tmp_path: Path) -> None:
     assert json.loads(profiled.stdout)["kernels"] >= 5
     searched = mobilenas(
         tmp_path, "search", *space, *engine, "--method", "single-path", "--latency-budget", "60%", "--epochs", "1",
-        "--set", "supernet.channels=4", "--set", "data.train_fraction=0.3", "--set", "selection.steps=8",
+        "--set", "supernet.channels=4", "--set", "data.train_fraction=0.3", "--set", "selection.rank=['fewest-layers']",
         "--no-measure", "-o", "run", "--json",
     )  # fmt: skip
     assert searched.returncode == 0, searched.stderr
     found = json.loads(searched.stdout)
     assert found["method"] == "single-path"
     assert found["architecture"]["space"] == "chain"
+    assert set(found["selection"]["candidates"][0]["ranks"]) == {"fewest-layers"}
     assert found["budgets"][0]["table_ms"] <= found["budgets"][0]["target_ms"]
     trained = mobilenas(tmp_path, "train", "run", "--epochs", "1", "--set", "data.train_fraction=0.3", "--json")
     assert trained.returncode == 0, trained.stderr

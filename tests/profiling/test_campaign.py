@@ -90,7 +90,7 @@ def test_a_runner_that_does_not_say_whether_it_was_warm_is_not_blamed(tmp_path: 
 
 def test_networks_that_fit_are_never_those_that_test(tmp_path: Path) -> None:
     networks = replace(campaign(tmp_path), learnt_networks=5).networks
-    assert [len(part) for part in networks] == [4, 4, 5, 0, 30]
+    assert [len(part) for part in networks] == [4, 4, 5, 30]
     assert len({architecture for part in networks for architecture in part}) == 43
     assert replace(campaign(tmp_path), learnt_networks=5).networks == networks
     assert replace(campaign(tmp_path), learnt_networks=5, seed=2).networks != networks
@@ -181,6 +181,7 @@ def test_mobile_networks_with_a_kernel_that_is_refused_are_left_out(tmp_path: Pa
         source=MobileNetworks(),
         plan=msgspec.structs.replace(PLAN, scale_networks=6, test_networks=4, lowered_networks=1),
         maximum_kernels=1,
+        seed=2,  # two of its networks have such a kernel
     )
     table = mobile.run()
     lowered = mobile.lowered_kernels()
