@@ -9,14 +9,14 @@ approximation, which reaches every network and costs one small integer program a
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 
 from mobilenas.core.architecture import Architecture
-from mobilenas.latency.budget import Budget, Candidate, Restrict, allows, candidates_of, solutions
+from mobilenas.latency.budget import LOWERED_TOGETHER, Budget, Candidate, Restrict, allows, candidates_of, solutions
 from mobilenas.spaces.base import DerivationProgram, SearchSpace
 
 LEAST_FRACTION = 0.95
@@ -184,8 +184,6 @@ def _answer(band: _Band, program: DerivationProgram, ratio: float) -> Architectu
 def _look_through(band: _Band, count: int) -> None:
     """The best networks of all that could lie in the band by the ratios seen, before it is said to hold no more."""
     low_ms, high_ms = band.targets_ms()
-    answers: Sequence[Architecture] = [
-        band.space.architecture(choice)
-        for choice in islice(solutions(band.program, [high_ms], [low_ms]), max(count, LOOKED_THROUGH))
-    ]
-    band.price(answers)
+    answers = islice(solutions(band.program, [high_ms], [low_ms]), LOOKED_THROUGH)
+    while len(band.found) < count and (some := list(islice(answers, LOWERED_TOGETHER))):
+        band.price(band.space.architecture(choice) for choice in some)
