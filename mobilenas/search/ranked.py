@@ -51,7 +51,8 @@ def select_ranked(
     Cheap rankers keep ``rules.keep`` of the networks that ``propose`` draws; the device measures them, which costs less than
     any training, and what it took of what was predicted corrects the next round's proposal, until half of them use the band
     from ``rules.least_fraction`` to all of the budget. The dear rankers are asked about those only. The best by the sum of all
-    ranks is measured again, from the start: that is the verdict; one over the budget makes way for the next.
+    ranks is measured again, from the start: that is the verdict; one over the budget makes way for the next. Where none is
+    left, the verdicts correct the target once more.
 
     A cheap ranker whose order the dear ones contradict (``LEAST_CORRELATION``) is dropped, and as many networks are drawn
     again without it. Raises ``BudgetError`` where nothing is proposed, or nothing was measured within the budget.
@@ -62,17 +63,28 @@ def select_ranked(
     scores = choice.scores(rankers)
     correlations = _correlations(cheap, dear, scores) if dear and len(choice.finalists) >= FEWEST else {}
     dropped = [name for name, correlation in correlations.items() if correlation < LEAST_CORRELATION]
+    believed = [ranker for ranker in rankers if ranker.name not in dropped]
     if dropped:
         on_note(
             f"dropped: {', '.join(dropped)}, which does not order {len(choice.finalists)} candidates as "
             f"{' and '.join(ranker.name for ranker in dear)} does; as many are drawn anew"
         )
-        choice.find([ranker for ranker in cheap if ranker.name not in dropped], rules.keep + len(choice.inside))
-        scores = choice.scores([ranker for ranker in rankers if ranker.name not in dropped])
-    ranks = {name: ranks_of(row) for name, row in scores.items()}
-    order = np.argsort(-_together(scores), kind="stable")
-    best_first = [choice.finalists[index] for index in order]
-    chosen, verdict = choice.verdict(best_first)
+        choice.find([ranker for ranker in believed if ranker.is_cheap], rules.keep + len(choice.inside))
+        scores = choice.scores(believed)
+    best_first, candidates = choice.ranked(scores)
+    found = choice.verdict(best_first)
+    if found is None:
+        on_note("none of the candidates was within the budget when it was measured again: the target is corrected once more")
+        choice.correct_by_verdicts()
+        choice.find([ranker for ranker in believed if ranker.is_cheap], rules.keep)
+        best_first, candidates = choice.ranked(choice.scores(believed))
+        found = choice.verdict(best_first)
+    if found is None:
+        raise BudgetError(
+            f"of {choice.verdicts} networks that were measured within {budget.target_ms:.4g} ms none was when measured again: "
+            f"{closest_words(choice.history[-1])}; raise --latency-budget, or measure on an idle device"
+        )
+    chosen, verdict = found
     return Selection(
         architecture=chosen.architecture,
         score=chosen.score,
@@ -82,10 +94,7 @@ def select_ranked(
         table_high_ms=chosen.table.high_ms,
         verdict=verdict,
         rounds=tuple(choice.history),
-        candidates=tuple(
-            choice.ranked(candidate, {name: float(row[index]) for name, row in ranks.items()})
-            for index, candidate in zip(order, best_first, strict=True)
-        ),
+        candidates=candidates,
         correlations=correlations,
         images=choice.images.total(),
         share_used=(verdict.value_ms if verdict else budget.bound_ms(chosen.table)) / budget.target_ms,
@@ -113,6 +122,9 @@ class _Choice:
     history: list[Round] = field(default_factory=list)
     images: Counter[str] = field(default_factory=Counter)
     """That ranking took, by what they were spent on."""
+    verdicts: int = 0
+    slowest: float = 0.0
+    """Most that a network took of its prediction when it was measured again."""
 
     @property
     def finalists(self) -> list[Candidate]:
@@ -122,7 +134,7 @@ class _Choice:
     def find(self, cheap: Sequence[Ranker], count: int) -> None:
         """Look for ``count`` candidates in the band, in ``rules.rounds`` rounds at most; half of them are enough."""
         budget, first = self.budget, len(self.history)
-        enough = len(self.inside) + (count - len(self.inside) + 1) // 2
+        enough = len(self.inside) + max(min(2, count), (count - len(self.inside) + 1) // 2)
         while len(self.history) - first < self.rules.rounds and len(self.inside) < enough:
             known = {*self.over, *(candidate.architecture for candidate in (*self.inside, *self.below))}
             proposal = self.propose(replace(budget, target_ms=self.target_ms), known)
@@ -180,31 +192,50 @@ class _Choice:
         self.images |= {name: ranking.images for name, ranking in rankings.items()}  # of finalists, those before among them
         return {name: ranking.scores for name, ranking in rankings.items()}
 
-    def verdict(self, best_first: Sequence[Candidate]) -> tuple[Candidate, Measurement | None]:
-        """The first that is within the budget when it is measured again; it stands in the last round."""
+    def verdict(self, best_first: Sequence[Candidate]) -> tuple[Candidate, Measurement | None] | None:
+        """The first that is within the budget when it is measured again, ``None`` if none is; it stands in the last round.
+
+        Those that leave some of the budget come after those that use it, the slowest of them first.
+        """
         if self.measure is None:
             return best_first[0], None
-        for number, candidate in enumerate(best_first):
-            [verdict] = self.measure([candidate.architecture], f"verdict{number}")
+        slowest_first = sorted(self.below, key=lambda candidate: -self._measured_ms(candidate))
+        for candidate in dict.fromkeys([*best_first, *slowest_first]):
+            [verdict] = self.measure([candidate.architecture], f"verdict{self.verdicts}")
+            self.verdicts += 1
             last = msgspec.structs.replace(self.history[-1], chosen=candidate.architecture.fingerprint, verdict=verdict)
             self.history[-1] = last
             self.on_round(self.history)
             if verdict.is_within(self.budget.target_ms):
                 return candidate, verdict
-        raise BudgetError(
-            f"of {len(best_first)} networks that were measured within {self.budget.target_ms:.4g} ms none was when measured "
-            f"again: {closest_words(self.history[-1])}; raise --latency-budget, or measure on an idle device"
-        )
+            self.slowest = max(self.slowest, verdict.value_ms / candidate.table.ms)
+        return None
 
-    def ranked(self, candidate: Candidate, ranks: Mapping[str, float]) -> RankedCandidate:
-        """One line of the result."""
-        measured = {**self.below, **self.inside}[candidate]
-        return RankedCandidate(
-            fingerprint=candidate.architecture.fingerprint,
-            ranks=dict(ranks),
-            table_ms=candidate.table.ms,
-            measured_ms=measured.value_ms if measured else None,
+    def correct_by_verdicts(self) -> None:
+        """Set all candidates aside, and propose below what verdicts took of what was predicted."""
+        self.over |= {candidate.architecture for candidate in (*self.inside, *self.below)}
+        self.inside, self.below = {}, {}
+        self.target_ms = self.budget.target_ms / self.slowest
+
+    def ranked(self, scores: Mapping[str, np.ndarray]) -> tuple[list[Candidate], tuple[RankedCandidate, ...]]:
+        """The finalists by the sum of their ranks, the best first, and what the result says of them."""
+        ranks = {name: ranks_of(row) for name, row in scores.items()}
+        order = np.argsort(-_together(scores), kind="stable")
+        best_first = [self.finalists[index] for index in order]
+        told = tuple(
+            RankedCandidate(
+                fingerprint=candidate.architecture.fingerprint,
+                ranks={name: float(row[index]) for name, row in ranks.items()},
+                table_ms=candidate.table.ms,
+                measured_ms=self._measured_ms(candidate) if self.measure else None,
+            )
+            for index, candidate in zip(order, best_first, strict=True)
         )
+        return best_first, told
+
+    def _measured_ms(self, candidate: Candidate) -> float:
+        measured = {**self.below, **self.inside}[candidate]
+        return measured.value_ms if measured else candidate.table.ms
 
 
 def _together(scores: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -33,7 +33,7 @@ def test_profile_search_train_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert profiled["table_mape_fraction"] < 0.2
 
     few = ["--set", "supernet.channels=2", "--set", "supernet.layers=3", "--set", "data.train_fraction=0.3"]
-    tiny = [*SMALL, *few, "--epochs", "1", "--set", "selection.keep=3", "--set", "selection.steps=8"]
+    tiny = [*SMALL, *few, "--epochs", "1", "--set", "selection.keep=4", "--set", "selection.steps=8"]
     infeasible = run("search", "--latency-budget", "1us", *tiny, "-o", "no", expect=5)
     assert "fastest" in infeasible.stderr
     assert not Path("no").exists()

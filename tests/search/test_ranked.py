@@ -120,11 +120,39 @@ def test_a_verdict_over_the_budget_makes_way_for_the_next_network() -> None:
     assert found.share_used == pytest.approx(0.97, rel=2e-3)
 
 
+def test_what_leaves_some_of_the_budget_is_delivered_where_all_that_use_it_prove_to_be_over() -> None:
+    """Two of three candidates are measured far below the budget, the third within the band, but not again."""
+    seen: list[str] = []
+
+    def measure(architectures, label):
+        seen.append(label)
+        if label == "verdict0":
+            return [measurement(1.2 * budget().target_ms, 0.001, True)]
+        shares = [0.97, 0.5, 0.6] if label.startswith("round") else [0.6]
+        return [measurement(share * budget().target_ms, 0.001, True) for share, _ in zip(shares, architectures, strict=False)]
+
+    found = choose([Dear()], measure=measure, keep=3, rounds=1)
+    assert seen == ["round0", "verdict0", "verdict1"]
+    assert found.share_used == pytest.approx(0.6, rel=2e-3)
+    assert found.rounds[0].candidates[2].fingerprint == found.architecture.fingerprint, "the slowest of those below"
+
+
 def test_networks_that_are_all_over_the_budget_end_the_search() -> None:
     with pytest.raises(BudgetError, match="after 2 rounds no network was measured within"):
         choose([Dear()], measure=lambda networks, label: [measurement(0.25, 0.001, True) for _ in networks], rounds=2)
     with pytest.raises(BudgetError, match="none was when measured again"):
-        choose([Dear()], measure=device(1.0, verdicts=[1.2] * 20))
+        choose([Dear()], measure=device(1.0, verdicts=[1.2] * 40))
+
+
+def test_verdicts_that_are_all_over_correct_the_target_once_more() -> None:
+    said: list[str] = []
+    found = choose([Dear()], measure=device(1.0, verdicts=[1.1] * 8), said=said.append)
+    assert said == [
+        "none of the candidates was within the budget when it was measured again: the target is corrected once more"
+    ]
+    assert found.rounds[1].derivation_target_ms < found.rounds[0].derivation_target_ms
+    assert found.share_used <= 1
+    assert found.architecture.fingerprint in ids(found)
 
 
 def test_where_the_band_is_empty_the_best_below_it_is_delivered() -> None:
