@@ -202,17 +202,19 @@ class ProfileConfig(Strict):
 
 
 class SelectionConfig(Strict):
-    """How the network that is delivered is chosen among those that use up the budget."""
+    """Choice of the delivered network among those that use up the budget."""
 
     pool: Count = 64
-    """Networks that are proposed: drawn by the logits, close below the budget."""
+    """Number of networks proposed: drawn by the logits, close below the budget."""
     keep: Count = 8
-    """Of these, how many are measured, and trained for a short while if ``rank`` says so."""
+    """Number of proposed networks that are measured, and trained for a short while if ``rank`` holds ``training``."""
     steps: Count = 450
-    """Of each short training; fewer than about 150 rank worse than none."""
+    """Number of steps of each short training."""
     rank: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
-    """Rankers whose ranks are summed up: ``capacity``, ``training``, ``inherited``, ``logits``, or a plug-in's. By default
-    ``capacity`` and ``training`` on cells, else ``training``. ``logits`` alone is the published choice: nothing is drawn.
+    """Names of the rankers whose ranks are summed: ``capacity``, ``training``, ``inherited``, ``logits``, or a plug-in's.
+
+    By default ``capacity`` and ``training`` on cells, else ``training``. ``logits`` alone is the published choice: nothing is
+    drawn.
     """
     recipe: str | dict[str, Any] = {}
     """Settings of the short trainings: those of ``train``, a preset of it, or a TOML file's."""
@@ -248,14 +250,14 @@ class SearchConfig(Strict):
     validation_fraction: Share = 0.5
     """Share of the training images that the architecture is judged on."""
     derivation: Literal["logits", "perturbation", "parameters"] = "logits"
-    """What networks are chosen by: the likelihood of their options, what the supernet loses without each (DARTS-PT), or the
-    number of their parameters, which is a baseline.
+    """Basis of the choice of a network: ``logits``, ``perturbation`` (the supernet's loss without each option, DARTS-PT), or
+    ``parameters`` (the most parameters within the budget, a baseline).
     """
     watch: Literal["off", "warn", "restore"] = "warn"
     """Action when a search collapses to skip connections: ``off`` ignores it, ``warn`` reports it, ``restore`` goes back."""
     selection: SelectionConfig = SelectionConfig()
     rounds: Count = 3
-    """Of measuring candidates, at most."""
+    """Largest number of rounds of measuring candidates."""
     epochs: Count = 50
     warmup_epochs: CountOrNone | None = None
     """First epochs (of each stage) that train only weights; the method's own share by default."""

@@ -316,7 +316,7 @@ def search(
 
 
 def _selection_rows(selection: Selection | None) -> list[tuple[str, str]]:
-    """How the network was chosen among those that use up the budget."""
+    """Return rows on the choice of the network among those that use up the budget."""
     if selection is None or not selection.candidates:
         return []
     best, count = selection.candidates[0], len(selection.candidates)

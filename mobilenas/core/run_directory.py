@@ -316,8 +316,8 @@ class RunDirectory:
         """Lock the folder, record what runs, and leave the outcome in STATUS.
 
         ``inputs`` name the content of what the run starts from (a table, images); they lead config.toml as comments. One
-        that is named as a setting stands for it: the same content may lie elsewhere. Settings that ``may_differ`` are those
-        that nothing was done by yet, unless a command ended here with success.
+        that is named as a setting stands for it: the same content may lie elsewhere. Settings and groups of settings that
+        ``may_differ`` are those that nothing was done by yet, unless a command ended here with success.
         Raises ``UsageError`` if a process works in the folder, or if it holds another configuration or other inputs.
         """
         config = "".join(f"# {name} {value}\n" for name, value in inputs.items()) + config
@@ -335,7 +335,8 @@ class RunDirectory:
         if not present.exists() or not (self.is_finished or any(self.checkpoints.rglob("*.json"))):
             return
         before, now = _settings(documents.read_text(present), str(present)), _settings(config, "configuration")
-        compared = sorted((before.keys() | now.keys()) - set(may_differ))
+        free = tuple(f"{key}." for key in may_differ)
+        compared = sorted(key for key in before.keys() | now.keys() if not f"{key}.".startswith(free))
         changed = [key for key in compared if before.get(key) != now.get(key)]
         if not changed:
             return

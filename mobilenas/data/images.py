@@ -246,9 +246,9 @@ class ImageData:
         return self.train.subset(order[:middle]), self.train.subset(order[middle:])
 
     def halved(self, seed: int, second: float = 0.5, most: int | None = None) -> ImageData:
-        """The same data without its test images: the first of the ``halves`` to train on, the second one to test on.
+        """Return the same data without its test images: the first of the ``halves`` to train on, the second to test on.
 
-        Of the second at most so many are taken, if ``most`` is given.
+        ``most`` limits the number of images to test on.
         """
         train, valid = self.halves(seed, second)
 
@@ -277,7 +277,7 @@ class ImageData:
         return self if fraction == 1 else self._reduced(lambda count: max(2, round(fraction * count)), seed)
 
     def reduced_to(self, images: int, seed: int) -> ImageData:
-        """The same data with so many of its training images, drawn by ``seed``; with all where there are no more."""
+        """Return the same data with at most so many of its training images, drawn by ``seed``."""
         return self._reduced(lambda count: min(images, count), seed)
 
     def _reduced(self, count_of: Callable[[int], int], seed: int) -> ImageData:

@@ -20,21 +20,21 @@ from mobilenas.latency.budget import LOWERED_TOGETHER, Budget, Candidate, Restri
 from mobilenas.spaces.base import DerivationProgram, SearchSpace
 
 LEAST_FRACTION = 0.95
-"""Of a budget that a proposed network uses at least, unless no network does."""
+"""Least share of a budget that a proposed network uses, unless none is found that does."""
 LOWER_FRACTIONS = (0.90, 0.0)
-"""What is tried where no network is found, in order."""
+"""Lower shares that are tried in this order where no network is found."""
 WAVES = 8
-"""How often draws that missed the band are drawn again, with the linear costs corrected by what missed."""
+"""Rounds of draws at most; a draw outside the band is solved again with its own ratio of latency to linear cost."""
 NEW_FRACTION = 0.1
-"""Of the networks that are wanted, how many a wave of draws must meet for the first time to be followed by another."""
+"""Share of the wanted networks that a wave must find anew, in or outside the band, for another wave to follow."""
 ANSWERS = 4
-"""Of one program that are looked through for a network that is not known yet."""
+"""Best solutions of one drawn program that are searched for a network not seen yet."""
 SEEN = 16
-"""Networks that are priced to learn how far linear costs are off."""
+"""Networks whose latency is predicted first, to learn how far linear costs are off."""
 LOOKED_THROUGH = 64
-"""Of the best networks that could lie in a band, where draws did not find as many as are wanted."""
+"""Best networks at most that are tried without noise where draws did not find enough."""
 RAREST = 200
-"""A uniform draw must fall into the band once in so many times to be how networks are proposed."""
+"""Uniform draws are used only where at least one in so many falls into the band."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,12 @@ class Proposal:
 
     candidates: tuple[Candidate, ...]
     least_fraction: float
-    """Lower than what was asked for where nothing was found there."""
-    is_uniform: bool = False
-    """Whether they were drawn from all networks alike, and those outside the band left out."""
+    """Least share of the budget that they use; lower than asked for where nothing was found there."""
 
 
 @dataclass
 class _Band:
-    """What is known of a band of latencies: the networks found in it and outside, and how wrong the linear costs are."""
+    """State of one proposal: the networks found in and outside the band, and how far linear costs are off."""
 
     space: SearchSpace
     budget: Budget
@@ -60,20 +58,20 @@ class _Band:
     found: dict[Architecture, Candidate] = field(default_factory=dict)
     outside: set[Architecture] = field(default_factory=set)
     ratios: dict[Architecture, float] = field(default_factory=dict)
-    """Bound over linear cost of the networks seen."""
+    """Ratio of predicted bound to linear cost, by network."""
 
     @property
     def ratio(self) -> float:
-        """The middle of what was seen; before that, what the budget's margin makes it."""
+        """Return the median ratio; the budget's margin before any network was seen."""
         return float(np.median(list(self.ratios.values()))) if self.ratios else self.budget.margin_factor
 
     def targets_ms(self, *ratios: float) -> tuple[float, float]:
-        """The linear costs between which a network of one of these ratios may lie in the band; of all seen if none is given."""
+        """Return the range of linear costs of networks in the band, for ``ratios``, or for all seen if none is given."""
         known = ratios or tuple(self.ratios.values()) or (self.budget.margin_factor,)
         return self.least_fraction * self.budget.target_ms / max(known), self.budget.target_ms / min(known)
 
     def price(self, architectures: Iterable[Architecture]) -> None:
-        """Sort networks into those found and those outside; one with a kernel that has no row is outside."""
+        """Predict networks and sort them into ``found`` and ``outside``; one with a kernel without a row is outside."""
         new = [a for a in dict.fromkeys(architectures) if a not in self.found and a not in self.outside]
         for architecture, candidate in zip(new, candidates_of(new, self.program, self.budget.model), strict=True):
             bound_ms = self.budget.bound_ms(candidate.table) if candidate else 0.0
@@ -146,7 +144,7 @@ def propose_uniformly(
         band.price(a for a in near if allows(space, program, a))
         if draws >= RAREST and len(band.found) * RAREST < draws:
             return None
-    return Proposal(tuple(islice(band.found.values(), count)), least_fraction, is_uniform=True) if band.found else None
+    return Proposal(tuple(islice(band.found.values(), count)), least_fraction) if band.found else None
 
 
 def _draw_into(band: _Band, drawn: Callable[[], DerivationProgram], count: int) -> None:
@@ -174,7 +172,7 @@ def _draw_into(band: _Band, drawn: Callable[[], DerivationProgram], count: int) 
 
 
 def _answer(band: _Band, program: DerivationProgram, ratio: float) -> Architecture | None:
-    """The best network of a drawn program in the band, as far as linear costs tell, that is not known yet."""
+    """Return the best network not seen yet that a drawn program puts in the band; ``None`` if there is none."""
     low_ms, high_ms = band.targets_ms(ratio)
     known = {*band.found, *band.outside}
     answers = (band.space.architecture(choice) for choice in islice(solutions(program, [high_ms], [low_ms]), ANSWERS))
@@ -182,7 +180,7 @@ def _answer(band: _Band, program: DerivationProgram, ratio: float) -> Architectu
 
 
 def _look_through(band: _Band, count: int) -> None:
-    """The best networks of all that could lie in the band by the ratios seen, before it is said to hold no more."""
+    """Try the best networks without noise, over the whole range of linear costs, before the band is said to hold no more."""
     low_ms, high_ms = band.targets_ms()
     answers = islice(solutions(band.program, [high_ms], [low_ms]), LOOKED_THROUGH)
     while len(band.found) < count and (some := list(islice(answers, LOWERED_TOGETHER))):

@@ -8,27 +8,36 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
+from scipy.stats import spearmanr
 
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Measurement
 from mobilenas.errors import BudgetError
 from mobilenas.latency.budget import Budget, Candidate
 from mobilenas.latency.proposal import LEAST_FRACTION, Proposal
-from mobilenas.search.rankers.base import Ranker, ranks_of
-from mobilenas.search.selection import MeasuredCandidate, MeasureNetworks, RankedCandidate, Round, Selection, closest_words
+from mobilenas.search.rankers.base import Ranker, ranks_of, sum_of_ranks
+from mobilenas.search.selection import (
+    MeasuredCandidate,
+    MeasureNetworks,
+    RankedCandidate,
+    Round,
+    Selection,
+    none_within,
+    selection_of,
+)
 
 LEAST_CORRELATION = 0.2
-"""Spearman's, of a cheap ranker with a dear one on the candidates; below it the cheap one is not believed."""
+"""Spearman correlation with the dear rankers below which a cheap ranker is dropped."""
 FEWEST = 4
-"""Candidates that a correlation is told of."""
+"""Fewest candidates on which rankers are compared."""
 
 Propose = Callable[[Budget, Collection[Architecture]], Proposal]
-"""A budget and networks that are known already -> networks that use it up."""
+"""A budget, and networks to leave out -> networks that use the budget up."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How many candidates are kept, in how many rounds they are measured, and what of the budget they use at least."""
+    """Settings of a ranked selection, see ``SelectionConfig``."""
 
     keep: int = 8
     rounds: int = 3
@@ -80,24 +89,13 @@ def select_ranked(
         best_first, candidates = choice.ranked(choice.scores(believed))
         found = choice.verdict(best_first)
     if found is None:
-        raise BudgetError(
-            f"of {choice.verdicts} networks that were measured within {budget.target_ms:.4g} ms none was when measured again: "
-            f"{closest_words(choice.history[-1])}; raise --latency-budget, or measure on an idle device"
-        )
-    chosen, verdict = found
-    return Selection(
-        architecture=chosen.architecture,
-        score=chosen.score,
-        workload_ms=chosen.workload_ms,
-        table_ms=chosen.table.ms,
-        table_low_ms=chosen.table.low_ms,
-        table_high_ms=chosen.table.high_ms,
-        verdict=verdict,
-        rounds=tuple(choice.history),
+        raise none_within(budget, choice.history)
+    return msgspec.structs.replace(
+        selection_of(*found, choice.history, budget),
+        budget_binds=False,
         candidates=candidates,
         correlations=correlations,
         images=choice.images.total(),
-        share_used=(verdict.value_ms if verdict else budget.bound_ms(chosen.table)) / budget.target_ms,
     )
 
 
@@ -113,22 +111,22 @@ class _Choice:
     on_round: Callable[[Sequence[Round]], None]
     on_note: Callable[[str], None]
     target_ms: float
-    """What is proposed under: the budget over what networks took of their prediction."""
+    """Target of the next proposal: the budget divided by what networks took of their prediction."""
     inside: dict[Candidate, Measurement | None] = field(default_factory=dict)
-    """Within the band."""
+    """Candidates measured in the band."""
     below: dict[Candidate, Measurement | None] = field(default_factory=dict)
-    """Within the budget, of which they leave more."""
+    """Candidates measured below the band."""
     over: set[Architecture] = field(default_factory=set)
     history: list[Round] = field(default_factory=list)
     images: Counter[str] = field(default_factory=Counter)
-    """That ranking took, by what they were spent on."""
+    """Images that ranking has taken, by ranker and by what was ranked."""
     verdicts: int = 0
     slowest: float = 0.0
-    """Most that a network took of its prediction when it was measured again."""
+    """Largest ratio of a verdict to its prediction."""
 
     @property
     def finalists(self) -> list[Candidate]:
-        """Those that use the budget, or where there are none, those that leave some of it."""
+        """Return the candidates in the band, or those below it where there are none."""
         return list(self.inside or self.below)
 
     def find(self, cheap: Sequence[Ranker], count: int) -> None:
@@ -151,24 +149,21 @@ class _Choice:
                 break
             self._measure(kept, self.measure, proposal.least_fraction)
         if not self.finalists:
-            if not self.history:
-                raise BudgetError(f"no network was found within {budget.target_ms:.4g} ms: raise --latency-budget")
-            raise BudgetError(
-                f"after {len(self.history)} rounds no network was measured within {budget.target_ms:.4g} ms: "
-                f"{closest_words(self.history[-1])}; raise --latency-budget, or profile again if the device has changed"
-            )
+            if self.history:
+                raise none_within(budget, self.history)
+            raise BudgetError(f"no network was found within {budget.target_ms:.4g} ms: raise --latency-budget")
 
     def _best(self, pool: Sequence[Candidate], cheap: Sequence[Ranker], count: int) -> list[Candidate]:
-        """By cheap rankers, or drawn where there are none."""
+        """Pick ``count`` networks by cheap rankers, or at random where there are none."""
         if not cheap:
             return [pool[index] for index in self.generator.permutation(len(pool))[:count]]
         scores = {ranker.name: ranker.rank([candidate.architecture for candidate in pool]) for ranker in cheap}
         self.images.update({f"pool, {name}": ranking.images for name, ranking in scores.items()})
-        order = np.argsort(-_together({name: ranking.scores for name, ranking in scores.items()}), kind="stable")
+        order = np.argsort(-sum_of_ranks(*(ranking.scores for ranking in scores.values())), kind="stable")
         return [pool[index] for index in order[:count]]
 
     def _measure(self, kept: Sequence[Candidate], measure: MeasureNetworks, least_fraction: float) -> None:
-        """One round: measure, sort, and correct the target by what the device took of what was predicted."""
+        """Measure one round of candidates, sort them, and correct the target by the median of measured over predicted."""
         found = list(zip(kept, measure([c.architecture for c in kept], f"round{len(self.history)}"), strict=True))
         for candidate, measured in found:
             if not measured.is_within(self.budget.target_ms):
@@ -186,16 +181,16 @@ class _Choice:
         self.target_ms = self.budget.target_ms / correction
 
     def scores(self, rankers: Sequence[Ranker]) -> dict[str, np.ndarray]:
-        """What each ranker says of the finalists, by its name."""
+        """Rank the finalists; return each ranker's scores by its name."""
         networks = [candidate.architecture for candidate in self.finalists]
         rankings = {ranker.name: ranker.rank(networks) for ranker in rankers}
         self.images |= {name: ranking.images for name, ranking in rankings.items()}  # of finalists, those before among them
         return {name: ranking.scores for name, ranking in rankings.items()}
 
     def verdict(self, best_first: Sequence[Candidate]) -> tuple[Candidate, Measurement | None] | None:
-        """The first that is within the budget when it is measured again, ``None`` if none is; it stands in the last round.
+        """Measure candidates again until one is within the budget, and return that one; ``None`` if none is.
 
-        Those that leave some of the budget come after those that use it, the slowest of them first.
+        Candidates below the band come last, the slowest of them first.
         """
         if self.measure is None:
             return best_first[0], None
@@ -218,9 +213,9 @@ class _Choice:
         self.target_ms = self.budget.target_ms / self.slowest
 
     def ranked(self, scores: Mapping[str, np.ndarray]) -> tuple[list[Candidate], tuple[RankedCandidate, ...]]:
-        """The finalists by the sum of their ranks, the best first, and what the result says of them."""
+        """Sort the finalists by the sum of their ranks, the best first; return them, and their lines in the result."""
         ranks = {name: ranks_of(row) for name, row in scores.items()}
-        order = np.argsort(-_together(scores), kind="stable")
+        order = np.argsort(-sum_of_ranks(*scores.values()), kind="stable")
         best_first = [self.finalists[index] for index in order]
         told = tuple(
             RankedCandidate(
@@ -238,19 +233,12 @@ class _Choice:
         return measured.value_ms if measured else candidate.table.ms
 
 
-def _together(scores: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A score ``(N,)`` by all rankers: the higher, the lower the sum of ranks."""
-    found: np.ndarray = -np.sum([ranks_of(row) for row in scores.values()], axis=0)
-    return found
-
-
 def _correlations(cheap: Sequence[Ranker], dear: Sequence[Ranker], scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Spearman's correlation of each cheap ranker with the dear ones together, on the candidates that all of them ranked."""
-    together = _together({ranker.name: scores[ranker.name] for ranker in dear})
+    """Compare each cheap ranker with the sum of ranks of the dear ones; Spearman correlations by name."""
+    together = sum_of_ranks(*(scores[ranker.name] for ranker in dear))
     return {ranker.name: _spearman(scores[ranker.name], together) for ranker in cheap}
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Rank correlation from -1 to 1; 0 where one of the two does not tell networks apart."""
-    ranks = ranks_of(first), ranks_of(second)
-    return 0.0 if any(np.ptp(each) == 0 for each in ranks) else float(np.corrcoef(*ranks)[0, 1])
+    """Return the rank correlation, from -1 to 1; 0 where one of the two does not tell networks apart."""
+    return 0.0 if np.ptp(first) == 0 or np.ptp(second) == 0 else float(spearmanr(first, second).statistic)

@@ -36,7 +36,7 @@ class RankedCandidate(msgspec.Struct, frozen=True):
 
     fingerprint: str
     ranks: dict[str, float]
-    """By ranker; 1 is the best."""
+    """Rank by each ranker; 1 is the best."""
     table_ms: float
     measured_ms: float | None
 
@@ -69,13 +69,13 @@ class Selection(msgspec.Struct, frozen=True):
     budget_binds: bool = False
     """Whether it is another network than the search method derives without a budget."""
     candidates: tuple[RankedCandidate, ...] = ()
-    """All that were ranked, the best first; none where the logits alone decide."""
+    """Networks that were ranked, the best first; none where the logits alone decide."""
     correlations: dict[str, float] = {}
-    """Spearman's, of each ranker that costs little with those that train, on the candidates."""
+    """Spearman correlation of each cheap ranker with the dear ones, on the candidates."""
     images: int = 0
-    """That passed through networks to rank them."""
+    """Images that passed through networks to rank them."""
     share_used: float | None = None
-    """Of the budget, by the verdict, or by the prediction where nothing was measured."""
+    """Share of the budget that the network uses, by the verdict, or by the prediction where nothing was measured."""
 
 
 def select(
@@ -101,7 +101,7 @@ def select(
     candidate again. ``on_round`` is told of all rounds after each. Raises ``BudgetError`` if none succeeded.
     """
     if measure is None:
-        return _selection(derive(space, scores, budget, restrict=restrict, preferred=preferred)[0], None, (), budget)
+        return selection_of(derive(space, scores, budget, restrict=restrict, preferred=preferred)[0], None, (), budget)
     history: list[Round] = []
     over: set[Architecture] = set()
     kept: tuple[Candidate, Measurement] | None = None
@@ -139,11 +139,8 @@ def select(
             break
         target_ms = budget.target_ms / correction
     if kept is None:
-        raise BudgetError(
-            f"after {len(history)} rounds no network was measured within {budget.target_ms:.4g} ms: "
-            f"{closest_words(history[-1])}; raise --latency-budget, or profile again if the device has changed"
-        )
-    return _selection(*kept, tuple(history), budget)
+        raise none_within(budget, history)
+    return selection_of(*kept, history, budget)
 
 
 def _best_within(measured: Sequence[tuple[Candidate, Measurement]], target_ms: float) -> Candidate | None:
@@ -152,7 +149,7 @@ def _best_within(measured: Sequence[tuple[Candidate, Measurement]], target_ms: f
     return max(fitting, key=lambda found: found[:2])[2] if fitting else None
 
 
-def closest_words(last: Round) -> str:
+def _closest(last: Round) -> str:
     """What the last round came to, by the numbers that it was judged by."""
     if last.verdict is not None:
         repeats = f"repeatable within {last.verdict.repeatability_fraction:.1%}"
@@ -163,7 +160,16 @@ def closest_words(last: Round) -> str:
     return f"the closest of the last round took {closest.measured_ms:.4g} ms, {repeats}"
 
 
-def _selection(candidate: Candidate, verdict: Measurement | None, rounds: tuple[Round, ...], budget: Budget) -> Selection:
+def none_within(budget: Budget, rounds: Sequence[Round]) -> BudgetError:
+    """Make the error of a search all of whose ``rounds`` ended over the budget."""
+    return BudgetError(
+        f"after {len(rounds)} rounds no network was measured within {budget.target_ms:.4g} ms: {_closest(rounds[-1])}; "
+        "raise --latency-budget, or profile again if the device has changed"
+    )
+
+
+def selection_of(candidate: Candidate, verdict: Measurement | None, rounds: Sequence[Round], budget: Budget) -> Selection:
+    """Make the result of choosing ``candidate``."""
     return Selection(
         architecture=candidate.architecture,
         score=candidate.score,
@@ -172,7 +178,7 @@ def _selection(candidate: Candidate, verdict: Measurement | None, rounds: tuple[
         table_low_ms=candidate.table.low_ms,
         table_high_ms=candidate.table.high_ms,
         verdict=verdict,
-        rounds=rounds,
+        rounds=tuple(rounds),
         budget_binds=not candidate.is_preferred,
         share_used=(verdict.value_ms if verdict else budget.bound_ms(candidate.table)) / budget.target_ms,
     )

@@ -1,4 +1,4 @@
-"""What a search chooses the delivered network by: how networks are proposed, and what rankers may look at."""
+"""Set up the choice of the delivered network: how networks are proposed, by which rankers, and what these may look at."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from mobilenas import config, ops
 from mobilenas.config import SearchConfig, SelectionConfig, TrainConfig
 from mobilenas.core.architecture import Architecture
+from mobilenas.data import ImageData
 from mobilenas.errors import IncompatibleError
 from mobilenas.latency.budget import Budget, Restrict, score_of
 from mobilenas.latency.proposal import RAREST, Proposal, propose, propose_uniformly
@@ -23,7 +24,7 @@ from mobilenas.search.rankers.base import Evidence, Ranking
 from mobilenas.search.rankers.inherited import Inherited
 from mobilenas.search.task import Classification
 from mobilenas.spaces.base import SearchSpace
-from mobilenas.workflows.naming import Listener, data_from_config, train_settings
+from mobilenas.workflows.naming import Listener, train_settings
 
 MOST_JUDGED = 2000
 """Images of the validation half that a short training is judged on."""
@@ -32,7 +33,7 @@ MOST_JUDGED = 2000
 def propose_by(
     cfg: SearchConfig, space: SearchSpace, method: SearchMethod, scores: Mapping[str, np.ndarray], told: Listener
 ) -> Propose:
-    """How a method's networks are drawn: by its scores, or uniformly where it has none and enough networks fit."""
+    """Return how networks are proposed: drawn by the method's scores, or uniformly where it is uniform and enough fit."""
     generator, uniform = np.random.default_rng(cfg.seed), random.Random(cfg.seed)
     least, pool = cfg.selection.least_fraction, cfg.selection.pool
 
@@ -42,19 +43,24 @@ def propose_by(
             found = propose_uniformly(
                 space, budget, pool, uniform, least_fraction=least, restrict=method.restrict, without=without
             )
-            how = f"less than one network in {RAREST} is within the band, so that they are drawn by the program"
-            told.note(f"candidates: {how}" if found is None else "candidates: networks drawn uniformly, those in the band")
             if found is not None:
+                told.note("candidates: networks in the band out of uniform draws")
                 return found
+            told.note(f"candidates: drawn by the integer program, as less than one uniform draw in {RAREST} is in the band")
         return propose(space, scores, budget, pool, generator, least_fraction=least, restrict=method.restrict, without=without)
 
     return proposed
 
 
 def evidence_of(
-    cfg: SearchConfig, engine: SearchEngine, recipe: TrainConfig, scores: Mapping[str, np.ndarray], told: Listener
+    cfg: SearchConfig,
+    engine: SearchEngine,
+    recipe: TrainConfig,
+    data: ImageData,
+    scores: Mapping[str, np.ndarray],
+    told: Listener,
 ) -> Evidence:
-    """What rankers may look at."""
+    """Collect what rankers may look at: everything of a search but test images."""
     program = engine.method.restrict(engine.space.derivation_program(scores))
 
     def inherited(networks: Sequence[Architecture]) -> Ranking:
@@ -62,7 +68,7 @@ def evidence_of(
 
     return Evidence(
         space=engine.space,
-        data=data_from_config(cfg.data, cfg.seed).halved(cfg.seed, cfg.validation_fraction, MOST_JUDGED),
+        data=data.halved(cfg.seed, cfg.validation_fraction, MOST_JUDGED),
         recipe=train_settings(recipe, cfg.seed),
         steps=cfg.selection.steps,
         seed=cfg.seed,
@@ -76,7 +82,7 @@ def evidence_of(
 
 
 def rankers_of(cfg: SelectionConfig, space: SearchSpace, method: SearchMethod, processes: int) -> tuple[str, ...]:
-    """Names of the rankers of a search.
+    """Return the names of the rankers of a search.
 
     Raises ``UnknownNameError``, and ``IncompatibleError`` for one that has nothing to look at.
     """
@@ -92,7 +98,7 @@ def rankers_of(cfg: SelectionConfig, space: SearchSpace, method: SearchMethod, p
 
 
 def recipe_of(cfg: SelectionConfig) -> TrainConfig:
-    """The configuration of short trainings; raises ``UsageError`` kinds for a file, preset or setting that is none."""
+    """Load the configuration of short trainings; raises ``UsageError`` kinds for a file, preset or setting that is none."""
     if not isinstance(cfg.recipe, str):
         return config.load_config(TrainConfig, None, [], config.flat(cfg.recipe))
     if cfg.recipe.endswith(".toml"):
@@ -101,7 +107,7 @@ def recipe_of(cfg: SelectionConfig) -> TrainConfig:
 
 
 def largest_first(space: SearchSpace, restrict: Restrict) -> Restrict:
-    """Rules of a method under which networks score by the number of their parameters."""
+    """Return the rules of ``restrict`` with networks scored by their number of parameters."""
     params = space.option_costs({workload: float(ops.params(workload)) for workload in space.workloads()})
     scores = space.derivation_program(space.undecided, [params]).costs[0]
     return lambda program: replace(restrict(program), scores=scores)

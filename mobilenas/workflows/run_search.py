@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from mobilenas import config, onnx_model, ops
-from mobilenas.config import DataSetConfig, LogCostConfig, ProfileConfig, SearchConfig, SelectionConfig, TrainConfig
+from mobilenas.config import DataSetConfig, LogCostConfig, ProfileConfig, SearchConfig, TrainConfig
 from mobilenas.core import documents
 from mobilenas.core.architecture import Architecture
 from mobilenas.core.measurement import Measurement, MeasurementPlan, Statistic
@@ -22,6 +22,7 @@ from mobilenas.core.options import option_types
 from mobilenas.core.run_directory import Journal, RunDirectory, set_aside
 from mobilenas.core.units import parse_latency_target
 from mobilenas.core.workload import Kernel
+from mobilenas.data import ImageData
 from mobilenas.devices.links import Link
 from mobilenas.errors import BudgetError, IncompatibleError, UsageError
 from mobilenas.latency import LATENCY_MODELS
@@ -67,7 +68,7 @@ from mobilenas.workflows.naming import (
     typed_options,
 )
 
-OF_THE_SELECTION = ("measure", "plan", "rounds", *(f"selection.{name}" for name in SelectionConfig.__struct_fields__))
+OF_THE_SELECTION = ("measure", "plan", "rounds", "selection")
 """Settings that only the choice at the end depends on: a search that did not end well may go on with others."""
 MEASUREMENTS, ROUNDS = "measurements", "rounds.json"
 
@@ -121,6 +122,7 @@ class _Prepared:
     bounds: LatencyRange | None
     rankers: tuple[str, ...]
     recipe: TrainConfig
+    images: ImageData
     data: DataFacts
 
 
@@ -175,7 +177,7 @@ def _prepared(cfg: SearchConfig, directory: RunDirectory, told: Listener, proces
             on_note=told.note,
         )
         engine.check()
-        yield _Prepared(engine, target, link, inputs, budget, bounds, rankers, recipe, facts)
+        yield _Prepared(engine, target, link, inputs, budget, bounds, rankers, recipe, data, facts)
 
 
 def _search(cfg: SearchConfig, directory: RunDirectory, told: Listener, processes: Processes) -> SearchResult:
@@ -240,7 +242,7 @@ def _chosen(
                     on_round=lambda rounds: _write_rounds(directory, budget, rounds),
                 )
             else:
-                evidence = evidence_of(cfg, engine, prepared.recipe, scores, told)
+                evidence = evidence_of(cfg, engine, prepared.recipe, prepared.images, scores, told)
                 selection = select_ranked(
                     propose_by(cfg, space, method, scores, told),
                     budget,

@@ -140,7 +140,7 @@ def test_what_leaves_some_of_the_budget_is_delivered_where_all_that_use_it_prove
 def test_networks_that_are_all_over_the_budget_end_the_search() -> None:
     with pytest.raises(BudgetError, match="after 2 rounds no network was measured within"):
         choose([Dear()], measure=lambda networks, label: [measurement(0.25, 0.001, True) for _ in networks], rounds=2)
-    with pytest.raises(BudgetError, match="none was when measured again"):
+    with pytest.raises(BudgetError, match=r"the one chosen took .* ms when it was measured again"):
         choose([Dear()], measure=device(1.0, verdicts=[1.2] * 40))
 
 

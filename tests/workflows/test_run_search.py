@@ -16,6 +16,7 @@ from mobilenas.testing import fakes
 from tests.conftest import CONFIG, SMALL, Outcome, space
 
 BY_LOGITS = ("--set", "selection.rank=['logits']")
+RECIPE = ("--set", "selection.recipe={weights={lr=0.1}}")
 TINY = msgspec.structs.replace(PLANS["quick"], sweeps=2, maximum_sweeps=2, spread_s=0.0, samples=10, minimum_s=0.0)
 
 
@@ -65,7 +66,7 @@ def test_a_failed_choice_is_kept_and_goes_on_with_other_settings(command: Callab
     assert all(c["measured_ms"] > 2 * c["table_ms"] for c in tried[0]["candidates"])
     assert not Path("run/measurements").exists(), "the same command would fail by the same records"
 
-    again = command(*hopeless, "--latency-budget", "40%", "--set", "rounds=1", "--plan", "standard")
+    again = command(*hopeless, "--latency-budget", "40%", "--set", "rounds=1", "--plan", "standard", *RECIPE)
     assert again.code == 5, again.err
     later = json.loads(Path("run/rounds.json").read_text())["rounds"]
     assert [c["fingerprint"] for c in later[0]["candidates"]] == [c["fingerprint"] for c in tried[0]["candidates"]]

@@ -28,19 +28,19 @@ class Ranking(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a ranker may look at: everything that a search has but test images."""
+    """Data that a ranker may look at: everything that a search has but test images."""
 
     space: SearchSpace
     data: ImageData
     """``train`` is the half of the training images that weights are trained on, ``test`` the half that they are judged on."""
     recipe: TrainSettings
-    """How a network is trained; a short training cuts its schedule to ``steps``."""
+    """Settings of short trainings, whose schedule is cut to ``steps``."""
     steps: int
     seed: int
     fabric: Fabric
     task: Task
     directory: RunDirectory
-    """Of the search: what takes long is kept there, so that an interrupted search goes on."""
+    """Run directory of the search; long work is kept there, so that an interrupted search resumes."""
     logit_scores: Callable[[Sequence[Architecture]], np.ndarray]
     """Summed log probabilities ``(N,)`` of networks."""
     inherited: Callable[[Sequence[Architecture]], Ranking]
@@ -64,12 +64,12 @@ class Ranker(ABC):
 
 
 def ranks_of(scores: np.ndarray) -> np.ndarray:
-    """Ranks ``(N,)`` of ``scores`` ``(N,)``: 1 for the highest, ties share the mean of theirs."""
+    """Return the ranks ``(N,)`` of ``scores`` ``(N,)``: 1 for the highest, ties share the mean of theirs."""
     found: np.ndarray = rankdata(-scores)
     return found
 
 
 def sum_of_ranks(*scores: np.ndarray) -> np.ndarray:
-    """A score ``(N,)`` that is the higher the better networks rank by all of ``scores``."""
+    """Return a score ``(N,)`` that is higher the better a network ranks by all of ``scores``."""
     found: np.ndarray = -np.sum([ranks_of(each) for each in scores], axis=0)
     return found

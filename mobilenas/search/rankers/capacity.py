@@ -1,9 +1,8 @@
-"""By capacity, without training: how differently a network responds to different images, and how many parameters it has.
+"""Rank by capacity, without training: how differently a network responds to different images, and how many parameters it has.
 
 NWOT is from Mellor, Turner, Storkey, Crowley, Neural Architecture Search without Training, ICML 2021, arXiv 2006.04647: the log
-determinant of the matrix that counts, for each pair of images, the units that are on for both or off for both. On cells the sum
-of the two ranks orders networks of one latency better than either (docs/benchmarks/selection.md); on chains of blocks it does
-not, so that there it is no default.
+determinant of the matrix that counts, for each pair of images, the units that are on for both or off for both. It is a
+default on cells only: a search compares it with its short trainings, and drops it where they disagree.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from mobilenas.core.architecture import Architecture
 from mobilenas.search.rankers.base import Ranker, Ranking, sum_of_ranks
 
 IMAGES = 64
-"""In the one batch."""
+"""Images in the one batch."""
 GATES = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU)
 """Activations that are on above zero."""
 LOWEST = -1e12
@@ -41,7 +40,7 @@ class Capacity(Ranker):
         return Ranking(sum_of_ranks(responses, params), len(images) * len(networks))
 
     def _images(self) -> Tensor:
-        """The same ones each time, as a device would see them."""
+        """Return the first images of the validation half, not augmented."""
         images = self.evidence.data.test
         return torch.stack([images[index][0] for index in range(min(IMAGES, len(images)))])
 

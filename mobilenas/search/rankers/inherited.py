@@ -1,4 +1,4 @@
-"""By the accuracy that a network has with the weights of the supernet (one-shot search: Guo et al., arXiv 1904.00420).
+"""Rank by the accuracy that a network has with the weights of the supernet (one-shot search: Guo et al., arXiv 1904.00420).
 
 BatchNorm normalises by the statistics of the network's own batches, so that none are left over from other paths.
 """

@@ -1,4 +1,4 @@
-"""By the logits of the search: the likelier its choices, the better a network is taken to be (DARTS and most others)."""
+"""Rank by the logits of the search: the likelier its choices, the better a network is taken to be (DARTS and most others)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""By a short training with the final recipe, on the weights' half of the training images, judged on the other half.
-
-Fewer than about 150 steps rank worse than none (docs/benchmarks/selection.md).
-"""
+"""Rank by a short training with the final recipe, on the weights' half of the training images, judged on the other half."""
 
 from __future__ import annotations
 
@@ -21,18 +18,18 @@ from mobilenas.search.rankers.base import Evidence, Ranker, Ranking, sum_of_rank
 from mobilenas.search.retrain import Trainer
 
 RUNGS, RUNG = "rungs", "rung.json"
-"""Folder of a run, and file in that of each network."""
+"""Folder of all short trainings in a run directory, and result file of each."""
 
 
 class Rung(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a short training came to; a file of the run, so that it is trained once."""
+    """Result of a short training, as ``rung.json`` keeps it."""
 
     fingerprint: str
     steps: Annotated[int, msgspec.Meta(ge=1)]
     images: Annotated[int, msgspec.Meta(ge=0)]
-    """That passed through the network, those that it was judged on included."""
+    """Images that passed through the network, validation included."""
     train_cross_entropy: Annotated[float, msgspec.Meta(ge=0)]
-    """Of the last epoch."""
+    """Mean over the last epoch."""
     valid_accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -62,7 +59,7 @@ class ShortTraining(Ranker):
         return Ranking(sum_of_ranks(accuracies, -losses), sum(rung.images for rung in rungs))
 
     def _rung(self, architecture: Architecture) -> Rung:
-        """Train, unless that was done before; an interrupted training goes on."""
+        """Train a network unless its result is stored; resume an interrupted training."""
         directory = RunDirectory(self.folder / architecture.fingerprint)
         if (directory.path / RUNG).exists():
             return documents.convert(directory.read_document(RUNG), Rung, str(directory.path / RUNG))
@@ -84,6 +81,6 @@ class ShortTraining(Ranker):
 
 
 def epochs_of(steps: int, per_epoch: int) -> tuple[int, int]:
-    """How many epochs of how many steps make at least ``steps``, an epoch having ``per_epoch`` at most."""
+    """Return the fewest epochs, and the steps of each, that make at least ``steps`` with at most ``per_epoch`` an epoch."""
     epochs = -(-steps // per_epoch)
     return epochs, -(-steps // epochs)
